@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Compiles a C file that asserts that `src/uapi.rs` says the same as the C header, so that a
+//! drift between the two breaks the build.
+
+use std::{
+    env,
+    fs,
+    mem::{
+        offset_of,
+        size_of, //
+    },
+    path::PathBuf, //
+};
+
+#[path = "src/uapi.rs"]
+mod uapi;
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let include = PathBuf::from("../uapi");
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=src/uapi.rs");
+    println!("cargo:rerun-if-changed=../uapi/linux/ummunotify.h");
+
+    let mut c = String::from("#include <stddef.h>\n#include <linux/ummunotify.h>\n");
+    let mut same = |expression: String, value: u64| {
+        c.push_str(&format!(
+            "_Static_assert(({expression}) == {value}ULL, \"src/uapi.rs and linux/ummunotify.h differ: {expression}\");\n"
+        ));
+    };
+    macro_rules! same_layout {
+        ($rust:ident, $c:literal, $($field:ident),+) => {
+            same(format!("sizeof({})", $c), size_of::<uapi::$rust>() as u64);
+            $(same(
+                format!("offsetof({}, {})", $c, stringify!($field)),
+                offset_of!(uapi::$rust, $field) as u64,
+            );)+
+        };
+    }
+    macro_rules! same_number {
+        ($($name:ident = $c:literal),+ $(,)?) => {
+            $(same($c.to_string(), uapi::$name as u64);)+
+        };
+    }
+    same_layout!(
+        Register,
+        "struct ummunotify_register_ioctl",
+        start,
+        end,
+        user_cookie,
+        flags,
+        reserved
+    );
+    same_layout!(
+        Event,
+        "struct ummunotify_event",
+        kind,
+        flags,
+        hint_start,
+        hint_end,
+        user_cookie_counter
+    );
+    same_number!(
+        EXCHANGE_FEATURES = "UMMUNOTIFY_EXCHANGE_FEATURES",
+        REGISTER_REGION = "UMMUNOTIFY_REGISTER_REGION",
+        UNREGISTER_REGION = "UMMUNOTIFY_UNREGISTER_REGION",
+        EVENT_INVAL = "UMMUNOTIFY_EVENT_TYPE_INVAL",
+        EVENT_LAST = "UMMUNOTIFY_EVENT_TYPE_LAST",
+        EVENT_FLAG_HINT = "UMMUNOTIFY_EVENT_FLAG_HINT",
+    );
+
+    // The field that C calls `type` cannot have that name in Rust.
+    let c = c.replace(
+        "struct ummunotify_event, kind",
+        "struct ummunotify_event, type",
+    );
+    let file = out.join("uapi_check.c");
+    fs::write(&file, c).expect("OUT_DIR is writable");
+    cc::Build::new()
+        .file(&file)
+        .include(include)
+        .warnings_into_errors(true)
+        .compile("uapi_check");
+}
