@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Interval trees: finding the intervals that overlap a given one.
+//!
+//! C header: [`include/linux/interval_tree.h`](srctree/include/linux/interval_tree.h)
+
+use core::ptr::NonNull;
+
+use kernel::{
+    bindings,
+    types::Opaque, //
+};
+
+/// A node of an [`IntervalTree`], to be embedded in what the interval belongs to.
+///
+/// # Invariants
+///
+/// `start <= last`, and neither changes while the node is in a tree.
+#[repr(transparent)]
+pub(crate) struct IntervalNode(Opaque<bindings::interval_tree_node>);
+
+// SAFETY: A node is plain data; its links are accessed only by whoever has the tree.
+unsafe impl Send for IntervalNode {}
+
+impl IntervalNode {
+    /// Creates a node for the interval `start ..= last`.
+    ///
+    /// The ends are swapped where they come in the wrong order.
+    pub(crate) fn new(start: usize, last: usize) -> Self {
+        // INVARIANT: The ends are put in order, and the node is not in a tree.
+        Self(Opaque::new(bindings::interval_tree_node {
+            start: start.min(last),
+            last: last.max(start),
+            ..pin_init::zeroed()
+        }))
+    }
+
+    /// Returns the first position inside the interval.
+    #[inline]
+    pub(crate) fn start(&self) -> usize {
+        // SAFETY: The field is written only when the node is created.
+        unsafe { (*self.0.get()).start }
+    }
+
+    /// Returns the last position inside the interval.
+    #[inline]
+    pub(crate) fn last(&self) -> usize {
+        // SAFETY: The field is written only when the node is created.
+        unsafe { (*self.0.get()).last }
+    }
+}
+
+/// An intrusive interval tree, which does not own its nodes.
+///
+/// All operations cost O(log n). Dropping it leaves the nodes as they are.
+///
+/// # Invariants
+///
+/// All nodes in the tree are valid.
+pub(crate) struct IntervalTree {
+    root: bindings::rb_root_cached,
+}
+
+// SAFETY: The tree has no ties to a thread. What is in the nodes is not accessed through it.
+unsafe impl Send for IntervalTree {}
+
+impl IntervalTree {
+    /// Creates an empty tree.
+    pub(crate) fn new() -> Self {
+        // INVARIANT: There are no nodes.
+        Self {
+            root: pin_init::zeroed(),
+        }
+    }
+
+    /// Inserts a node.
+    ///
+    /// # Safety
+    ///
+    /// `node` must be valid, in no tree, and stay valid and in its place until it is removed, or
+    /// until no method of the tree is called any more.
+    #[inline]
+    pub(crate) unsafe fn insert(&mut self, node: NonNull<IntervalNode>) {
+        // INVARIANT, SAFETY: By the safety requirement; `IntervalNode` is a transparent wrapper.
+        unsafe { bindings::interval_tree_insert(node.as_ptr().cast(), &mut self.root) };
+    }
+
+    /// Removes a node.
+    ///
+    /// # Safety
+    ///
+    /// `node` must be in this tree.
+    #[inline]
+    pub(crate) unsafe fn remove(&mut self, node: NonNull<IntervalNode>) {
+        // SAFETY: By the safety requirement.
+        unsafe { bindings::interval_tree_remove(node.as_ptr().cast(), &mut self.root) };
+    }
+
+    /// Returns the first node, by its start, that has a position in common with `start ..= last`.
+    #[inline]
+    pub(crate) fn first_overlap(
+        &mut self,
+        start: usize,
+        last: usize,
+    ) -> Option<NonNull<IntervalNode>> {
+        // SAFETY: The nodes are valid by the type invariant.
+        NonNull::new(unsafe { bindings::interval_tree_iter_first(&mut self.root, start, last) })
+            .map(NonNull::cast)
+    }
+
+    /// Returns the node after `node` that has a position in common with `start ..= last`.
+    ///
+    /// # Safety
+    ///
+    /// `node` must be in this tree, and have been found for the same `start` and `last`.
+    #[inline]
+    pub(crate) unsafe fn next_overlap(
+        &mut self,
+        node: NonNull<IntervalNode>,
+        start: usize,
+        last: usize,
+    ) -> Option<NonNull<IntervalNode>> {
+        // SAFETY: By the safety requirement, and as the nodes are valid by the type invariant.
+        NonNull::new(unsafe {
+            bindings::interval_tree_iter_next(node.as_ptr().cast(), start, last)
+        })
+        .map(NonNull::cast)
+    }
+}

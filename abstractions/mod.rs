@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the driver needs of the kernel and the `kernel` crate does not offer yet.
+//!
+//! All `unsafe` of this module is in here. Nothing in here knows what ummunotify is: each file is
+//! written so that it could move to `rust/kernel`.
+
+pub(crate) mod char_file;
+pub(crate) mod fasync;
+pub(crate) mod fifo;
+pub(crate) mod interval_map;
+pub(crate) mod interval_tree;
+pub(crate) mod iov;
+pub(crate) mod mmu_notifier;
+pub(crate) mod shared_page;

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What an open file owns, and its operations.
+//!
+//! # Locking
+//!
+//! There is one lock, the spinlock around [`State`]. It is taken by the MMU notifier callbacks,
+//! with mmap locks, VMA locks or rmap locks held or while memory is being reclaimed, in the context
+//! of any process. So under it nothing is allocated, nothing is freed, user memory is only written
+//! where no page fault is needed, and no other lock is taken. It is never taken in interrupt
+//! context, so that interrupts stay enabled under it. Waiters and `SIGIO` are seen to after it is
+//! released.
+//!
+//! # Order of what user space sees
+//!
+//! Under the lock first the event is queued, then the counter is stored with release semantics. Who
+//! sees the new counter and reads therefore takes the lock later and finds the event. The callbacks
+//! return before the kernel goes on with the system call that made the change, so when that returns
+//! the counter has moved and the event is there.
+//!
+//! A waiter puts itself on the wait queue first and looks at the state under the lock after that;
+//! the callbacks change the state under the lock and then look for waiters. So none sleeps on.
+
+use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
+    c_str,
+    fs::{
+        file::flags::{
+            O_ACCMODE,
+            O_RDONLY, //
+        },
+        File, //
+    },
+    iov::IovIterDest,
+    mm::Mm,
+    new_spinlock,
+    prelude::*,
+    seq_file::SeqFile,
+    seq_print,
+    static_lock_class,
+    sync::{
+        aref::ARef,
+        atomic::Release,
+        poll::{
+            PollCondVarBox,
+            PollTable, //
+        },
+        SpinLock, //
+    },
+    types::ForeignOwnable,
+    uaccess::UserPtr, //
+};
+use zerocopy::IntoBytes;
+
+use crate::{
+    abstractions::{
+        char_file::{
+            CharFile,
+            PollMask,
+            POLL_HUNG_UP,
+            POLL_READABLE, //
+        },
+        fasync::FasyncList,
+        iov,
+        mmu_notifier::{
+            MmuNotifier,
+            Range,
+            Registration, //
+        },
+        shared_page::SharedPage, //
+    },
+    module_parameters,
+    uapi::ummunotify_event, //
+};
+
+use super::{
+    event,
+    ioctl::{
+        self,
+        Command,
+        Word, //
+    },
+    regions::{
+        NewRegion,
+        Regions, //
+    }, //
+};
+
+/// The features that can be granted.
+const FEATURES: u32 = 0;
+
+/// The most events that are copied to user space without letting go of the lock in between.
+const BATCH: usize = 16;
+
+/// How often a read brings in its destination anew before it gives up with `EFAULT`.
+///
+/// Only when memory is so short that what was brought in is gone at once does it take more than one
+/// time.
+const FAULT_IN_TRIES: usize = 16;
+
+/// An open file: what one opener watches in its address space.
+#[pin_data]
+pub(crate) struct WatchFile {
+    /// The opener's address space.
+    mm: ARef<Mm>,
+    /// The most regions that may be registered.
+    limit: usize,
+    /// The page with the generation counter, at [`COUNTER`].
+    page: SharedPage,
+    /// Where reads and polls wait.
+    waiters: PollCondVarBox,
+    /// Who wants `SIGIO`.
+    fasync: FasyncList,
+    #[pin]
+    state: SpinLock<State>,
+}
+
+/// Which word of the mapped page is the generation counter.
+const COUNTER: usize = 0;
+
+/// What may change while a file is open.
+struct State {
+    regions: Regions,
+    /// The file was read, or a region registered, or features negotiated: too late for the latter.
+    used: bool,
+    /// The opener's address space is gone, so nothing will happen any more.
+    dead: bool,
+}
+
+impl WatchFile {
+    fn new(mm: &Mm) -> Result<impl PinInit<Self, Error> + use<>> {
+        let mm = ARef::from(mm);
+        let limit = module_parameters::max_regions.value() as usize;
+        let page = SharedPage::new()?;
+        let waiters = PollCondVarBox::new(c_str!("ummunotify"), static_lock_class!())?;
+        Ok(try_pin_init!(Self {
+            mm,
+            limit,
+            page,
+            waiters,
+            fasync: FasyncList::new(),
+            state <- new_spinlock!(
+                State {
+                    regions: Regions::new(),
+                    used: false,
+                    dead: false,
+                },
+                "ummunotify"
+            ),
+        }))
+    }
+
+    /// Returns whether the caller lives in the opener's address space, as its threads and its
+    /// `vfork` children do.
+    fn is_ours(&self) -> bool {
+        kernel::current!()
+            .mm()
+            .is_some_and(|mm| mm.as_raw() == self.mm.as_raw())
+    }
+
+    /// Publishes what an invalidation has changed, then tells those who wait for it.
+    #[inline]
+    fn invalidate(&self, change: impl FnOnce(&mut Regions) -> bool) {
+        let mut state = self.state.lock();
+        if !change(&mut state.regions) {
+            return;
+        }
+        let counter = state.regions.counter();
+        self.page.word::<COUNTER>().store(counter, Release);
+        drop(state);
+
+        self.waiters.notify_all();
+        self.fasync.notify_readable();
+    }
+
+    fn exchange_features(&self, mask: Word) -> Result<isize> {
+        if self.state.lock().used {
+            return Err(EINVAL);
+        }
+        let granted = mask.read()? & FEATURES;
+        // A bad pointer must not use up the only chance, so this comes before `used` is set.
+        mask.write(granted)?;
+        if core::mem::replace(&mut self.state.lock().used, true) {
+            return Err(EINVAL);
+        }
+        Ok(0)
+    }
+
+    fn register(&self, arg: UserPtr) -> Result<isize> {
+        let bounds = ioctl::read_bounds(arg)?;
+        let new = NewRegion::new(GFP_KERNEL_ACCOUNT)?;
+        let mut state = self.state.lock();
+        state.used = true;
+        if state.regions.len() >= self.limit {
+            drop(state);
+            return Err(ENOSPC);
+        }
+        let result = state
+            .regions
+            .register(new, bounds.start, bounds.last, bounds.cookie);
+        // What is handed back where the cookie is taken is freed after the lock is released.
+        drop(state);
+        result.map(|()| 0).map_err(|_| EINVAL)
+    }
+
+    fn unregister(&self, arg: UserPtr) -> Result<isize> {
+        let cookie = ioctl::read_cookie(arg)?;
+        let old = self.state.lock().regions.unregister(cookie);
+        // The region is freed here, after the lock is released.
+        old.map(|_| 0).ok_or(EINVAL)
+    }
+
+    /// Waits until there is something to read; returns `false` where there will never be.
+    ///
+    /// Then copies what is there, up to a batch. Returns the number of records copied, and whether a page fault got in
+    /// the way of more.
+    fn read_batch(&self, iov: &mut IovIterDest<'_>, wait: bool) -> Result<Batch> {
+        let mut state = self.state.lock();
+        state.used = true;
+        while !state.regions.is_readable() {
+            if state.dead || !wait {
+                return Ok(if state.dead {
+                    Batch::HungUp
+                } else {
+                    Batch::Nothing
+                });
+            }
+            if self.waiters.wait_interruptible(&mut state) {
+                return Err(ERESTARTSYS);
+            }
+        }
+
+        let mut events = [ummunotify_event::default(); BATCH];
+        let room = BATCH.min(iov.len() / event::SIZE);
+        let count = state.regions.peek(&mut events[..room]);
+        let copied = iov::copy_records_nofault(iov, events[..count].as_bytes(), event::SIZE);
+        state.regions.take(copied);
+        Ok(Batch::Copied {
+            records: copied,
+            faulted: copied < count,
+        })
+    }
+}
+
+/// What came of the attempt to read a batch of records.
+enum Batch {
+    /// Nothing is there.
+    Nothing,
+    /// Nothing is there, and nothing will ever be.
+    HungUp,
+    /// Something was there.
+    Copied {
+        /// How many records were copied.
+        records: usize,
+        /// A page fault got in the way of more.
+        faulted: bool,
+    },
+}
+
+#[vtable]
+impl CharFile for WatchFile {
+    type Ptr = Pin<KBox<Registration<Self>>>;
+
+    fn open(file: &File) -> Result<Self::Ptr> {
+        if file.flags() & O_ACCMODE != O_RDONLY {
+            return Err(EINVAL);
+        }
+        let task = kernel::current!();
+        let mm = task.mm().ok_or(ESRCH)?;
+        KBox::pin_init(Registration::new(mm, Self::new(mm)?), GFP_KERNEL_ACCOUNT).map_err(|error| {
+            match error {
+                // The kernel does not register a notifier while a signal is pending. That is not
+                // the opener's concern: let it handle the signal and come back.
+                EINTR => ERESTARTNOINTR,
+                error => error,
+            }
+        })
+    }
+
+    fn of(data: <Self::Ptr as ForeignOwnable>::Borrowed<'_>) -> &Self {
+        data.get_ref().callbacks()
+    }
+
+    fn read(&self, iov: &mut IovIterDest<'_>, nonblocking: bool) -> Result<usize> {
+        if iov.is_empty() {
+            return Ok(0);
+        }
+        if iov.len() < event::SIZE {
+            return Err(EINVAL);
+        }
+        if !self.is_ours() && !self.state.lock().dead {
+            return Err(EPERM);
+        }
+
+        let mut read = 0;
+        let mut tries = FAULT_IN_TRIES;
+        while iov.len() >= event::SIZE {
+            // Who has something to return does not wait for more.
+            match self.read_batch(iov, read == 0 && !nonblocking)? {
+                Batch::HungUp => break,
+                Batch::Nothing if read > 0 => break,
+                Batch::Nothing => return Err(EAGAIN),
+                Batch::Copied { records, faulted } => {
+                    read += records * event::SIZE;
+                    // What could not be delivered is still queued.
+                    if faulted && (tries == 0 || !iov::fault_in(iov, event::SIZE)) {
+                        return if read > 0 { Ok(read) } else { Err(EFAULT) };
+                    }
+                    tries = if records > 0 {
+                        FAULT_IN_TRIES
+                    } else {
+                        tries - 1
+                    };
+                }
+            }
+        }
+        Ok(read)
+    }
+
+    fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
+        let command = Command::new(cmd, arg)?;
+        if !self.is_ours() {
+            return Err(EPERM);
+        }
+        match command {
+            Command::ExchangeFeatures(mask) => self.exchange_features(mask),
+            Command::Register(arg) => self.register(arg),
+            Command::Unregister(arg) => self.unregister(arg),
+        }
+    }
+
+    fn poll(&self, file: &File, table: PollTable<'_>) -> PollMask {
+        table.register_wait(file, &self.waiters);
+        let state = self.state.lock();
+        let mut mask = 0;
+        if state.regions.is_readable() {
+            mask |= POLL_READABLE;
+        }
+        if state.dead {
+            mask |= POLL_READABLE | POLL_HUNG_UP;
+        }
+        mask
+    }
+
+    fn fasync(&self) -> &FasyncList {
+        &self.fasync
+    }
+
+    fn shared_page(&self) -> &SharedPage {
+        &self.page
+    }
+
+    fn show_fdinfo(&self, out: &SeqFile) {
+        let state = self.state.lock();
+        let (regions, queued, counter) = (
+            state.regions.len(),
+            state.regions.queued(),
+            state.regions.counter(),
+        );
+        drop(state);
+        seq_print!(out, "regions:\t{}\n", regions);
+        seq_print!(out, "queued:\t{}\n", queued);
+        seq_print!(out, "counter:\t{}\n", counter);
+        seq_print!(out, "limit:\t{}\n", self.limit);
+    }
+}
+
+impl MmuNotifier for WatchFile {
+    fn invalidate_range_start(&self, range: &Range) {
+        self.invalidate(|regions| regions.invalidate_start(range.start(), range.last()));
+    }
+
+    fn invalidate_range_end(&self, range: &Range) {
+        self.invalidate(|regions| regions.invalidate_end(range.start(), range.last()));
+    }
+
+    fn release(&self) {
+        self.state.lock().dead = true;
+        self.waiters.notify_all();
+    }
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The commands, and how their arguments are read.
+
+use kernel::{
+    prelude::*,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    }, //
+};
+use zerocopy::IntoBytes;
+
+use crate::uapi::{
+    ummunotify_register_ioctl,
+    RUST_CONST_UMMUNOTIFY_EXCHANGE_FEATURES as EXCHANGE_FEATURES,
+    RUST_CONST_UMMUNOTIFY_REGISTER_REGION as REGISTER_REGION,
+    RUST_CONST_UMMUNOTIFY_UNREGISTER_REGION as UNREGISTER_REGION, //
+};
+
+/// A command with the address of its argument.
+pub(super) enum Command {
+    /// Negotiate features.
+    ExchangeFeatures(Word),
+    /// Start to watch a region.
+    Register(UserPtr),
+    /// Stop to watch a region.
+    Unregister(UserPtr),
+}
+
+impl Command {
+    /// Recognises a command. Fails with `ENOTTY` where it is none of ours.
+    pub(super) fn new(cmd: u32, arg: usize) -> Result<Self> {
+        let arg = UserPtr::from_addr(arg);
+        match cmd {
+            EXCHANGE_FEATURES => Ok(Self::ExchangeFeatures(Word(arg))),
+            REGISTER_REGION => Ok(Self::Register(arg)),
+            UNREGISTER_REGION => Ok(Self::Unregister(arg)),
+            _ => Err(ENOTTY),
+        }
+    }
+}
+
+/// A 32-bit word in user space.
+pub(super) struct Word(UserPtr);
+
+impl Word {
+    /// Reads the word.
+    pub(super) fn read(&self) -> Result<u32> {
+        UserSlice::new(self.0, size_of::<u32>()).reader().read()
+    }
+
+    /// Writes the word.
+    pub(super) fn write(&self, value: u32) -> Result {
+        UserSlice::new(self.0, size_of::<u32>())
+            .writer()
+            .write(&value)
+    }
+}
+
+/// Where a region is and what it is called.
+pub(super) struct Bounds {
+    /// First address.
+    pub(super) start: usize,
+    /// Last address inside the region.
+    pub(super) last: usize,
+    /// Name of the region.
+    pub(super) cookie: u64,
+}
+
+/// Reads the argument of REGISTER_REGION.
+///
+/// Without negotiated features `flags` and `reserved` are ignored, whatever they hold: a program is
+/// known that passes what happens to be on its stack.
+pub(super) fn read_bounds(arg: UserPtr) -> Result<Bounds> {
+    let mut region = ummunotify_register_ioctl::default();
+    let bytes = region.as_mut_bytes();
+    UserSlice::new(arg, bytes.len())
+        .reader()
+        .read_slice(bytes)?;
+
+    // On the 64-bit machines that the driver is for, both types are the same.
+    let (start, end) = (region.start as usize, region.end as usize);
+    let last = match end {
+        end if end < start => return Err(EINVAL),
+        // A program is known that passes the last address, so watch one byte at least.
+        end if end == start => start,
+        end => end - 1,
+    };
+    Ok(Bounds {
+        start,
+        last,
+        cookie: region.user_cookie,
+    })
+}
+
+/// Reads the argument of UNREGISTER_REGION.
+pub(super) fn read_cookie(arg: UserPtr) -> Result<u64> {
+    UserSlice::new(arg, size_of::<u64>()).reader().read()
+}

@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What bindgen is to translate for the driver. It does not evaluate macros
+ * that contain a cast or a sizeof, but it does evaluate constants.
+ */
+#include <linux/ummunotify.h>
+
+const __u32 RUST_CONST_UMMUNOTIFY_EXCHANGE_FEATURES = UMMUNOTIFY_EXCHANGE_FEATURES;
+const __u32 RUST_CONST_UMMUNOTIFY_REGISTER_REGION = UMMUNOTIFY_REGISTER_REGION;
+const __u32 RUST_CONST_UMMUNOTIFY_UNREGISTER_REGION = UMMUNOTIFY_UNREGISTER_REGION;

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/dev/ummunotify`: MMU notifications for user space.
+//!
+//! A library that keeps memory pinned for a network adapter must know when what it has pinned is
+//! no longer what the program has mapped. A process opens the device, registers ranges of its
+//! addresses, and is told of each change to their mappings, whoever makes it.
+//!
+//! The crate has two rooms:
+//!
+//! - `driver` is what the device does, without `unsafe`. Start with `driver::file`.
+//! - `abstractions` is what it needs of the kernel, each file as it could be in `rust/kernel`.
+//!
+//! `uapi` is the interface, generated from the C header.
+//!
+//! Documentation: `Documentation/ummunotify.rst`
+
+#[cfg(not(CONFIG_MMU_NOTIFIER))]
+compile_error!("ummunotify needs a kernel that is built with CONFIG_MMU_NOTIFIER=y.");
+
+use kernel::prelude::*;
+
+mod abstractions;
+mod driver;
+mod uapi;
+
+module! {
+    type: Ummunotify,
+    name: "ummunotify",
+    authors: ["The ummunotify developers"],
+    description: "MMU notifications for user space",
+    license: "GPL",
+    params: {
+        max_regions: u32 {
+            default: 2097152,
+            description: "Most regions that one open file may have registered (default 2097152)",
+        },
+    },
+}
+
+/// The loaded module.
+#[pin_data]
+struct Ummunotify {
+    #[pin]
+    _device: driver::Device,
+}
+
+impl kernel::InPlaceModule for Ummunotify {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            _device <- driver::device(),
+        })
+    }
+}
