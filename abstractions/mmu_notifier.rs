@@ -23,7 +23,7 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `self.0` is a valid `struct mmu_notifier_range`, and `start < end`.
+/// `self.0` is a valid `struct mmu_notifier_range`.
 #[repr(transparent)]
 pub(crate) struct Range(Opaque<bindings::mmu_notifier_range>);
 
@@ -32,8 +32,8 @@ impl Range {
     ///
     /// # Safety
     ///
-    /// `range` must point to a valid and not empty `struct mmu_notifier_range`, that stays so and
-    /// is not written to for the duration of `'a`.
+    /// `range` must point to a valid `struct mmu_notifier_range`, that stays so and is not written
+    /// to for the duration of `'a`.
     unsafe fn from_raw<'a>(range: *const bindings::mmu_notifier_range) -> &'a Self {
         // INVARIANT: By the safety requirement.
         // SAFETY: By the safety requirement; `Self` is a transparent wrapper.
@@ -47,11 +47,13 @@ impl Range {
         unsafe { (*self.0.get()).start }
     }
 
-    /// Returns the last address that is still inside the range.
+    /// Returns the last address inside the range, which is not below [`Self::start`].
     #[inline]
     pub(crate) fn last(&self) -> usize {
-        // SAFETY: By the type invariant, which also says that this does not underflow.
-        unsafe { (*self.0.get()).end - 1 }
+        // SAFETY: By the type invariant.
+        let end = unsafe { (*self.0.get()).end };
+        // The kernel has no reason to invalidate an empty range; should it do so, too much is told.
+        end.saturating_sub(1).max(self.start())
     }
 }
 

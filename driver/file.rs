@@ -192,7 +192,6 @@ impl WatchFile {
         let mut state = self.state.lock();
         state.used = true;
         if state.regions.len() >= self.limit {
-            drop(state);
             return Err(ENOSPC);
         }
         let result = state
@@ -210,20 +209,25 @@ impl WatchFile {
         old.map(|_| 0).ok_or(EINVAL)
     }
 
-    /// Waits until there is something to read; returns `false` where there will never be.
+    /// Copies records to `iov`, as many as there are, up to [`BATCH`] and the room in `iov`.
     ///
-    /// Then copies what is there, up to a batch. Returns the number of records copied, and whether a page fault got in
-    /// the way of more.
-    fn read_batch(&self, iov: &mut IovIterDest<'_>, wait: bool) -> Result<Batch> {
+    /// Where there are none, it waits for them if it may, or else fails with `EAGAIN`. `None` stands
+    /// for the end of what can be read: the address space is gone, or the caller has read something
+    /// already and must not wait for more.
+    fn read_batch(
+        &self,
+        iov: &mut IovIterDest<'_>,
+        nonblocking: bool,
+        has_read: bool,
+    ) -> Result<Option<Batch>> {
         let mut state = self.state.lock();
         state.used = true;
         while !state.regions.is_readable() {
-            if state.dead || !wait {
-                return Ok(if state.dead {
-                    Batch::HungUp
-                } else {
-                    Batch::Nothing
-                });
+            if state.dead || has_read {
+                return Ok(None);
+            }
+            if nonblocking {
+                return Err(EAGAIN);
             }
             if self.waiters.wait_interruptible(&mut state) {
                 return Err(ERESTARTSYS);
@@ -233,28 +237,21 @@ impl WatchFile {
         let mut events = [ummunotify_event::default(); BATCH];
         let room = BATCH.min(iov.len() / event::SIZE);
         let count = state.regions.peek(&mut events[..room]);
-        let copied = iov::copy_records_nofault(iov, events[..count].as_bytes(), event::SIZE);
-        state.regions.take(copied);
-        Ok(Batch::Copied {
-            records: copied,
-            faulted: copied < count,
-        })
+        let records = iov::copy_records_nofault(iov, events[..count].as_bytes(), event::SIZE);
+        state.regions.take(records);
+        Ok(Some(Batch {
+            records,
+            faulted: records < count,
+        }))
     }
 }
 
-/// What came of the attempt to read a batch of records.
-enum Batch {
-    /// Nothing is there.
-    Nothing,
-    /// Nothing is there, and nothing will ever be.
-    HungUp,
-    /// Something was there.
-    Copied {
-        /// How many records were copied.
-        records: usize,
-        /// A page fault got in the way of more.
-        faulted: bool,
-    },
+/// What came of the attempt to copy a batch of records.
+struct Batch {
+    /// How many were copied.
+    records: usize,
+    /// A page fault got in the way of more, which are still queued.
+    faulted: bool,
 }
 
 #[vtable]
@@ -295,23 +292,17 @@ impl CharFile for WatchFile {
         let mut read = 0;
         let mut tries = FAULT_IN_TRIES;
         while iov.len() >= event::SIZE {
-            // Who has something to return does not wait for more.
-            match self.read_batch(iov, read == 0 && !nonblocking)? {
-                Batch::HungUp => break,
-                Batch::Nothing if read > 0 => break,
-                Batch::Nothing => return Err(EAGAIN),
-                Batch::Copied { records, faulted } => {
-                    read += records * event::SIZE;
-                    // What could not be delivered is still queued.
-                    if faulted && (tries == 0 || !iov::fault_in(iov, event::SIZE)) {
-                        return if read > 0 { Ok(read) } else { Err(EFAULT) };
-                    }
-                    tries = if records > 0 {
-                        FAULT_IN_TRIES
-                    } else {
-                        tries - 1
-                    };
-                }
+            let Some(batch) = self.read_batch(iov, nonblocking, read > 0)? else {
+                break;
+            };
+            read += batch.records * event::SIZE;
+            tries = if batch.records > 0 {
+                FAULT_IN_TRIES
+            } else {
+                tries - 1
+            };
+            if batch.faulted && (tries == 0 || !iov::fault_in(iov, event::SIZE)) {
+                return if read > 0 { Ok(read) } else { Err(EFAULT) };
             }
         }
         Ok(read)

@@ -36,7 +36,10 @@
 //! `rearmed` is reset only when no change is in flight, at which time no E is due that could need
 //! it. Where it is not set E costs O(1).
 
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    warn_on, //
+};
 
 use crate::{
     abstractions::interval_map::{
@@ -172,6 +175,10 @@ impl Regions {
     /// Returns whether a region was hit again, so that the counter has moved.
     #[inline]
     pub(super) fn invalidate_end(&mut self, start: usize, last: usize) -> bool {
+        // The file was opened while none was in flight, so each end has had its start.
+        if warn_on!(self.in_flight == 0) {
+            return false;
+        }
         let rearmed = self.rearmed;
         self.in_flight -= 1;
         self.rearmed &= self.in_flight > 0;
