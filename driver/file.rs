@@ -238,10 +238,11 @@ impl WatchFile {
         let room = BATCH.min(iov.len() / event::SIZE);
         let count = state.regions.peek(&mut events[..room]);
         let records = iov::copy_records_nofault(iov, events[..count].as_bytes(), event::SIZE);
-        state.regions.take(records);
+        let ended = state.regions.take(records);
         Ok(Some(Batch {
             records,
             faulted: records < count,
+            ended,
         }))
     }
 }
@@ -252,6 +253,8 @@ struct Batch {
     records: usize,
     /// A page fault got in the way of more, which are still queued.
     faulted: bool,
+    /// LAST is the last of them.
+    ended: bool,
 }
 
 #[vtable]
@@ -296,6 +299,10 @@ impl CharFile for WatchFile {
                 break;
             };
             read += batch.records * event::SIZE;
+            // Who has read LAST may look no further, so nothing must follow it that came meanwhile.
+            if batch.ended {
+                break;
+            }
             tries = if batch.records > 0 {
                 FAULT_IN_TRIES
             } else {

@@ -234,10 +234,11 @@ impl Regions {
         filled
     }
 
-    /// Takes away the first `count` records that [`Self::peek`] has shown.
+    /// Takes away the first `count` records that [`Self::peek`] has shown; returns whether LAST is
+    /// among them.
     ///
     /// The lock must have been held since then.
-    pub(super) fn take(&mut self, count: usize) {
+    pub(super) fn take(&mut self, count: usize) -> bool {
         for _ in 0..count {
             match self.map.dequeue() {
                 Some(region) => {
@@ -245,9 +246,13 @@ impl Regions {
                     self.queued -= 1;
                     self.note_rearmed();
                 }
-                None => self.reported = self.counter,
+                None => {
+                    self.reported = self.counter;
+                    return true;
+                }
             }
         }
+        false
     }
 
     fn note_rearmed(&mut self) {
