@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The front door outside a kernel tree. What kernel builds read is Kbuild and Kconfig.
+
+KDIR ?= /lib/modules/$(shell uname -r)/build
+# Where the module is built; below build/, like everything that is built here.
+MO ?= $(CURDIR)/build/module
+
+kbuild = $(MAKE) -C "$(KDIR)" M="$(CURDIR)" MO="$(abspath $(MO))"
+
+modules modules_install: | kdir
+	@mkdir -p "$(MO)"
+	+@$(kbuild) $@
+
+kdir:
+	@[ -e "$(KDIR)/Makefile" ] && [ -e "$(KDIR)/include/config/auto.conf" ] || { echo "$(KDIR) is not where modules can be built for a kernel:" \
+		"name one as in 'make KDIR=/path/to/built/linux', or use 'make run', which makes one" >&2; exit 1; }
+
+run:
+	@scripts/run
+
+check:
+	@scripts/check
+
+clean:
+	rm -rf build
+
+distclean: clean
+	@scripts/setup --remove
+
+help:
+	@echo "make run              boot a stock Debian kernel in QEMU, load the module, show what it does"
+	@echo "make check            all tests and checks"
+	@echo "make [modules]        build ummunotify.ko for the kernel in KDIR"
+	@echo "make modules_install  install it for that kernel"
+	@echo "make clean            remove what was built here (build/)"
+	@echo "make distclean        also remove the cache that 'make run' and 'make check' use"
+	@echo
+	@echo "KDIR    a built kernel tree with Rust ($(KDIR))"
+	@echo "MO      where the module is built ($(MO))"
+
+.PHONY: modules modules_install kdir run check clean distclean help

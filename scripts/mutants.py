@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0
+"""One-line ways to break the driver, each of which some test must notice.
+
+A mutant is a name, a file, and pairs of what to replace in it (which must be there exactly once) and
+by what.
+"""
+
+FILE = "driver/file.rs"
+REGIONS = "driver/regions.rs"
+EVENT = "driver/event.rs"
+IOCTL = "driver/ioctl.rs"
+DRIVER = "driver/mod.rs"
+CHAR_FILE = "abstractions/char_file.rs"
+PAGE = "abstractions/shared_page.rs"
+FIFO = "abstractions/fifo.rs"
+IOV = "abstractions/iov.rs"
+
+MUTANTS = [
+    # Opening and the device node.
+    ("open-for-writing", FILE, "if file.flags() & O_ACCMODE != O_RDONLY {", "if false {"),
+    ("node-for-root-only", DRIVER, "0o666", "0o600"),
+    ("other-name", DRIVER, 'c"ummunotify"', 'c"ummunotify2"'),
+    # Commands.
+    ("enotty-is-einval", IOCTL, "_ => Err(ENOTTY)", "_ => Err(EINVAL)"),
+    ("grant-all-features", FILE, "mask.read()? & FEATURES", "mask.read()? | FEATURES"),
+    ("features-any-time", FILE, "if self.state.lock().used {", "if false {"),
+    ("features-used-up-by-fault", FILE, "let granted = mask.read()? & FEATURES;",
+     "self.state.lock().used = true; let granted = mask.read()? & FEATURES;"),
+    ("features-any-time-in-race", FILE,
+     "if core::mem::replace(&mut self.state.lock().used, true) {", "if false {"),
+    ("register-does-not-use", FILE,
+     "let new = NewRegion::new(GFP_KERNEL_ACCOUNT)?;\n        let mut state = self.state.lock();\n        state.used = true;",
+     "let new = NewRegion::new(GFP_KERNEL_ACCOUNT)?;\n        let mut state = self.state.lock();"),
+    ("failed-register-uses", FILE, "let bounds = ioctl::read_bounds(arg)?;",
+     "self.state.lock().used = true; let bounds = ioctl::read_bounds(arg)?;"),
+    ("cookie-twice", FILE, "result.map(|()| 0).map_err(|_| EINVAL)", "let _ = result; Ok(0)"),
+    ("end-below-start", IOCTL, "end if end < start => return Err(EINVAL),", "end if end < start => start,"),
+    ("empty-region-refused", IOCTL, "end if end == start => start,",
+     "end if end == start => return Err(EINVAL),"),
+    ("end-is-inside", IOCTL, "end => end - 1,", "end => end,"),
+    ("end-too-early", IOCTL, "end => end - 1,", "end => end.saturating_sub(4097).max(start),"),
+    ("flags-refused", IOCTL, "Ok(Bounds {",
+     "if region.flags != 0 || region.reserved != 0 { return Err(EINVAL); }\n    Ok(Bounds {"),
+    ("cookie-zero-refused", IOCTL, "Ok(Bounds {",
+     "if region.user_cookie == 0 { return Err(EINVAL); }\n    Ok(Bounds {"),
+    ("page-aligned-only", IOCTL, "Ok(Bounds {",
+     "if start % 4096 != 0 { return Err(EINVAL); }\n    Ok(Bounds {"),
+    ("user-addresses-only", IOCTL, "Ok(Bounds {",
+     "if end > 0x7fff_ffff_f000 { return Err(EINVAL); }\n    Ok(Bounds {"),
+    ("unknown-cookie-is-fine", FILE, "old.map(|_| 0).ok_or(EINVAL)", "let _ = old; Ok(0)"),
+    ("queued-stays-registered", FILE, "let old = self.state.lock().regions.unregister(cookie);",
+     "let mut state = self.state.lock();\n        if state.regions.queued() > 0 { return Ok(0); }\n        let old = state.regions.unregister(cookie);\n        drop(state);"),
+    ("no-limit", FILE, "if state.regions.len() >= self.limit {", "if false {"),
+    ("limit-is-enomem", FILE, "return Err(ENOSPC);", "return Err(ENOMEM);"),
+    ("memory-not-charged", FILE, "NewRegion::new(GFP_KERNEL_ACCOUNT)?", "NewRegion::new(GFP_KERNEL)?"),
+    ("compat-missing", CHAR_FILE, "compat_ioctl: bindings::compat_ptr_ioctl,", "compat_ioctl: None,"),
+    # Whose address space it is.
+    ("anybody-ioctl", FILE, "let command = Command::new(cmd, arg)?;\n        if !self.is_ours() {",
+     "let command = Command::new(cmd, arg)?;\n        if false {"),
+    ("anybody-read", FILE, "if !self.is_ours() && !self.state.lock().dead {", "if false {"),
+    ("nobody-reads-the-dead", FILE, "if !self.is_ours() && !self.state.lock().dead {", "if !self.is_ours() {"),
+    ("death-unnoticed", FILE, "self.state.lock().dead = true;", ""),
+    ("death-wakes-nobody", FILE, "self.state.lock().dead = true;\n        self.waiters.notify_all();",
+     "self.state.lock().dead = true;"),
+    ("others-are-ignored", FILE, "fn invalidate_range_start(&self, range: &Range) {",
+     "fn invalidate_range_start(&self, range: &Range) {\n        if !self.is_ours() { self.state.lock().regions.invalidate_start(0, 0); return; }"),
+    # Reading.
+    ("read-zero-bytes", FILE, "if iov.is_empty() {\n            return Ok(0);", "if iov.is_empty() {\n            return Err(EINVAL);"),
+    ("read-too-short", FILE, "if iov.len() < event::SIZE {\n            return Err(EINVAL);", "if iov.len() < event::SIZE {\n            return Ok(0);"),
+    ("read-always-waits", CHAR_FILE, "file_flags & O_NONBLOCK != 0", "false"),
+    ("nowait-ignored", CHAR_FILE, "flags & IOCB_NOWAIT != 0 ||", "false ||"),
+    ("read-never-waits", FILE, "if nonblocking {", "if true {"),
+    ("eagain-is-zero", FILE, "return Err(EAGAIN);", "return Ok(None);"),
+    ("signals-ignored", FILE, "return Err(ERESTARTSYS);", "continue;"),
+    ("no-restart", FILE, "return Err(ERESTARTSYS);", "return Err(EINTR);"),
+    ("read-waits-for-more", FILE, "if state.dead || has_read {", "if state.dead {"),
+    ("read-does-not-use", FILE, "let mut state = self.state.lock();\n        state.used = true;\n        while", "let mut state = self.state.lock();\n        while"),
+    ("one-batch-only", FILE, "while iov.len() >= event::SIZE {", "for _ in 0..1 {"),
+    ("fault-loses-events", FILE, "state.regions.take(records);", "state.regions.take(count);"),
+    ("faults-not-served", FILE, "(tries == 0 || !iov::fault_in(iov, event::SIZE))", "true"),
+    ("fault-drops-the-rest", FILE, "return if read > 0 { Ok(read) } else { Err(EFAULT) };", "return Err(EFAULT);"),
+    ("torn-records", IOV, "unsafe { iov.revert(copied % size) };", "unsafe { iov.revert(0) };"),
+    ("newest-first", FIFO, "self.front\n    }", "self.back\n    }"),
+    # Events.
+    ("inval-has-another-type", EVENT, "type_: UMMUNOTIFY_EVENT_TYPE_INVAL,", "type_: 7,"),
+    ("hint-flag-missing", EVENT, "flags: if hint { UMMUNOTIFY_EVENT_FLAG_HINT } else { 0 },", "flags: 0,"),
+    ("hint-flag-always", EVENT, "flags: if hint { UMMUNOTIFY_EVENT_FLAG_HINT } else { 0 },", "flags: UMMUNOTIFY_EVENT_FLAG_HINT | (hint as u32),"),
+    ("hint-end-inside", EVENT, "last as u64 + 1", "last as u64"),
+    ("cookie-missing", EVENT, "user_cookie_counter: cookie,", "user_cookie_counter: cookie & 0xffff_ffff,"),
+    ("last-without-counter", EVENT, "user_cookie_counter: counter,", "user_cookie_counter: counter & 0,"),
+    ("last-one-behind", EVENT, "user_cookie_counter: counter,", "user_cookie_counter: counter - 1,"),
+    ("hint-not-clamped", REGIONS, "(start.max(entry.start()), last.min(entry.last()))", "(start, last)"),
+    ("hint-is-the-region", REGIONS, "(start.max(entry.start()), last.min(entry.last()))", "(entry.start(), entry.last())"),
+    ("hull-with-hint", REGIONS, "Pending::Part(..) | Pending::Whole => Pending::Whole,",
+     "Pending::Part(a, b) => Pending::Part(a.min(start), b.max(last)),\n            Pending::Whole => Pending::Whole,"),
+    ("first-hint-kept", REGIONS, "Pending::Part(..) | Pending::Whole => Pending::Whole,",
+     "pending => pending,"),
+    ("no-last-after-unregister", REGIONS, "self.counter != self.reported", "self.queued > 0"),
+    ("last-never", REGIONS, "if self.is_readable() {\n                        *slot", "if false {\n                        *slot"),
+    ("last-again-and-again", REGIONS, "self.reported = self.counter;", ""),
+    ("more-after-last", FILE, "if batch.ended {", "if false {"),
+    ("one-shot", REGIONS, "Pending::Nothing => Pending::Part(start, last),", "Pending::Nothing if self.cookie == !0 => Pending::Nothing,\n            Pending::Nothing => { self.cookie = !0; Pending::Part(start, last) }"),
+    # The counter.
+    ("counter-not-published", FILE, "self.page.word::<COUNTER>().store(counter, Release);", "let _ = counter;"),
+    ("counter-elsewhere", FILE, "const COUNTER: usize = 0;", "const COUNTER: usize = 1;"),
+    ("counter-starts-at-one", REGIONS, "counter: 0,\n            reported: 0,", "counter: 1,\n            reported: 1,"),
+    ("counts-each-region", REGIONS, "let mut any = false;", "let mut any = false;\n        let mut hits = 0;",
+     "any = true;\n", "any = true;\n                hits += 1;\n", "u64::from(any)", "hits"),
+    ("queued-does-not-count", REGIONS, "any = true;\n                    *queued += usize::from(entry.enqueue());", "if entry.enqueue() { any = true; *queued += 1; }"),
+    # Being told.
+    ("poll-does-not-wait", FILE, "table.register_wait(file, &self.waiters);", "let _ = (file, table);"),
+    ("poll-rdnorm-missing", CHAR_FILE, "bindings::POLLIN | bindings::POLLRDNORM", "bindings::POLLIN"),
+    ("poll-always", FILE, "if state.regions.is_readable() {\n            mask", "if true {\n            mask"),
+    ("poll-never", FILE, "if state.regions.is_readable() {\n            mask", "if false {\n            mask"),
+    ("poll-not-for-last", FILE, "if state.regions.is_readable() {\n            mask", "if state.regions.queued() > 0 {\n            mask"),
+    ("poll-no-hup", FILE, "mask |= POLL_READABLE | POLL_HUNG_UP;", "mask |= POLL_READABLE;"),
+    ("poll-hup-alone", FILE, "mask |= POLL_READABLE | POLL_HUNG_UP;", "mask |= POLL_HUNG_UP;"),
+    ("nobody-woken", FILE, "drop(state);\n\n        self.waiters.notify_all();", "drop(state);\n"),
+    ("no-sigio", FILE, "self.fasync.notify_readable();", ""),
+    # The mapped page.
+    ("map-any-size", PAGE, "offset != 0 || vma.end() - vma.start() != PAGE_SIZE", "offset != 0"),
+    ("map-any-offset", PAGE, "offset != 0 || vma.end()", "vma.end()"),
+    ("map-writable", PAGE, "vma.try_clear_maywrite().map_err(|_| EACCES)?;", ""),
+    ("map-writable-error", PAGE, ".map_err(|_| EACCES)?", "?"),
+    ("map-expands", PAGE, "vma.set_dontexpand();", ""),
+    ("map-gone-after-dontneed", PAGE, "Ok(()) | Err(EBUSY) => bindings::vm_fault_reason_VM_FAULT_NOPAGE",
+     "Ok(()) | Err(EBUSY) => bindings::vm_fault_reason_VM_FAULT_SIGBUS"),
+    # Invalidations.
+    ("start-ignored", REGIONS, "self.in_flight += 1;\n        self.hit(start, last, Region::hit)",
+     "self.in_flight += 1;\n        let _ = (start, last);\n        self.rearmed = true;\n        false"),
+    ("end-ignored", REGIONS, "rearmed && self.hit(start, last, Region::hit_again)", "rearmed && start > last"),
+    ("register-does-not-rearm", REGIONS, "self.map.insert(new, cookie, start, last, region)?;\n        self.note_rearmed();",
+     "self.map.insert(new, cookie, start, last, region)?;"),
+    ("read-does-not-rearm", REGIONS, "self.queued -= 1;\n                    self.note_rearmed();", "self.queued -= 1;"),
+    ("one-page-too-many", FILE, "regions.invalidate_start(range.start(), range.last())", "regions.invalidate_start(range.start(), range.last() + 1)"),
+    ("one-page-too-few", FILE, "regions.invalidate_start(range.start(), range.last())", "regions.invalidate_start(range.start(), range.last().saturating_sub(4096).max(range.start()))"),
+    # What can be looked at.
+    ("fdinfo-without-limit", FILE, 'seq_print!(out, "limit:\\t{}\\n", self.limit);', ""),
+    ("fdinfo-counts-wrong", REGIONS, "    pub(super) fn queued(&self) -> usize {\n        self.queued", "    pub(super) fn queued(&self) -> usize {\n        self.queued + 1"),
+    ("parameter-ignored", FILE, "module_parameters::max_regions.value() as usize", "module_parameters::max_regions.value() as usize + 7"),
+]
