@@ -12,6 +12,7 @@ use std::{
     os::{
         fd::{
             AsRawFd,
+            OwnedFd,
             RawFd, //
         },
         unix::fs::OpenOptionsExt, //
@@ -91,14 +92,18 @@ impl Device {
         self.ioctl_raw(uapi::UNREGISTER_REGION, (&raw mut cookie).cast())
     }
 
+    /// Reads into memory that the caller vouches for or means to be bad; returns the bytes read.
+    pub fn read_raw(&self, buffer: *mut c_void, length: usize) -> io::Result<usize> {
+        // SAFETY: The kernel checks the pointer; what it may write there is the caller's to allow.
+        let read = check(unsafe { libc::read(self.file.as_raw_fd(), buffer, length) })?;
+        Ok(read as usize)
+    }
+
     /// Reads at most `most` records with one `read` call.
     pub fn read_events(&self, most: usize) -> io::Result<Vec<Event>> {
         let mut events = vec![Event::default(); most];
         let bytes = most * size_of::<Event>();
-        // SAFETY: `events` has room for `bytes` bytes, and any bytes make an `Event`.
-        let read =
-            check(unsafe { libc::read(self.file.as_raw_fd(), events.as_mut_ptr().cast(), bytes) })?
-                as usize;
+        let read = self.read_raw(events.as_mut_ptr().cast(), bytes)?;
         if read % size_of::<Event>() != 0 {
             return Err(io::Error::other(format!(
                 "read returned {read} bytes, not whole records"
@@ -146,6 +151,13 @@ impl Device {
     /// The file.
     pub fn file(&self) -> &File {
         &self.file
+    }
+}
+
+impl From<OwnedFd> for Device {
+    /// Takes a file that was passed by another process, or is a duplicate.
+    fn from(fd: OwnedFd) -> Self {
+        Self { file: fd.into() }
     }
 }
 

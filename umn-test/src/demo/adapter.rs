@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A network adapter that sends from pinned memory, made of io_uring.
+//!
+//! Registering a buffer with io_uring does to memory what `ibv_reg_mr` does: the kernel looks up
+//! the pages that are mapped there at this moment and pins them for a long time. Sending from the
+//! buffer reads these pages, whatever has been mapped at the address since. So an adapter for RDMA
+//! can stand in here without a change to anything else.
+
+use std::{
+    io,
+    ops::Range,
+    os::fd::AsRawFd,
+    ptr, //
+};
+
+use io_uring::{
+    opcode,
+    types,
+    IoUring, //
+};
+
+/// Names pinned memory to the adapter, as an `lkey` does.
+pub type Key = u16;
+
+/// An adapter with a table of pinned memory.
+pub struct Adapter {
+    ring: IoUring,
+}
+
+impl Adapter {
+    /// Opens an adapter for which `0 .. keys` can be pinned.
+    pub fn open(keys: u16) -> io::Result<Self> {
+        let ring = IoUring::new(1)?;
+        ring.submitter().register_buffers_sparse(keys.into())?;
+        Ok(Self { ring })
+    }
+
+    /// Pins the pages that are mapped at `memory` now, to be known as `key`.
+    pub fn pin(&self, key: Key, memory: &Range<u64>) -> io::Result<()> {
+        self.set(
+            key,
+            libc::iovec {
+                iov_base: memory.start as *mut _,
+                iov_len: length(memory),
+            },
+        )
+    }
+
+    /// Lets go of the pages that are known as `key`.
+    pub fn unpin(&self, key: Key) -> io::Result<()> {
+        self.set(
+            key,
+            libc::iovec {
+                iov_base: ptr::null_mut(),
+                iov_len: 0,
+            },
+        )
+    }
+
+    fn set(&self, key: Key, buffer: libc::iovec) -> io::Result<()> {
+        // SAFETY: The kernel checks the address, and of the pages it pins there it holds references
+        // of its own. Nothing but [`Self::send`] uses them, which only reads.
+        unsafe {
+            self.ring
+                .submitter()
+                .register_buffers_update(key.into(), &[buffer], None)
+        }
+    }
+
+    /// Sends what is in the pages that were pinned as `key` at `memory`, and waits until it is
+    /// sent.
+    pub fn send(&mut self, key: Key, memory: &Range<u64>, to: &impl AsRawFd) -> io::Result<()> {
+        let length = length(memory);
+        let send = opcode::WriteFixed::new(
+            types::Fd(to.as_raw_fd()),
+            memory.start as *const u8,
+            length as u32,
+            key,
+        )
+        .build();
+        // SAFETY: The request refers to the pinned pages, which the kernel looks after, and to a
+        // file that is open until the request is completed, below.
+        unsafe { self.ring.submission().push(&send) }.map_err(io::Error::other)?;
+        self.ring.submit_and_wait(1)?;
+        let completion = self.ring.completion().next();
+        match completion.map_or(0, |completion| completion.result()) {
+            error if error < 0 => Err(io::Error::from_raw_os_error(-error)),
+            sent if sent as usize == length => Ok(()),
+            sent => Err(io::Error::other(format!(
+                "only {sent} of {length} bytes were sent"
+            ))),
+        }
+    }
+}
+
+fn length(memory: &Range<u64>) -> usize {
+    (memory.end - memory.start) as usize
+}

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A program that changes its memory, as programs do, and sends from it.
+
+use std::{
+    hash::{
+        DefaultHasher,
+        Hasher, //
+    },
+    io::{
+        self,
+        Read, //
+    },
+    ops::Range,
+    os::unix::net::UnixStream,
+    slice,
+    sync::{
+        Mutex,
+        PoisonError, //
+    },
+};
+
+use super::cache::RegistrationCache;
+use crate::mem::{
+    self,
+    PAGE, //
+};
+
+/// How many buffers a thread sends from.
+pub const BUFFERS: u64 = 8;
+
+/// What a program may do to a buffer between two messages.
+#[derive(Clone, Copy)]
+pub enum Change {
+    /// Nothing, so that a cache can be of use.
+    Nothing,
+    /// Free it, and get memory at the same address, as with a large `free` and `malloc`.
+    Free,
+    /// Map new memory over it.
+    Replace,
+    /// Tell the kernel that the content is not needed, as allocators do with free memory.
+    Discard,
+    /// Have it moved elsewhere, as a large `realloc` does, and get new memory at its old address.
+    Move,
+    /// Have it moved elsewhere and back. The same pages are mapped there again, so that only for
+    /// this one to drop what is pinned is too much.
+    MoveAndReturn,
+}
+
+impl Change {
+    /// All of them, each at the index that it is as a number.
+    pub const ALL: [Self; 6] = [
+        Self::Nothing,
+        Self::Free,
+        Self::Replace,
+        Self::Discard,
+        Self::Move,
+        Self::MoveAndReturn,
+    ];
+
+    /// What it is in terms of system calls.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Free => "munmap, mmap there again",
+            Self::Replace => "mmap(MAP_FIXED) over it",
+            Self::Discard => "madvise(MADV_DONTNEED)",
+            Self::Move => "mremap away, mmap there again",
+            Self::MoveAndReturn => "mremap away and back",
+        }
+    }
+
+    /// Nothing in half of the cases, or else any other one.
+    fn choose(random: &mut Random) -> Self {
+        if random.below(2) == 0 {
+            Self::Nothing
+        } else {
+            Self::ALL[1 + random.below(Self::ALL.len() as u64 - 1) as usize]
+        }
+    }
+}
+
+/// What became of the messages that were sent after some change.
+#[derive(Clone, Copy, Default)]
+pub struct Fate {
+    /// How many were sent.
+    pub sent: u64,
+    /// How many arrived with other bytes than were written.
+    pub stale: u64,
+}
+
+/// What became of all messages.
+#[derive(Default)]
+pub struct Fates {
+    /// In the order of [`Change::ALL`].
+    pub after: [Fate; Change::ALL.len()],
+    /// What the first stale message was.
+    pub example: Option<String>,
+}
+
+impl Fates {
+    /// Adds what became of others.
+    pub fn add(&mut self, other: Self) {
+        for (sum, fate) in self.after.iter_mut().zip(other.after) {
+            sum.sent += fate.sent;
+            sum.stale += fate.stale;
+        }
+        self.example = self.example.take().or(other.example);
+    }
+
+    /// All of them together.
+    pub fn sum(&self) -> Fate {
+        self.after.iter().fold(Fate::default(), |sum, fate| Fate {
+            sent: sum.sent + fate.sent,
+            stale: sum.stale + fate.stale,
+        })
+    }
+}
+
+/// One thread of the program: it changes a buffer, writes a message there, sends it, and looks at
+/// what arrives; again and again, in an order that is the same in each run.
+pub fn run_thread(thread: u64, rounds: u64, cache: &Mutex<RegistrationCache>) -> io::Result<Fates> {
+    let mut random = Random(thread);
+    let buffers = (0..BUFFERS)
+        .map(|index| Buffer::map(thread * BUFFERS + index, index % 4 + 1))
+        .collect::<io::Result<Vec<_>>>()?;
+    let (sender, mut receiver) = UnixStream::pair()?;
+    let mut fates = Fates::default();
+
+    for round in 1..=rounds {
+        let buffer = &buffers[random.below(BUFFERS) as usize];
+        let change = Change::choose(&mut random);
+        buffer.change(change)?;
+        let written = buffer.write((thread << 32) | round);
+
+        let memory = buffer.home();
+        {
+            let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = cache.get(&memory)?;
+            cache.adapter().send(key, &memory, &sender)?;
+        }
+
+        let arrived = Message::receive(&mut receiver, buffer.length())?;
+        let fate = &mut fates.after[change as usize];
+        fate.sent += 1;
+        if arrived != written {
+            fate.stale += 1;
+            fates.example.get_or_insert_with(|| {
+                format!(
+                    "{} was written, but {} arrived",
+                    written.name(),
+                    arrived.name()
+                )
+            });
+        }
+    }
+    Ok(fates)
+}
+
+/// A message, as far as it takes to tell it from others.
+#[derive(PartialEq, Eq)]
+struct Message {
+    number: u64,
+    checksum: u64,
+}
+
+impl Message {
+    fn of(bytes: &[u8]) -> Self {
+        let mut checksum = DefaultHasher::new();
+        checksum.write(bytes);
+        let number = bytes.first_chunk().copied().map_or(0, u64::from_ne_bytes);
+        Self {
+            number,
+            checksum: checksum.finish(),
+        }
+    }
+
+    fn receive(from: &mut UnixStream, length: usize) -> io::Result<Self> {
+        let mut bytes = vec![0; length];
+        from.read_exact(&mut bytes)?;
+        Ok(Self::of(&bytes))
+    }
+
+    fn name(&self) -> String {
+        let (thread, round) = (self.number >> 32, self.number as u32);
+        format!("message {round} of thread {thread}")
+    }
+}
+
+/// Memory that is sent from. It always is at the same address, though not always the same memory.
+struct Buffer {
+    start: u64,
+    pages: u64,
+}
+
+impl Buffer {
+    /// Where buffers are: far below the addresses that the kernel gives to mappings without a wish
+    /// of their own. So no other thread's memory gets between a `munmap` and the `mmap` after it.
+    const ARENA: u64 = 64 << 30;
+
+    /// Room for a buffer at two places, with something free after each.
+    const ROOM: u64 = 16 * PAGE;
+
+    fn map(index: u64, pages: u64) -> io::Result<Self> {
+        let buffer = Self {
+            start: Self::ARENA + index * Self::ROOM,
+            pages,
+        };
+        buffer.map_again()?;
+        Ok(buffer)
+    }
+
+    /// Where messages are written and sent from.
+    fn home(&self) -> Range<u64> {
+        self.start..self.start + self.pages * PAGE
+    }
+
+    /// Where the memory goes that is moved away; what was there before is gone then.
+    fn elsewhere(&self) -> Range<u64> {
+        let start = self.start + Self::ROOM / 2;
+        start..start + self.pages * PAGE
+    }
+
+    fn length(&self) -> usize {
+        (self.pages * PAGE) as usize
+    }
+
+    fn map_again(&self) -> io::Result<()> {
+        mem::map(
+            Some(self.start),
+            self.pages * PAGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+            None,
+        )
+        .map(drop)
+    }
+
+    fn change(&self, change: Change) -> io::Result<()> {
+        let (home, elsewhere) = (self.home(), self.elsewhere());
+        match change {
+            Change::Nothing => Ok(()),
+            Change::Free => {
+                mem::unmap(&home)?;
+                self.map_again()
+            }
+            Change::Replace => mem::map_over(&home),
+            Change::Discard => mem::advise(&home, libc::MADV_DONTNEED),
+            Change::Move => {
+                mem::move_to(&home, &elsewhere)?;
+                self.map_again()
+            }
+            Change::MoveAndReturn => {
+                mem::move_to(&home, &elsewhere)?;
+                mem::move_to(&elsewhere, &home)
+            }
+        }
+    }
+
+    /// Fills the buffer with a message that no other is like.
+    fn write(&self, number: u64) -> Message {
+        // SAFETY: All of this is mapped, it belongs to this buffer, and the buffer to this thread.
+        let bytes = unsafe { slice::from_raw_parts_mut(self.start as *mut u8, self.length()) };
+        let mut random = Random(number);
+        let mut word = number;
+        for place in bytes.chunks_exact_mut(size_of::<u64>()) {
+            place.copy_from_slice(&word.to_ne_bytes());
+            word = random.next();
+        }
+        Message::of(bytes)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // Both places, and nothing else is there.
+        let _ = mem::unmap(&(self.start..self.start + Self::ROOM));
+    }
+}
+
+/// Numbers without any pattern, but the same in each run (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}

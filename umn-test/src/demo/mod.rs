@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Shows what goes wrong with pinned memory, and that it does not with ummunotify.
+//!
+//! - [`adapter`]: sends from pinned memory.
+//! - [`cache`]: keeps memory pinned. This is the file to read.
+//! - [`application`]: changes its memory, sends from it, and checks what arrives.
+
+mod adapter;
+mod application;
+mod cache;
+
+use std::{
+    fmt::Display,
+    io,
+    process::ExitCode,
+    sync::{
+        Mutex,
+        PoisonError, //
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
+};
+
+use self::{
+    adapter::Adapter,
+    application::{
+        Change,
+        Fates, //
+    },
+    cache::{
+        Counts,
+        RegistrationCache, //
+    },
+};
+use crate::{
+    command::{
+        self,
+        failed, //
+    },
+    device::Device,
+    expect::{
+        Failure,
+        Outcome, //
+    },
+};
+
+/// Show the bug of each cache of pinned memory, and its cure.
+///
+/// Threads send messages from memory that a cache keeps pinned, here with io_uring, which pins as
+/// an RDMA adapter does. Between two messages a thread changes what is mapped at the address, or
+/// does not. That is done twice, without and with ummunotify. A message is stale when its
+/// checksum is not that of the bytes that were written.
+///
+/// It is a success if there are stale messages without ummunotify and none with it.
+#[derive(clap::Args)]
+#[command(after_help = command::EXIT_STATUS)]
+pub struct Args {
+    /// Messages that each thread sends
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+
+    /// Threads
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: u16,
+}
+
+/// Runs the demonstration.
+pub fn run(args: &Args) -> ExitCode {
+    command::exit(show(args))
+}
+
+fn show(args: &Args) -> Outcome {
+    let device = command::open_device()?;
+    let without = run_once(args, None)?;
+    let with = run_once(args, Some(device))?;
+    print(args, &without, &with);
+    judge(&without, &with)
+}
+
+/// What came of running the program.
+struct Run {
+    fates: Fates,
+    counts: Counts,
+    time: Duration,
+}
+
+fn run_once(args: &Args, device: Option<Device>) -> Outcome<Run> {
+    // Less than there are buffers, so that some have to give way to others.
+    let keys = args.threads * (application::BUFFERS as u16 * 3 / 4);
+    let adapter = Adapter::open(keys).map_err(|error| {
+        Failure::Skipped(format!(
+            "io_uring with a table of buffers, as Linux 5.19 has it, cannot be used: {error}"
+        ))
+    })?;
+    let cache =
+        RegistrationCache::new(adapter, keys, device).map_err(failed("mapping the counter"))?;
+    let cache = Mutex::new(cache);
+
+    let began = Instant::now();
+    let fates = run_threads(args, &cache).map_err(explain)?;
+    let time = began.elapsed();
+    let cache = cache.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(Run {
+        fates,
+        counts: cache.counts(),
+        time,
+    })
+}
+
+fn run_threads(args: &Args, cache: &Mutex<RegistrationCache>) -> io::Result<Fates> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..args.threads.into())
+            .map(|thread| {
+                scope.spawn(move || application::run_thread(thread, args.rounds.into(), cache))
+            })
+            .collect();
+        let mut all = Fates::default();
+        for thread in threads {
+            all.add(
+                thread
+                    .join()
+                    .unwrap_or_else(|why| std::panic::resume_unwind(why))?,
+            );
+        }
+        Ok(all)
+    })
+}
+
+/// What the program could not do.
+fn explain(error: io::Error) -> Failure {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => Failure::Skipped(
+            "memory cannot be pinned; allow more (ulimit -l), or use fewer --threads".into(),
+        ),
+        _ => failed("running the program")(error),
+    }
+}
+
+fn print(args: &Args, without: &Run, with: &Run) {
+    println!(
+        "{} threads send {} messages each, from memory that a cache keeps pinned.\n",
+        args.threads, args.rounds
+    );
+    row("ummunotify", "without", "with");
+    let count = |what: &str, of: fn(&Counts) -> u64| {
+        row(what, of(&without.counts), of(&with.counts));
+    };
+    row(
+        "messages sent",
+        without.fates.sum().sent,
+        with.fates.sum().sent,
+    );
+    count("  found pinned (cache hits)", |it| it.hits);
+    count("memory pinned", |it| it.pins);
+    count("  unpinned to make room", |it| it.evictions);
+    count("checks: loads of the counter", |it| it.loads);
+    count("  with no system call", |it| it.loads - it.moved);
+    count("  with read()", |it| it.moved);
+    count("    read() calls", |it| it.reads);
+    row(
+        "seconds",
+        format!("{:.1}", without.time.as_secs_f64()),
+        format!("{:.1}", with.time.as_secs_f64()),
+    );
+    println!();
+
+    row(
+        "STALE MESSAGES",
+        without.fates.sum().stale,
+        with.fates.sum().stale,
+    );
+    for change in Change::ALL {
+        let stale = |run: &Run| {
+            let fate = run.fates.after[change as usize];
+            format!("{} of {}", fate.stale, fate.sent)
+        };
+        row(
+            &format!("  after {}", change.name()),
+            stale(without),
+            stale(with),
+        );
+    }
+    println!();
+    if let Some(example) = &without.fates.example {
+        println!("For example, without ummunotify {example}.");
+    }
+}
+
+fn row(what: &str, without: impl Display, with: impl Display) {
+    println!("{what:40} {without:>14} {with:>14}");
+}
+
+/// Says what is to be learnt; fails where it is not what this is to show.
+fn judge(without: &Run, with: &Run) -> Outcome {
+    let (without, with, counts) = (without.fates.sum(), with.fates.sum(), with.counts);
+    if with.stale > 0 {
+        return Err(Failure::Failed(format!(
+            "{} of {} messages were stale although ummunotify was used",
+            with.stale, with.sent
+        )));
+    }
+    if without.stale == 0 {
+        return Err(Failure::Failed(
+            "no message was stale without ummunotify, so nothing was shown; try more --rounds"
+                .into(),
+        ));
+    }
+    println!(
+        "Without ummunotify {} of {} messages carried old bytes, and no call failed.\n\
+         With it none did, and {} of {} checks took no system call.",
+        without.stale,
+        without.sent,
+        counts.loads - counts.moved,
+        counts.loads
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(stale: u64) -> Run {
+        let mut fates = Fates::default();
+        fates.after[Change::Free as usize] = application::Fate { sent: 5, stale };
+        Run {
+            fates,
+            counts: Counts::default(),
+            time: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn only_stale_messages_without_and_none_with_are_a_success() {
+        assert!(judge(&run(1), &run(0)).is_ok());
+        assert!(judge(&run(0), &run(0)).is_err());
+        assert!(judge(&run(1), &run(1)).is_err());
+        assert!(judge(&run(0), &run(1)).is_err());
+    }
+
+    #[test]
+    fn each_change_is_at_its_index() {
+        for (index, change) in Change::ALL.into_iter().enumerate() {
+            assert_eq!(change as usize, index);
+        }
+    }
+}

@@ -1,0 +1,536 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Other processes and threads that a test needs: forked ones, those that share the address space,
+//! sleeping ones; and signals.
+
+use std::{
+    ffi::c_void,
+    fs,
+    io::{
+        self,
+        Read,
+        Write, //
+    },
+    mem,
+    os::{
+        fd::{
+            AsRawFd,
+            FromRawFd,
+            OwnedFd,
+            RawFd, //
+        },
+        unix::{
+            net::UnixStream,
+            process::ExitStatusExt, //
+        },
+    },
+    path::{
+        Path,
+        PathBuf, //
+    },
+    process::ExitStatus,
+    ptr,
+    sync::atomic::{
+        AtomicI32,
+        Ordering, //
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    }, //
+};
+
+use crate::{
+    device::check,
+    expect::{
+        self,
+        Failure,
+        Outcome, //
+    },
+    harness,
+};
+
+/// A line between two processes, to wait for each other and to pass files.
+pub struct Line(UnixStream);
+
+impl Line {
+    /// Makes both ends of a line.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        UnixStream::pair().map(|(a, b)| (Self(a), Self(b)))
+    }
+
+    /// Lets the other side go on.
+    pub fn tell(&self) -> io::Result<()> {
+        (&self.0).write_all(b".")
+    }
+
+    /// Waits for the other side.
+    pub fn hear(&self) -> io::Result<()> {
+        (&self.0).read_exact(&mut [0])
+    }
+
+    /// Tells the other side a number.
+    pub fn tell_number(&self, number: u64) -> io::Result<()> {
+        (&self.0).write_all(&number.to_ne_bytes())
+    }
+
+    /// Waits for a number.
+    pub fn hear_number(&self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        (&self.0).read_exact(&mut bytes)?;
+        Ok(u64::from_ne_bytes(bytes))
+    }
+
+    /// Passes an open file.
+    pub fn pass(&self, file: &impl AsRawFd) -> io::Result<()> {
+        let mut space = ControlSpace::default();
+        let mut byte = [b'.'];
+        let mut iov = one_iovec(&mut byte);
+        let message = space.message(&mut iov);
+        // SAFETY: `message` has room for one header with one descriptor.
+        unsafe {
+            let header = &mut *libc::CMSG_FIRSTHDR(&message);
+            header.cmsg_level = libc::SOL_SOCKET;
+            header.cmsg_type = libc::SCM_RIGHTS;
+            header.cmsg_len = libc::CMSG_LEN(mem::size_of::<RawFd>() as u32) as _;
+            libc::CMSG_DATA(header)
+                .cast::<RawFd>()
+                .write_unaligned(file.as_raw_fd());
+        }
+        // SAFETY: All that `message` points to is alive.
+        check(unsafe { libc::sendmsg(self.0.as_raw_fd(), &message, 0) }).map(drop)
+    }
+
+    /// Receives an open file.
+    pub fn receive(&self) -> io::Result<OwnedFd> {
+        let mut space = ControlSpace::default();
+        let mut byte = [0];
+        let mut iov = one_iovec(&mut byte);
+        let mut message = space.message(&mut iov);
+        // SAFETY: All that `message` points to is alive and may be written.
+        check(unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut message, 0) })?;
+        // SAFETY: The kernel has filled in the message.
+        let header = unsafe { libc::CMSG_FIRSTHDR(&message) };
+        if header.is_null() {
+            return Err(io::Error::other("no file was passed"));
+        }
+        // SAFETY: The only header that is ever sent here carries one descriptor, which is new.
+        unsafe {
+            let fd = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
+            Ok(OwnedFd::from_raw_fd(fd))
+        }
+    }
+}
+
+fn one_iovec(bytes: &mut [u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+/// Room for a control message with a descriptor, aligned as its header has to be.
+#[derive(Default)]
+struct ControlSpace([u64; 4]);
+
+impl ControlSpace {
+    fn message(&mut self, iov: &mut libc::iovec) -> libc::msghdr {
+        // SAFETY: All-zero bytes are a valid `msghdr`.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_iov = iov;
+        message.msg_iovlen = 1;
+        message.msg_control = self.0.as_mut_ptr().cast();
+        // SAFETY: The macro only computes.
+        let length = unsafe { libc::CMSG_SPACE(mem::size_of::<RawFd>() as u32) };
+        message.msg_controllen = length as usize;
+        message
+    }
+}
+
+/// A forked child that runs part of a test.
+///
+/// It is killed where the test ends without [`Self::join`].
+pub struct Child {
+    pid: i32,
+    line: Line,
+    report: UnixStream,
+}
+
+impl Child {
+    /// Forks. The child runs `body`, with its end of the line to the parent, and exits.
+    ///
+    /// To be called in a process with one thread.
+    pub fn fork(body: impl FnOnce(&Line) -> Outcome) -> io::Result<Self> {
+        let (line, its_line) = Line::pair()?;
+        let (report, its_report) = UnixStream::pair()?;
+        // SAFETY: There is only this thread, so that the child may do whatever the parent may.
+        match check(unsafe { libc::fork() })? {
+            0 => {
+                drop((line, report));
+                // On stdout it is where a program expects it that the child may execute.
+                // SAFETY: The call takes no pointer.
+                unsafe { libc::dup2(its_report.as_raw_fd(), libc::STDOUT_FILENO) };
+                let (code, text) = harness::encode(harness::catch(|| body(&its_line)));
+                let _ = (&its_report).write_all(text.as_bytes());
+                // SAFETY: Ends the process, without the parent's exit handlers.
+                unsafe { libc::_exit(code.into()) }
+            }
+            pid => Ok(Self { pid, line, report }),
+        }
+    }
+
+    /// The child's process id.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Lets the child go on.
+    pub fn tell(&self) -> Outcome {
+        self.line.tell().map_err(|_| self.lost())
+    }
+
+    /// Waits for the child to tell; its failure is the failure.
+    pub fn hear(&self) -> Outcome {
+        self.line.hear().map_err(|_| self.lost())
+    }
+
+    /// Tells the child a number.
+    pub fn tell_number(&self, number: u64) -> Outcome {
+        self.line.tell_number(number).map_err(|_| self.lost())
+    }
+
+    /// Waits for a number from the child.
+    pub fn hear_number(&self) -> Outcome<u64> {
+        self.line.hear_number().map_err(|_| self.lost())
+    }
+
+    /// Receives a file that the child passes.
+    pub fn receive(&self) -> Outcome<OwnedFd> {
+        self.line.receive().map_err(|_| self.lost())
+    }
+
+    /// Passes a file to the child.
+    pub fn pass(&self, file: &impl AsRawFd) -> Outcome {
+        self.line.pass(file).map_err(|_| self.lost())
+    }
+
+    /// Why a child does not answer any more.
+    fn lost(&self) -> Failure {
+        let silent = || Failure::new("child process", "an answer", "its end");
+        self.outcome().err().unwrap_or_else(silent)
+    }
+
+    /// Waits for the child to end, but leaves it to be reaped; returns its outcome.
+    fn outcome(&self) -> Outcome {
+        let (code, status) = self.wait()?;
+        let mut text = String::new();
+        let _ = (&self.report).read_to_string(&mut text);
+        let status = if code == libc::CLD_EXITED {
+            status << 8
+        } else {
+            status
+        };
+        harness::judge(ExitStatus::from_raw(status), &text)
+    }
+
+    /// Waits for the child to end, but leaves it to be reaped; returns `si_code` and `si_status`.
+    fn wait(&self) -> io::Result<(i32, i32)> {
+        // SAFETY: All-zero bytes are a valid `siginfo_t`.
+        let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+        let flags = libc::WEXITED | libc::WNOWAIT;
+        // SAFETY: `info` may be written.
+        check(unsafe { libc::waitid(libc::P_PID, self.pid as u32, &mut info, flags) })?;
+        // SAFETY: This is what `waitid` fills in.
+        Ok((info.si_code, unsafe { info.si_status() }))
+    }
+
+    /// Waits for the child to end; its outcome is the outcome.
+    pub fn join(self) -> Outcome {
+        self.outcome()
+    }
+
+    /// Sends the child a signal.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        // SAFETY: The child is not reaped yet, so the number is still its.
+        check(unsafe { libc::kill(self.pid, signal) }).map(drop)
+    }
+
+    /// Waits for the child to end; returns the signal that ended it.
+    pub fn ended_by(&self) -> io::Result<Option<i32>> {
+        let (code, status) = self.wait()?;
+        Ok((code != libc::CLD_EXITED).then_some(status))
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.signal(libc::SIGKILL);
+        // SAFETY: The status is of no interest.
+        unsafe { libc::waitpid(self.pid, ptr::null_mut(), 0) };
+    }
+}
+
+/// Runs `body` in a process that shares this one's address space, as a child of `vfork` does, and
+/// waits for its end.
+pub fn in_vfork_child<F: FnOnce() -> Outcome>(body: F) -> Outcome {
+    extern "C" fn run<F: FnOnce() -> Outcome>(call: *mut c_void) -> i32 {
+        // SAFETY: `in_vfork_child` passes this, and sleeps until this process is gone.
+        let call = unsafe { &mut *call.cast::<(Option<F>, Outcome)>() };
+        if let Some(body) = call.0.take() {
+            call.1 = body();
+        }
+        0
+    }
+    /// Room for what a body does.
+    const STACK: usize = 256 << 10;
+    let mut stack = vec![0u128; STACK / mem::size_of::<u128>()];
+    let mut call = (Some(body), Ok(()));
+    // SAFETY: The child runs on a stack of its own, and this thread sleeps until it has ended.
+    let pid = check(unsafe {
+        libc::clone(
+            run::<F>,
+            stack.as_mut_ptr_range().end.cast(),
+            libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+            (&raw mut call).cast(),
+        )
+    })?;
+    let mut status = 0;
+    // SAFETY: `status` may be written.
+    check(unsafe { libc::waitpid(pid, &mut status, 0) })?;
+    expect::same("exit status of the vfork child", status, 0)?;
+    call.1
+}
+
+/// Where a thread says which it is.
+#[derive(Default)]
+pub struct Tid(AtomicI32);
+
+impl Tid {
+    /// Says that it is this thread.
+    pub fn set(&self) {
+        // SAFETY: The call takes no arguments.
+        self.0.store(unsafe { libc::gettid() }, Ordering::Release);
+    }
+
+    /// The thread, once it has said so.
+    pub fn get(&self) -> i32 {
+        eventually(|| self.0.load(Ordering::Acquire) != 0);
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Waits until the thread sleeps in a system call of this number.
+    pub fn asleep_in(&self, number: libc::c_long) -> Outcome {
+        asleep_in(self.get(), number)
+    }
+}
+
+/// Waits until a thread sleeps in a system call of this number.
+pub fn asleep_in(tid: i32, number: libc::c_long) -> Outcome {
+    let call = format!("{number} ");
+    let asleep = eventually(|| {
+        fs::read_to_string(format!("/proc/{tid}/syscall")).is_ok_and(|text| text.starts_with(&call))
+            && fs::read_to_string(format!("/proc/{tid}/stat"))
+                .is_ok_and(|text| text.contains(") S "))
+    });
+    expect::that(
+        "thread",
+        asleep,
+        format_args!("it to sleep in system call {number}"),
+        "that it does not",
+    )
+}
+
+/// Waits up to ten seconds for a condition; returns whether it came true.
+pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < end {
+        if holds() {
+            return true;
+        }
+        thread::sleep(Duration::from_micros(200));
+    }
+    false
+}
+
+/// How often [`count_signal`] was called.
+static SIGNALS: AtomicI32 = AtomicI32::new(0);
+
+/// `si_code` and `si_fd` of the last signal.
+static SIGNAL_CODE: AtomicI32 = AtomicI32::new(0);
+static SIGNAL_FD: AtomicI32 = AtomicI32::new(-1);
+
+/// What arrived of the signal that [`catch_signal`] catches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caught {
+    /// How often.
+    pub count: i32,
+    /// `si_code` of the last.
+    pub code: i32,
+    /// `si_fd` of the last, where it has one.
+    pub fd: i32,
+}
+
+/// Catches a signal from now on, with these flags (`SA_RESTART` or none).
+pub fn catch_signal(signal: i32, flags: i32) -> io::Result<()> {
+    /// The part of `siginfo_t` that the signals for input have.
+    #[repr(C)]
+    struct PollInfo {
+        common: [i32; 3],
+        band: libc::c_long,
+        fd: i32,
+    }
+    extern "C" fn count_signal(_: i32, info: *const libc::siginfo_t, _: *mut c_void) {
+        // SAFETY: The kernel passes a valid `siginfo_t`, which is larger than the part read here.
+        let (code, fd) = unsafe { ((*info).si_code, (*info.cast::<PollInfo>()).fd) };
+        SIGNAL_CODE.store(code, Ordering::Relaxed);
+        SIGNAL_FD.store(fd, Ordering::Relaxed);
+        SIGNALS.fetch_add(1, Ordering::Release);
+    }
+    // SAFETY: All-zero bytes are a valid `sigaction`.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    action.sa_flags = flags | libc::SA_SIGINFO;
+    action.sa_sigaction = count_signal as extern "C" fn(_, _, _) as usize;
+    // SAFETY: The handler only does what a handler may.
+    check(unsafe { libc::sigaction(signal, &action, ptr::null_mut()) }).map(drop)
+}
+
+/// What arrived so far.
+pub fn caught() -> Caught {
+    Caught {
+        count: SIGNALS.load(Ordering::Acquire),
+        code: SIGNAL_CODE.load(Ordering::Relaxed),
+        fd: SIGNAL_FD.load(Ordering::Relaxed),
+    }
+}
+
+/// Sends a signal to a thread of this process.
+pub fn signal_thread(tid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: The call takes no pointer.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) }).map(drop)
+}
+
+/// A memory cgroup of its own, removed when dropped.
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Makes one.
+    pub fn new(name: &str) -> io::Result<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        fs::write(root.join("cgroup.subtree_control"), "+memory")?;
+        let path = root.join(format!("umn-test-{name}-{}", std::process::id()));
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    /// Moves the calling process into it.
+    pub fn enter(&self) -> io::Result<()> {
+        self.write("cgroup.procs", "0")
+    }
+
+    /// Writes one of its files.
+    pub fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        fs::write(self.0.join(file), text)
+    }
+
+    /// Reads one of its files.
+    pub fn read(&self, file: &str) -> io::Result<String> {
+        fs::read_to_string(self.0.join(file))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // It takes a moment until a process that has ended does not count any more.
+        eventually(|| fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+/// A setting of the kernel, put back when dropped.
+pub struct Setting {
+    path: PathBuf,
+    before: String,
+}
+
+impl Setting {
+    /// Changes several settings of a directory.
+    pub fn change_all(directory: &str, values: &[(&str, &str)]) -> io::Result<Vec<Self>> {
+        values
+            .iter()
+            .map(|(name, value)| Self::change(Path::new(directory).join(name), value))
+            .collect()
+    }
+
+    /// Changes the setting that is a file.
+    pub fn change(path: impl Into<PathBuf>, value: &str) -> io::Result<Self> {
+        let path = path.into();
+        let before = fs::read_to_string(&path)?;
+        // Of a choice the chosen one is in brackets.
+        let before = match before
+            .split_once('[')
+            .and_then(|(_, rest)| rest.split_once(']'))
+        {
+            Some((chosen, _)) => chosen.to_string(),
+            None => before,
+        };
+        fs::write(&path, value)?;
+        Ok(Self { path, before })
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = fs::write(&self.path, self.before.trim_end());
+    }
+}
+
+/// Keeps NUMA balancing away from the memory of this thread and of those it starts, or lets it.
+///
+/// It would invalidate what it pleases, at any time.
+pub fn balance_numa(may: bool) -> io::Result<()> {
+    /// `MPOL_F_MEMS_ALLOWED` of `linux/mempolicy.h`, which the crate `libc` lacks.
+    const MPOL_F_MEMS_ALLOWED: i32 = 4;
+    const WORDS: usize = 16;
+    const BITS: usize = 64 * WORDS + 1;
+    let mut nodes = [0u64; WORDS];
+    let nowhere = ptr::null::<c_void>();
+    let mode = ptr::null_mut::<i32>();
+    // A policy that names nodes, be it all of them, says that pages are to stay.
+    let policy = if may {
+        libc::MPOL_DEFAULT
+    } else {
+        libc::MPOL_BIND
+    };
+    // SAFETY: The mask has room for the bits that are told, and the other pointers may be null.
+    unsafe {
+        check(libc::syscall(
+            libc::SYS_get_mempolicy,
+            mode,
+            nodes.as_mut_ptr(),
+            BITS,
+            nowhere,
+            MPOL_F_MEMS_ALLOWED,
+        ))?;
+        let nodes = if may { ptr::null() } else { nodes.as_ptr() };
+        check(libc::syscall(
+            libc::SYS_set_mempolicy,
+            policy,
+            nodes,
+            if may { 0 } else { BITS },
+        ))?;
+    }
+    Ok(())
+}
+
+/// Becomes an ordinary user.
+pub fn drop_privilege() -> io::Result<()> {
+    /// Who owns nothing.
+    const NOBODY: u32 = 65534;
+    // SAFETY: The calls take no pointer to anything.
+    unsafe {
+        check(libc::setgroups(0, ptr::null()))?;
+        check(libc::setgid(NOBODY))?;
+        check(libc::setuid(NOBODY))?;
+    }
+    Ok(())
+}

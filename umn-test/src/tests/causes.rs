@@ -1,0 +1,690 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a process can do to its own mappings; each is reported, and only where it happens.
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::{
+        fd::{
+            AsRawFd,
+            FromRawFd,
+            OwnedFd, //
+        }, //
+    },
+    ptr, //
+};
+
+use super::prelude::*;
+
+table! {
+    cause_munmap: "munmap",
+    cause_munmap_part: "munmap of part of a region",
+    cause_munmap_more: "munmap of more than a region",
+    cause_map_fixed: "MAP_FIXED over a region",
+    cause_mremap_from: "mremap away from a region",
+    cause_mremap_onto: "mremap onto a region",
+    cause_mremap_shrink: "mremap to a shorter length",
+    cause_brk: "brk to a lower address",
+    cause_mprotect_none: "mprotect to PROT_NONE",
+    cause_mprotect_read: "mprotect to read-only",
+    cause_mprotect_write: "mprotect back to writable",
+    cause_dontneed: "MADV_DONTNEED",
+    cause_free: "MADV_FREE",
+    cause_remove: "MADV_REMOVE of shared memory",
+    cause_pageout: "MADV_PAGEOUT",
+    cause_pageout_shared: "MADV_PAGEOUT of shared memory",
+    cause_collapse: "MADV_COLLAPSE into a huge page",
+    cause_guard_install: "MADV_GUARD_INSTALL",
+    cause_shmdt: "shmdt",
+    cause_truncate: "ftruncate of the mapped file",
+    cause_punch_hole: "fallocate punches a hole into the mapped file",
+    cause_fork_and_write: "fork, and the first write to each page after it",
+    cause_write_to_zero_page: "the first write to a page that was only read",
+    cause_write_to_file_copy: "the first write to a private page of a file",
+    cause_split_by_mprotect: "mprotect of part of a huge page",
+    cause_split_by_munmap: "munmap of part of a huge page",
+    cause_split_by_dontneed: "MADV_DONTNEED of part of a huge page",
+    cause_huge_unmapped: "munmap of a huge page",
+    cause_hugetlb: "munmap of a hugetlb page",
+    cause_move_pages: "move_pages to another node",
+    cause_mbind: "mbind to another node",
+    cause_soft_dirty: "clear_refs 4, which starts to track what is written",
+    cause_write_protected: "userfaultfd write-protects",
+    cause_without_effect: "MADV_COLD, mlock, first touch and the like raise nothing",
+    cause_unwatched: "whatever happens to memory that is not watched raises nothing",
+}
+
+/// Applies a cause to the middle one of three pages of memory that `make` makes, in two ways.
+///
+/// With only the two neighbours watched nothing may be seen; with all watched exactly the page in
+/// the middle, on return. Returns how often that counted.
+fn only_the_middle(
+    make: impl Fn() -> Outcome<Guarded>,
+    cause: impl Fn(&Range<u64>) -> Outcome,
+) -> Outcome<u64> {
+    let bench = Bench::over(open()?, make()?)?;
+    bench.watch(1, &bench.area.page(0))?;
+    bench.watch(3, &bench.area.page(2))?;
+    cause(&bench.area.page(1))?;
+    bench.counts(0)?;
+    bench.is_silent()?;
+
+    let bench = Bench::over(open()?, make()?)?;
+    bench.watch_pages()?;
+    let page = bench.area.page(1);
+    cause(&page)?;
+    let counter = bench.counter.get();
+    expect::at_least("the counter on return", counter, 1)?;
+    let event = match counter {
+        1 => hit(2, &page),
+        _ => whole(2, &page),
+    };
+    bench.reads(&[event, last(counter)])?;
+    bench.counts(counter)?;
+    Ok(counter)
+}
+
+/// [`only_the_middle`] of small private pages, for a cause that is a single invalidation.
+fn once(cause: impl Fn(&Range<u64>) -> Outcome) -> Outcome {
+    let counter = only_the_middle(private, cause)?;
+    expect::same("how often it counted", counter, 1)
+}
+
+/// Three private pages.
+fn private() -> Outcome<Guarded> {
+    Ok(Guarded::new(3)?)
+}
+
+/// Three shared pages.
+fn shared() -> Outcome<Guarded> {
+    Ok(Guarded::shared(3)?)
+}
+
+fn cause_munmap() -> Outcome {
+    once(|page| Ok(mem::unmap(page)?))
+}
+
+fn cause_munmap_part() -> Outcome {
+    for (pages, counter) in [(1..2, 1), (0..1, 1), (2..4, 1)] {
+        let bench = Bench::new(4)?;
+        bench.watch(1, &bench.area.all())?;
+        mem::unmap(&bench.area.span(pages.clone()))?;
+        bench.counts(counter)?;
+        bench.reads(&[hit(1, &bench.area.span(pages)), last(counter)])?;
+    }
+    Ok(())
+}
+
+fn cause_munmap_more() -> Outcome {
+    let bench = Bench::new(4)?;
+    bench.watch(1, &bench.area.page(1))?;
+    mem::unmap(&bench.area.all())?;
+    bench.counts(1)?;
+    bench.reads(&[hit(1, &bench.area.page(1)), last(1)])
+}
+
+fn cause_map_fixed() -> Outcome {
+    once(|page| Ok(mem::map_over(page)?))
+}
+
+fn cause_mremap_from() -> Outcome {
+    let target = Guarded::new(1)?.all();
+    only_the_middle(private, |page| Ok(mem::move_to(page, &target)?)).map(drop)
+}
+
+fn cause_mremap_onto() -> Outcome {
+    only_the_middle(private, |page| {
+        Ok(mem::move_to(&Guarded::new(1)?.all(), page)?)
+    })
+    .map(drop)
+}
+
+fn cause_mremap_shrink() -> Outcome {
+    let bench = Bench::new(4)?;
+    bench.watch_pages()?;
+    mem::resize(&bench.area.all(), 2, 0)?;
+    bench.counts(1)?;
+    let (third, fourth) = (hit(3, &bench.area.page(2)), hit(4, &bench.area.page(3)));
+    bench.reads(&[third, fourth, last(1)])
+}
+
+fn cause_brk() -> Outcome {
+    let bench = Bench::new(1)?;
+    // SAFETY: The heap grows by two pages, which nobody knows of.
+    let end = |bytes| check(unsafe { libc::sbrk(bytes) } as isize);
+    let odd = end(0)? as u64 % PAGE;
+    end((PAGE - odd) as isize)?;
+    let start = end(2 * PAGE as isize)? as u64;
+    let region = start..start + 2 * PAGE;
+    for page in [region.start, region.start + PAGE] {
+        mem::write_byte(page, 1);
+    }
+    bench.watch(1, &region)?;
+    expect::same("the end of the heap", end(0)? as u64, region.end)?;
+    end(-(PAGE as isize))?;
+    bench.counts(1)?;
+    let freed = region.start + PAGE..region.end;
+    bench.reads(&[hit(1, &freed), last(1)])
+}
+
+fn cause_mprotect_none() -> Outcome {
+    once(|page| Ok(mem::protect(page, libc::PROT_NONE)?))
+}
+
+fn cause_mprotect_read() -> Outcome {
+    once(|page| Ok(mem::protect(page, libc::PROT_READ)?))
+}
+
+fn cause_mprotect_write() -> Outcome {
+    let read_only = || {
+        let area = private()?;
+        mem::protect(&area.all(), libc::PROT_READ)?;
+        Ok(area)
+    };
+    let writable = libc::PROT_READ | libc::PROT_WRITE;
+    only_the_middle(read_only, |page| Ok(mem::protect(page, writable)?)).map(drop)
+}
+
+fn cause_dontneed() -> Outcome {
+    once(|page| Ok(mem::advise(page, libc::MADV_DONTNEED)?))
+}
+
+fn cause_free() -> Outcome {
+    once(|page| Ok(mem::advise(page, libc::MADV_FREE)?))
+}
+
+fn cause_remove() -> Outcome {
+    only_the_middle(shared, |page| Ok(mem::advise(page, libc::MADV_REMOVE)?)).map(drop)
+}
+
+/// Writes pages to swap, or sees that there is none.
+pub(super) fn page_out(pages: &Range<u64>, mut advise: impl FnMut() -> io::Result<()>) -> Outcome {
+    let swaps = std::fs::read_to_string("/proc/swaps").or_skip("no /proc/swaps")?;
+    if swaps.lines().count() < 2 {
+        return Err(Failure::Skipped("no swap".into()));
+    }
+    let other = Guarded::new(1)?.all().start;
+    // The kernel leaves pages alone that somebody else looks at just now.
+    for _ in 0..100 {
+        // Nor does it find new pages that another processor has not put on its lists yet. To move
+        // a page, if only to where it is, has all processors do that.
+        if let Ok(node) = move_page(0, other, None) {
+            let _ = move_page(0, other, Some(node));
+        }
+        advise().or_skip("MADV_PAGEOUT")?;
+        if mem::page_states(pages)?.iter().all(|page| !page.present()) {
+            return Ok(());
+        }
+    }
+    Err(Failure::new(
+        "MADV_PAGEOUT",
+        "pages to go to swap",
+        "them stay",
+    ))
+}
+
+fn cause_pageout() -> Outcome {
+    only_the_middle(private, |page| {
+        page_out(page, || mem::advise(page, libc::MADV_PAGEOUT))
+    })
+    .map(drop)
+}
+
+fn cause_pageout_shared() -> Outcome {
+    only_the_middle(shared, |page| {
+        page_out(page, || mem::advise(page, libc::MADV_PAGEOUT))
+    })
+    .map(drop)
+}
+
+/// Small pages where a huge one could be, between unused ones; the middle of three.
+pub(super) fn collapsible() -> Outcome<(Bench, Range<u64>)> {
+    let bench = Bench::over(open()?, Guarded::huge(3)?)?;
+    mem::advise(&bench.area.all(), libc::MADV_NOHUGEPAGE).or_skip("huge pages")?;
+    bench.area.fill();
+    let start = bench.area.all().start + HUGE;
+    Ok((bench, start..start + HUGE))
+}
+
+/// Tries until there is a huge page.
+pub(super) fn collapse(at: u64, mut advise: impl FnMut() -> io::Result<()>) -> Outcome {
+    for _ in 0..20 {
+        match advise() {
+            Ok(()) => {}
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::ENOMEM | libc::EBUSY) => {}
+                Some(libc::EINVAL) => return Err(Failure::Skipped("no MADV_COLLAPSE".into())),
+                _ => return Err(error).or_skip("MADV_COLLAPSE"),
+            },
+        }
+        if mem::is_huge(at)? {
+            return Ok(());
+        }
+    }
+    Err(Failure::Skipped("no huge page to be had".into()))
+}
+
+/// Watches what is below and above a huge page's place, a page in it, and all of it.
+pub(super) fn watch_huge(bench: &Bench, place: &Range<u64>) -> Outcome {
+    bench.watch(1, &(bench.area.all().start..place.start))?;
+    bench.watch(2, &(place.start + 5 * PAGE..place.start + 6 * PAGE))?;
+    bench.watch(3, place)?;
+    bench.watch(4, &(place.end..bench.area.all().end))
+}
+
+/// Expects events of the regions in a huge page's place, and of them alone.
+#[track_caller]
+pub(super) fn only_huge(bench: &Bench) -> Outcome {
+    expect::at_least("the counter", bench.counter.get(), 1)?;
+    let events = bench.drain()?;
+    let mut cookies: Vec<u64> = events
+        .iter()
+        .filter(|event| event.kind == EVENT_INVAL)
+        .map(|event| event.user_cookie_counter)
+        .collect();
+    cookies.sort_unstable();
+    cookies.dedup();
+    expect::same("cookies", cookies, vec![2, 3])
+}
+
+fn cause_collapse() -> Outcome {
+    let (bench, place) = collapsible()?;
+    // In this order, since khugepaged may be quicker.
+    watch_huge(&bench, &place)?;
+    mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
+    collapse(place.start, || mem::advise(&place, libc::MADV_COLLAPSE))?;
+    only_huge(&bench)
+}
+
+fn cause_guard_install() -> Outcome {
+    let known = mem::advise(&Guarded::new(1)?.all(), mem::MADV_GUARD_INSTALL);
+    if known.is_err() {
+        return Err(Failure::Skipped("no MADV_GUARD_INSTALL".into()));
+    }
+    only_the_middle(private, |page| {
+        Ok(mem::advise(page, mem::MADV_GUARD_INSTALL)?)
+    })
+    .map(drop)
+}
+
+fn cause_shmdt() -> Outcome {
+    let bench = Bench::new(1)?;
+    // SAFETY: The calls take no pointers to anything, and attach where the kernel likes.
+    let at = unsafe {
+        let id = check(libc::shmget(
+            libc::IPC_PRIVATE,
+            (2 * PAGE) as usize,
+            libc::IPC_CREAT | 0o600,
+        ))
+        .or_skip("shmget")?;
+        let at = libc::shmat(id, ptr::null(), 0);
+        check(libc::shmctl(id, libc::IPC_RMID, ptr::null_mut()))?;
+        check(at as isize)? as u64
+    };
+    mem::write_byte(at, 1);
+    let region = at..at + 2 * PAGE;
+    bench.watch(1, &region)?;
+    // SAFETY: Nobody uses the segment any more.
+    check(unsafe { libc::shmdt(at as *const _) })?;
+    bench.counts(1)?;
+    bench.reads(&[hit(1, &region), last(1)])
+}
+
+/// Watches four pages of a file that is shortened to two.
+pub(super) fn truncated(truncate: impl FnOnce(&File) -> Outcome) -> Outcome {
+    let file = mem::memory_file(4)?;
+    let bench = Bench::over(open()?, Guarded::of_file(&file, 4)?)?;
+    bench.watch_pages()?;
+    truncate(&file)?;
+    expect::at_least("the counter on return", bench.counter.get(), 1)?;
+    let events = bench.drain()?;
+    let cookies: Vec<u64> = events.iter().map(|e| e.user_cookie_counter).collect();
+    expect::same(
+        "cookies, and LAST",
+        cookies,
+        vec![3, 4, bench.counter.get()],
+    )
+}
+
+fn cause_truncate() -> Outcome {
+    truncated(|file| Ok(file.set_len(2 * PAGE)?))
+}
+
+/// [`only_the_middle`] of a file's pages, for a cause that needs the file.
+pub(super) fn only_the_middle_of_file(cause: impl Fn(&File) -> Outcome) -> Outcome {
+    let file = mem::memory_file(3)?;
+    let make = || Ok(Guarded::of_file(&file, 3)?);
+    only_the_middle(make, |_| cause(&file)).map(drop)
+}
+
+fn cause_punch_hole() -> Outcome {
+    only_the_middle_of_file(|file| Ok(mem::punch_hole(file, 1..2)?))
+}
+
+fn cause_fork_and_write() -> Outcome {
+    let bench = Bench::new(3)?;
+    let (all, region) = (bench.area.all(), bench.area.span(1..3));
+    bench.watch(1, &region)?;
+    let child = Child::fork(|line| Ok(line.hear()?))?;
+    bench.counts(1)?;
+    bench.reads(&[hit(1, &region), last(1)])?;
+    // The first write copies the page, the second finds the copy.
+    mem::write_byte(all.start, 1);
+    bench.counts(1)?;
+    for (page, counter) in [(2, 2), (1, 3)] {
+        let page = bench.area.page(page);
+        mem::write_byte(page.start, 1);
+        bench.counts(counter)?;
+        mem::write_byte(page.start + 8, 1);
+        bench.counts(counter)?;
+        bench.reads(&[hit(1, &page), last(counter)])?;
+    }
+    child.tell()?;
+    child.join()?;
+    bench.counts(3)
+}
+
+fn cause_write_to_zero_page() -> Outcome {
+    let only_read = || {
+        let area = Guarded::unpopulated(3)?;
+        for page in 0..3 {
+            expect::same(
+                "an untouched byte",
+                mem::read_byte(area.page(page).start),
+                0,
+            )?;
+        }
+        Ok(area)
+    };
+    only_the_middle(only_read, |page| {
+        mem::write_byte(page.start, 1);
+        Ok(())
+    })
+    .map(drop)
+}
+
+fn cause_write_to_file_copy() -> Outcome {
+    let file = mem::memory_file(3)?;
+    let make = || Ok(Guarded::copy_of_file(&file, 3)?);
+    only_the_middle(make, |page| {
+        mem::write_byte(page.start, 1);
+        Ok(())
+    })
+    .map(drop)
+}
+
+/// A huge page, between others, with everything watched.
+fn huge_page() -> Outcome<(Bench, Range<u64>)> {
+    let (bench, place) = collapsible()?;
+    mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
+    collapse(place.start, || mem::advise(&place, libc::MADV_COLLAPSE))?;
+    watch_huge(&bench, &place)?;
+    Ok((bench, place))
+}
+
+/// A range of pages in a huge page, the one that is watched by itself among them.
+fn part_of_huge(place: &Range<u64>) -> Range<u64> {
+    place.start + 4 * PAGE..place.start + 7 * PAGE
+}
+
+fn cause_split_by_mprotect() -> Outcome {
+    let (bench, place) = huge_page()?;
+    mem::protect(&part_of_huge(&place), libc::PROT_READ)?;
+    only_huge(&bench)
+}
+
+fn cause_split_by_munmap() -> Outcome {
+    let (bench, place) = huge_page()?;
+    mem::unmap(&part_of_huge(&place))?;
+    only_huge(&bench)
+}
+
+fn cause_split_by_dontneed() -> Outcome {
+    let (bench, place) = huge_page()?;
+    mem::advise(&part_of_huge(&place), libc::MADV_DONTNEED)?;
+    only_huge(&bench)
+}
+
+fn cause_huge_unmapped() -> Outcome {
+    let (bench, place) = huge_page()?;
+    mem::unmap(&place)?;
+    only_huge(&bench)
+}
+
+fn cause_hugetlb() -> Outcome {
+    let bench = Bench::new(1)?;
+    let _pool = Setting::change("/proc/sys/vm/nr_hugepages", "2").or_skip("hugetlb pages")?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let at = match mem::map(None, HUGE, access, flags, None) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+            return Err(Failure::Skipped("no hugetlb page to be had".into()));
+        }
+        result => result?,
+    };
+    mem::write_byte(at, 1);
+    bench.watch(1, &(at..at + PAGE))?;
+    mem::unmap(&(at..at + HUGE))?;
+    bench.counts(1)?;
+    bench.reads(&[hit(1, &(at..at + PAGE)), last(1)])
+}
+
+/// Moves a page to a node, or with `None` only asks; returns on which it is now.
+pub(super) fn move_page(pid: i32, page: u64, node: Option<i32>) -> io::Result<i32> {
+    /// `MPOL_MF_MOVE` of `linux/mempolicy.h`, which the crate `libc` lacks.
+    const MPOL_MF_MOVE: i32 = 2;
+    let mut status = i32::MIN;
+    let nodes = node.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: All pointers are to one valid element, but for that of the nodes, which may be null.
+    check(unsafe {
+        let (pages, status) = (&raw const page, &raw mut status);
+        libc::syscall(
+            libc::SYS_move_pages,
+            pid,
+            1usize,
+            pages,
+            nodes,
+            status,
+            MPOL_MF_MOVE,
+        )
+    })?;
+    if status < 0 {
+        return Err(io::Error::from_raw_os_error(-status));
+    }
+    Ok(status)
+}
+
+/// A node other than the one a page of this process is on.
+pub(super) fn other_node(page: u64) -> Outcome<i32> {
+    let now = move_page(0, page, None).or_skip("move_pages")?;
+    let other = 1 - now;
+    let path = format!("/sys/devices/system/node/node{other}");
+    if std::path::Path::new(&path).exists() {
+        Ok(other)
+    } else {
+        Err(Failure::Skipped("only one node".into()))
+    }
+}
+
+/// Tries until a page of this process is on a node.
+pub(super) fn migrate(page: u64, node: i32, mut step: impl FnMut() -> io::Result<()>) -> Outcome {
+    for _ in 0..50 {
+        step().or_skip("page migration")?;
+        if move_page(0, page, None)? == node {
+            return Ok(());
+        }
+    }
+    Err(Failure::new("migration", "a page to move", "it stay"))
+}
+
+fn cause_move_pages() -> Outcome {
+    only_the_middle(private, |page| {
+        let node = other_node(page.start)?;
+        migrate(page.start, node, || {
+            // A page that is busy for the moment is no error.
+            let _ = move_page(0, page.start, Some(node));
+            Ok(())
+        })
+    })
+    .map(drop)
+}
+
+fn cause_mbind() -> Outcome {
+    /// `MPOL_MF_MOVE` as above.
+    const MPOL_MF_MOVE: u32 = 2;
+    only_the_middle(private, |page| {
+        let node = other_node(page.start)?;
+        let mask = 1u64 << node;
+        migrate(page.start, node, || {
+            // SAFETY: The mask has the number of bits that is told.
+            check(unsafe {
+                libc::syscall(
+                    libc::SYS_mbind,
+                    page.start,
+                    page.end - page.start,
+                    libc::MPOL_BIND,
+                    &mask,
+                    64u64,
+                    MPOL_MF_MOVE,
+                )
+            })
+            .map(drop)
+        })
+    })
+    .map(drop)
+}
+
+fn cause_soft_dirty() -> Outcome {
+    let bench = Bench::new(2)?;
+    bench.watch_pages()?;
+    let clear = |what: &str| std::fs::write("/proc/self/clear_refs", what).or_skip("clear_refs");
+    clear("1")?;
+    bench.counts(0)?;
+    clear("4")?;
+    let counter = bench.counter.get();
+    expect::at_least("the counter on return", counter, 1)?;
+    let events = bench.drain()?;
+    expect::same("records", events.len(), 3)
+}
+
+fn cause_write_protected() -> Outcome {
+    /// `struct uffdio_api` of `linux/userfaultfd.h`.
+    #[repr(C)]
+    struct Api {
+        api: u64,
+        features: u64,
+        ioctls: u64,
+    }
+    /// `struct uffdio_register`.
+    #[repr(C)]
+    struct Register {
+        start: u64,
+        length: u64,
+        mode: u64,
+        ioctls: u64,
+    }
+    /// `struct uffdio_writeprotect`.
+    #[repr(C)]
+    struct WriteProtect {
+        start: u64,
+        length: u64,
+        mode: u64,
+    }
+    const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+    const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+    const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
+    const UFFD_API: u64 = 0xaa;
+    const UFFD_FEATURE_PAGEFAULT_FLAG_WP: u64 = 1;
+    const UFFDIO_REGISTER_MODE_WP: u64 = 2;
+    const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1;
+
+    // SAFETY: The call takes no pointer.
+    let fd = check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })
+        .or_skip("userfaultfd")?;
+    // SAFETY: The file was just opened and is nobody else's.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut api = Api {
+        api: UFFD_API,
+        features: UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+        ioctls: 0,
+    };
+    // SAFETY: The argument is what the command takes.
+    if check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &mut api) }).is_err() {
+        return Err(Failure::Skipped("userfaultfd cannot write-protect".into()));
+    }
+    let make = || {
+        let area = private()?;
+        let mut register = Register {
+            start: area.all().start,
+            length: 3 * PAGE,
+            mode: UFFDIO_REGISTER_MODE_WP,
+            ioctls: 0,
+        };
+        // SAFETY: The argument is what the command takes.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &mut register) })?;
+        Ok(area)
+    };
+    only_the_middle(make, |page| {
+        let mut protect = WriteProtect {
+            start: page.start,
+            length: PAGE,
+            mode: UFFDIO_WRITEPROTECT_MODE_WP,
+        };
+        // SAFETY: The argument is what the command takes.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_WRITEPROTECT, &mut protect) })?;
+        Ok(())
+    })
+    .map(drop)
+}
+
+fn cause_without_effect() -> Outcome {
+    let bench = Bench::new(2)?;
+    bench.watch_pages()?;
+    let all = bench.area.all();
+    let advice = [
+        ("MADV_COLD", libc::MADV_COLD),
+        ("MADV_WILLNEED", libc::MADV_WILLNEED),
+        ("MADV_RANDOM", libc::MADV_RANDOM),
+        ("MADV_SEQUENTIAL", libc::MADV_SEQUENTIAL),
+        ("MADV_DONTDUMP", libc::MADV_DONTDUMP),
+        ("MADV_POPULATE_WRITE", libc::MADV_POPULATE_WRITE),
+    ];
+    for (what, advice) in advice {
+        expect::success(what, mem::advise(&all, advice))?;
+        expect::same(what, bench.counter.get(), 0)?;
+    }
+    mem::lock(&bench.area.page(0))?;
+    bench.counts(0)?;
+    mem::write_byte(all.start, 9);
+    expect::same("a byte", mem::read_byte(all.start), 9)?;
+    bench.counts(0)?;
+
+    let fresh = Guarded::unpopulated(2)?;
+    bench.watch(10, &fresh.all())?;
+    mem::write_byte(fresh.page(0).start, 1);
+    expect::same("an untouched byte", mem::read_byte(fresh.page(1).start), 0)?;
+    bench.counts(0)?;
+    let other = Guarded::unpopulated(1)?;
+    bench.watch(11, &other.all())?;
+    mem::lock(&other.all())?;
+    bench.counts(0)?;
+    bench.is_silent()
+}
+
+fn cause_unwatched() -> Outcome {
+    let bench = Bench::new(1)?;
+    bench.watch_pages()?;
+    let other = Guarded::new(8)?;
+    mem::unmap(&other.page(0))?;
+    mem::map_over(&other.page(1))?;
+    mem::move_to(&other.page(2), &other.page(3))?;
+    mem::protect(&other.page(4), libc::PROT_NONE)?;
+    mem::advise(&other.page(5), libc::MADV_DONTNEED)?;
+    mem::advise(&other.page(6), libc::MADV_FREE)?;
+    let signal = process::caught();
+    expect::same("signals", signal.count, 0)?;
+    bench.counts(0)?;
+    bench.is_silent()
+}

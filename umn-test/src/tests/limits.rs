@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Limits, accounting, what can be seen from outside, and the module itself.
+
+use std::{
+    env,
+    ffi::CString,
+    fs::{
+        self,
+        File, //
+    },
+    io,
+    os::fd::AsRawFd, //
+};
+
+use super::prelude::*;
+
+table! {
+    limit_is_documented: "fdinfo tells the limit on regions",
+    limit_of_regions: "beyond the limit REGISTER_REGION gives ENOSPC; there is room after UNREGISTER",
+    limit_is_per_file: "the limit is per file",
+    memory_is_charged: "regions are charged to the opener's memory cgroup",
+    memory_is_given_back: "what was charged is given back at close",
+    fdinfo_tells: "fdinfo tells regions, queued events, counter and limit",
+    fdinfo_of_another_process: "fdinfo can be read by another process",
+    module_is_busy: "the module cannot be unloaded while a file is open",
+    module_is_busy_while_mapped: "nor while only the mapped counter is left",
+    module_reloads: "the module can be unloaded and loaded many times",
+}
+
+/// The limit where the module's parameter says nothing else.
+const DEFAULT_LIMIT: u64 = 2_097_152;
+
+/// A number that fdinfo tells.
+fn fdinfo(text: &str, name: &str) -> Outcome<u64> {
+    let prefix = format!("{name}:\t");
+    text.lines()
+        .find_map(|line| line.strip_prefix(&prefix)?.parse().ok())
+        .ok_or_else(|| Failure::new("fdinfo", format_args!("a line '{name}:'"), text))
+}
+
+/// What fdinfo tells of a file of this process.
+fn fdinfo_text(device: &Device) -> Outcome<String> {
+    fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).or_skip("no fdinfo")
+}
+
+fn fdinfo_tells() -> Outcome {
+    let bench = Bench::new(3)?;
+    let is = |regions, queued, counter| -> Outcome {
+        let text = fdinfo_text(&bench.device)?;
+        expect::same("regions", fdinfo(&text, "regions")?, regions)?;
+        expect::same("queued", fdinfo(&text, "queued")?, queued)?;
+        expect::same("counter", fdinfo(&text, "counter")?, counter)
+    };
+    is(0, 0, 0)?;
+    bench.watch_pages()?;
+    is(3, 0, 0)?;
+    bench.hit(0)?;
+    bench.hit(0)?;
+    is(3, 1, 2)?;
+    mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?;
+    is(3, 3, 3)?;
+    bench.device.read_events(1)?;
+    is(3, 2, 3)?;
+    bench.device.unregister(2)?;
+    is(2, 1, 3)?;
+    bench.reads(&[hit(3, &bench.area.page(2)), last(3)])?;
+    is(2, 0, 3)?;
+    bench.device.unregister(1)?;
+    bench.device.unregister(3)?;
+    is(0, 0, 3)
+}
+
+fn fdinfo_of_another_process() -> Outcome {
+    let bench = Bench::new(2)?;
+    let path = format!(
+        "/proc/{}/fdinfo/{}",
+        std::process::id(),
+        bench.device.as_raw_fd()
+    );
+    let child = Child::fork(|line| {
+        line.hear()?;
+        let text = fs::read_to_string(&path).or_skip("another process's fdinfo")?;
+        expect::same("regions", fdinfo(&text, "regions")?, 2)?;
+        expect::same("queued", fdinfo(&text, "queued")?, 1)?;
+        expect::same("counter", fdinfo(&text, "counter")?, 2)
+    })?;
+    bench.watch_pages()?;
+    bench.hit(1)?;
+    bench.hit(1)?;
+    child.tell()?;
+    child.join()?;
+    bench.reads(&[whole(2, &bench.area.page(1)), last(2)])
+}
+
+fn limit_is_documented() -> Outcome {
+    let text = fdinfo_text(&open()?)?;
+    expect::at_least("limit", fdinfo(&text, "limit")?, 1)
+}
+
+/// The module, unloaded; it is loaded again as it was when this is dropped.
+struct Module {
+    file: File,
+}
+
+impl Module {
+    /// Unloads it, if it is known where to find it again.
+    fn unload() -> Outcome<Self> {
+        open()?;
+        let path = env::var_os("UMN_MODULE")
+            .ok_or_else(|| Failure::Skipped("UMN_MODULE does not name the module".into()))?;
+        let file = File::open(path).or_skip("the module's file")?;
+        delete_module().or_skip("unloading the module")?;
+        Ok(Self { file })
+    }
+
+    /// Loads it with parameters of the test's choice.
+    fn load(&self, parameters: &str) -> io::Result<()> {
+        let parameters = CString::new(parameters)?;
+        // SAFETY: `parameters` is a C string.
+        check(unsafe {
+            let fd = self.file.as_raw_fd();
+            libc::syscall(libc::SYS_finit_module, fd, parameters.as_ptr(), 0)
+        })?;
+        if process::eventually(|| Device::open().is_ok()) {
+            Ok(())
+        } else {
+            Device::open().map(drop)
+        }
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        let _ = delete_module();
+        let _ = self.load("");
+    }
+}
+
+fn delete_module() -> io::Result<()> {
+    // SAFETY: The name is a C string.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_delete_module,
+            c"ummunotify".as_ptr(),
+            libc::O_NONBLOCK,
+        )
+    })
+    .map(drop)
+}
+
+/// How many regions there may be in the tests of the limit.
+const FEW: u64 = 1000;
+
+/// Loads the module with a limit of [`FEW`] regions.
+fn few_regions() -> Outcome<Module> {
+    let module = Module::unload()?;
+    expect::success(
+        "loading the module",
+        module.load(&format!("max_regions={FEW}")),
+    )?;
+    Ok(module)
+}
+
+fn limit_of_regions() -> Outcome {
+    let _module = few_regions()?;
+    let bench = Bench::new(1)?;
+    let page = bench.area.all();
+    let text = fdinfo_text(&bench.device)?;
+    expect::same("limit", fdinfo(&text, "limit")?, FEW)?;
+    for cookie in 0..FEW {
+        bench.watch(cookie, &page)?;
+    }
+    for _ in 0..3 {
+        let result = bench.device.register(page.start, page.end, FEW);
+        expect::error("REGISTER_REGION", result, libc::ENOSPC)?;
+    }
+    bench.device.unregister(7)?;
+    bench.watch(FEW, &page)?;
+    let result = bench.device.register(page.start, page.end, 7);
+    expect::error("REGISTER_REGION", result, libc::ENOSPC)?;
+    bench.hit(0)?;
+    bench.counts(1)?;
+    let records = bench.device.read_events(FEW as usize + 1)?.len() as u64;
+    expect::same("records", records, FEW + 1)
+}
+
+fn limit_is_per_file() -> Outcome {
+    let _module = few_regions()?;
+    let (one, two) = (Bench::new(1)?, Bench::new(1)?);
+    for bench in [&one, &two] {
+        for cookie in 0..FEW {
+            bench.watch(cookie, &bench.area.all())?;
+        }
+    }
+    Ok(())
+}
+
+/// How many regions the tests of accounting register.
+const MANY: u64 = 20_000;
+
+/// The least that a region takes in kernel memory.
+const REGION_SIZE: u64 = 64;
+
+/// What a cgroup is charged with, before, while and after a process in it has many regions.
+fn charges() -> Outcome<[u64; 3]> {
+    open()?;
+    let group = Cgroup::new("charge").or_skip("a memory cgroup")?;
+    let child = Child::fork(|line| {
+        group.enter().or_skip("entering a memory cgroup")?;
+        let bench = Bench::new(1)?;
+        // What the first region of all takes is not of interest.
+        bench.watch(MANY, &bench.area.all())?;
+        line.tell()?;
+        line.hear()?;
+        for cookie in 0..MANY {
+            bench.watch(cookie, &bench.area.all())?;
+        }
+        line.tell()?;
+        line.hear()?;
+        drop((bench.device, bench.counter));
+        line.tell()?;
+        Ok(line.hear()?)
+    })?;
+    let mut charges = [0; 3];
+    for charge in &mut charges {
+        child.hear()?;
+        let text = group.read("memory.stat").or_skip("memory.stat")?;
+        let kernel = text.lines().find_map(|line| line.strip_prefix("kernel "));
+        *charge = kernel
+            .and_then(|number| number.parse().ok())
+            .ok_or_else(|| Failure::Skipped("memory.stat has no 'kernel'".into()))?;
+        child.tell()?;
+    }
+    child.join()?;
+    Ok(charges)
+}
+
+fn memory_is_charged() -> Outcome {
+    let [before, during, _] = charges()?;
+    expect::at_least(
+        "bytes charged",
+        during.saturating_sub(before),
+        MANY * REGION_SIZE,
+    )
+}
+
+fn memory_is_given_back() -> Outcome {
+    let [_, during, after] = charges()?;
+    expect::at_least(
+        "bytes given back",
+        during.saturating_sub(after),
+        MANY * REGION_SIZE / 2,
+    )
+}
+
+fn module_is_busy() -> Outcome {
+    let bench = Bench::one_page()?;
+    let busy = [libc::EWOULDBLOCK, libc::EBUSY];
+    match delete_module() {
+        Err(error) if !busy.contains(&error.raw_os_error().unwrap_or(0)) => {
+            Err(error).or_skip("unloading the module")?
+        }
+        result => expect::one_of("delete_module", result, &busy)?,
+    }
+    bench.hit(0)?;
+    bench.reads(&[hit(1, &bench.area.all()), last(1)])
+}
+
+fn module_is_busy_while_mapped() -> Outcome {
+    let bench = Bench::one_page()?;
+    drop(bench.device);
+    match delete_module() {
+        Err(error) if error.raw_os_error() != Some(libc::EWOULDBLOCK) => {
+            Err(error).or_skip("unloading the module")?
+        }
+        result => expect::error("delete_module", result, libc::EWOULDBLOCK)?,
+    }
+    expect::same("the counter", bench.counter.get(), 0)
+}
+
+fn module_reloads() -> Outcome {
+    let module = Module::unload()?;
+    expect::error("open", Device::open().map(drop), libc::ENOENT)?;
+    for _ in 0..5 {
+        expect::success("loading the module", module.load(""))?;
+        let bench = Bench::one_page()?;
+        let text = fdinfo_text(&bench.device)?;
+        expect::same("limit", fdinfo(&text, "limit")?, DEFAULT_LIMIT)?;
+        bench.hit(0)?;
+        bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
+        drop((bench.device, bench.counter));
+        expect::success("unloading the module", delete_module())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The self-tests, by subject, and what they have in common.
+
+mod causes;
+pub mod fork;
+mod ioctl;
+mod last;
+mod limits;
+mod mmap;
+mod open;
+mod others;
+mod poll;
+mod races;
+mod read;
+mod regions;
+mod v2;
+
+use std::{
+    io,
+    ops::Range,
+    time::Duration, //
+};
+
+use self::prelude::*;
+use crate::harness::Test;
+
+/// What most tests use.
+mod prelude {
+    pub(super) use super::{
+        open,
+        open_blocking,
+        read_if_any,
+        Bench, //
+    };
+    pub(super) use crate::{
+        device::{
+            self,
+            check,
+            Counter,
+            Device, //
+        },
+        expect::{
+            self,
+            hit,
+            last,
+            whole,
+            Failure,
+            OrSkip,
+            Outcome, //
+        },
+        harness::table,
+        mem::{
+            self,
+            Guarded,
+            HUGE,
+            PAGE, //
+        },
+        process::{
+            self,
+            Cgroup,
+            Child,
+            Line,
+            Setting,
+            Tid, //
+        },
+        uapi::{
+            Event,
+            Register,
+            EVENT_INVAL,
+            EVENT_LAST, //
+        },
+    };
+}
+
+/// All tests.
+pub fn all() -> Vec<Test> {
+    [
+        v2::TESTS,
+        open::TESTS,
+        ioctl::TESTS,
+        regions::TESTS,
+        last::TESTS,
+        read::TESTS,
+        poll::TESTS,
+        mmap::TESTS,
+        fork::TESTS,
+        causes::TESTS,
+        others::TESTS,
+        races::TESTS,
+        limits::TESTS,
+    ]
+    .concat()
+}
+
+/// An open file that does not block.
+fn open() -> Outcome<Device> {
+    Device::open_nonblocking().or_skip("no /dev/ummunotify to open")
+}
+
+/// An open file that blocks.
+fn open_blocking() -> Outcome<Device> {
+    Device::open().or_skip("no /dev/ummunotify to open")
+}
+
+/// Reads from a file that does not block; nothing where nothing is there.
+fn read_if_any(device: &Device, most: usize) -> io::Result<Vec<Event>> {
+    match device.read_events(most) {
+        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(vec![]),
+        result => result,
+    }
+}
+
+/// An open file with its counter, and memory to watch.
+struct Bench {
+    device: Device,
+    counter: Counter,
+    area: Guarded,
+}
+
+impl Bench {
+    /// A file that does not block, and small private pages that are there.
+    fn new(pages: u64) -> Outcome<Self> {
+        Self::over(open()?, Guarded::new(pages)?)
+    }
+
+    /// The same with a file that blocks.
+    fn blocking(pages: u64) -> Outcome<Self> {
+        Self::over(open_blocking()?, Guarded::new(pages)?)
+    }
+
+    /// A file and memory of the caller's choice.
+    fn over(device: Device, area: Guarded) -> Outcome<Self> {
+        let counter = device.map_counter()?;
+        Ok(Self {
+            device,
+            counter,
+            area,
+        })
+    }
+
+    /// One page, watched with cookie 1.
+    fn one_page() -> Outcome<Self> {
+        let bench = Self::new(1)?;
+        bench.watch_pages()?;
+        Ok(bench)
+    }
+
+    /// Watches each page of the area; the first with cookie 1, the next with 2, and so on.
+    fn watch_pages(&self) -> Outcome {
+        for page in 0..self.area.pages() {
+            self.watch(page + 1, &self.area.page(page))?;
+        }
+        Ok(())
+    }
+
+    /// Watches a region.
+    #[track_caller]
+    fn watch(&self, cookie: u64, region: &Range<u64>) -> Outcome {
+        expect::success(
+            "REGISTER_REGION",
+            self.device.register(region.start, region.end, cookie),
+        )
+    }
+
+    /// Invalidates a page, which stays mapped, and without any doubt about how often.
+    fn hit(&self, page: u64) -> io::Result<()> {
+        mem::advise(&self.area.page(page), libc::MADV_DONTNEED)?;
+        mem::write_byte(self.area.page(page).start, Guarded::content(page));
+        Ok(())
+    }
+
+    /// Expects a value of the counter.
+    #[track_caller]
+    fn counts(&self, expected: u64) -> Outcome {
+        expect::same("the counter", self.counter.get(), expected)
+    }
+
+    /// Expects one read of room enough to return these records.
+    #[track_caller]
+    fn reads(&self, expected: &[Event]) -> Outcome {
+        let seen = expect::success("read", self.device.read_events(expected.len() + 2))?;
+        expect::events("read", &seen, expected)
+    }
+
+    /// Reads all that is there, however the file is opened; expects LAST to carry the counter.
+    ///
+    /// Where one thread reads while another changes mappings, a change may count once more when it
+    /// ends. So tests with several threads do not know what is left.
+    #[track_caller]
+    fn drain(&self) -> Outcome<Vec<Event>> {
+        let mut seen = vec![];
+        while self.device.poll(libc::POLLIN, Duration::ZERO)? != 0 {
+            seen.extend(expect::success("read", self.device.read_events(64))?);
+        }
+        if let Some(event) = seen.last() {
+            let wanted = [expect::last(self.counter.get())];
+            expect::events("the last record", &[*event], &wanted)?;
+        }
+        Ok(seen)
+    }
+
+    /// Expects that there is nothing to read, on a file that does not block.
+    #[track_caller]
+    fn is_silent(&self) -> Outcome {
+        expect::error(
+            "read of an empty queue",
+            self.device.read_events(1),
+            libc::EAGAIN,
+        )
+    }
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Opening the device, and several open files.
+
+use std::{
+    ffi::CString,
+    fs,
+    io,
+    os::{
+        fd::{
+            AsRawFd,
+            FromRawFd,
+            OwnedFd, //
+        },
+        unix::fs::{
+            FileTypeExt,
+            PermissionsExt, //
+        },
+    }, //
+};
+
+use super::prelude::*;
+
+table! {
+    open_read_only: "O_RDONLY opens, blocking or not",
+    open_write_modes: "any write mode gives EINVAL",
+    open_node: "the device is a character device called ummunotify that everybody may open",
+    open_as_ordinary_user: "a process without privilege opens it and is told of its events",
+    open_many_files: "256 files in one process, each with its own region, all hit by one munmap",
+    open_files_are_independent: "cookies, events, LAST and counters of two files are separate",
+    open_same_inode_other_state: "a duplicate of a file is the same file, a second open is not",
+    open_close_on_exec_flag: "O_CLOEXEC is honoured",
+    close_with_regions: "closing with 1000 regions and queued events, and changing the memory later",
+    close_while_mapped: "a counter mapping keeps the file: the counter still counts after the close",
+}
+
+/// Opens the device with flags of the test's choice.
+fn open_flags(flags: i32) -> io::Result<Device> {
+    let path = CString::new(device::PATH)?;
+    // SAFETY: `path` is a C string.
+    let fd = check(unsafe { libc::open(path.as_ptr(), flags) })?;
+    // SAFETY: The file was just opened and is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
+}
+
+fn descriptor_flags(device: &Device) -> io::Result<i32> {
+    // SAFETY: The call takes no pointer.
+    check(unsafe { libc::fcntl(device.as_raw_fd(), libc::F_GETFD) })
+}
+
+fn open_read_only() -> Outcome {
+    open()?;
+    for flags in [0, libc::O_NONBLOCK, libc::O_CLOEXEC, libc::O_NOCTTY] {
+        expect::success("open", open_flags(libc::O_RDONLY | flags))?;
+    }
+    Ok(())
+}
+
+fn open_write_modes() -> Outcome {
+    open()?;
+    for mode in [libc::O_WRONLY, libc::O_RDWR, libc::O_ACCMODE] {
+        for flags in [0, libc::O_NONBLOCK, libc::O_APPEND, libc::O_TRUNC] {
+            let result = open_flags(mode | flags).map(drop);
+            expect::error("open for writing", result, libc::EINVAL)?;
+        }
+    }
+    Ok(())
+}
+
+fn open_node() -> Outcome {
+    let node = fs::metadata(device::PATH).or_skip("no /dev/ummunotify")?;
+    expect::same("character device", node.file_type().is_char_device(), true)?;
+    let mode = node.permissions().mode() & 0o444;
+    expect::same("who may read", format!("{mode:o}"), "444".into())?;
+    let names = fs::read_to_string("/proc/misc").or_skip("no /proc/misc")?;
+    let listed = names
+        .lines()
+        .any(|line| line.split_whitespace().nth(1) == Some("ummunotify"));
+    expect::same("ummunotify in /proc/misc", listed, true)
+}
+
+fn open_as_ordinary_user() -> Outcome {
+    open()?;
+    Child::fork(|_| {
+        process::drop_privilege().or_skip("become an ordinary user")?;
+        let bench = Bench::over(
+            expect::success("open", Device::open_nonblocking())?,
+            Guarded::new(1)?,
+        )?;
+        bench.watch_pages()?;
+        bench.hit(0)?;
+        bench.reads(&[hit(1, &bench.area.all()), last(1)])
+    })?
+    .join()
+}
+
+fn open_many_files() -> Outcome {
+    let area = Guarded::new(1)?;
+    let files = (0..256).map(|_| open()).collect::<Outcome<Vec<Device>>>()?;
+    for (cookie, file) in (0..).zip(&files) {
+        file.register(area.all().start, area.all().end, cookie)?;
+    }
+    mem::unmap(&area.all())?;
+    for (cookie, file) in (0..).zip(&files) {
+        let events = file.read_events(2)?;
+        expect::events("each file", &events, &[hit(cookie, &area.all()), last(1)])?;
+    }
+    Ok(())
+}
+
+fn open_files_are_independent() -> Outcome {
+    let one = Bench::new(2)?;
+    let two = Bench::over(open()?, Guarded::new(1)?)?;
+    let page = one.area.page(0);
+    one.watch(1, &page)?;
+    one.watch(2, &one.area.page(1))?;
+    two.watch(1, &page)?;
+    one.hit(1)?;
+    one.counts(1)?;
+    two.counts(0)?;
+    two.is_silent()?;
+    one.hit(0)?;
+    one.counts(2)?;
+    two.counts(1)?;
+    one.device.unregister(1)?;
+    two.reads(&[hit(1, &page), last(1)])?;
+    one.reads(&[hit(2, &one.area.page(1)), last(2)])?;
+    expect::error("unregister", one.device.unregister(1), libc::EINVAL)?;
+    one.hit(0)?;
+    one.counts(2)?;
+    drop(one.device);
+    two.counts(2)?;
+    two.device.unregister(1)?;
+    two.reads(&[last(2)])
+}
+
+fn open_same_inode_other_state() -> Outcome {
+    let bench = Bench::one_page()?;
+    let same = Device::from(bench.device.file().try_clone().map(OwnedFd::from)?);
+    bench.hit(0)?;
+    let events = same.read_events(2)?;
+    expect::events(
+        "the duplicate",
+        &events,
+        &[hit(1, &bench.area.all()), last(1)],
+    )?;
+    bench.is_silent()?;
+    let other = open()?;
+    let result = other.unregister(1);
+    expect::error("unregister on a second file", result, libc::EINVAL)?;
+    drop(bench.device);
+    expect::success("unregister on the duplicate", same.unregister(1))
+}
+
+fn open_close_on_exec_flag() -> Outcome {
+    open()?;
+    let with = open_flags(libc::O_RDONLY | libc::O_CLOEXEC)?;
+    let without = open_flags(libc::O_RDONLY)?;
+    expect::same("with", descriptor_flags(&with)?, libc::FD_CLOEXEC)?;
+    expect::same("without", descriptor_flags(&without)?, 0)
+}
+
+fn close_with_regions() -> Outcome {
+    let area = Guarded::new(1000)?;
+    for round in 0..3 {
+        let bench = Bench::over(open()?, Guarded::new(1)?)?;
+        for page in 0..area.pages() {
+            bench.watch(page, &area.page(page))?;
+        }
+        if round > 0 {
+            mem::advise(&area.span(0..500), libc::MADV_DONTNEED)?;
+            bench.counts(1)?;
+        }
+        drop(bench.device);
+        area.fill();
+        mem::advise(&area.all(), libc::MADV_DONTNEED)?;
+    }
+    mem::unmap(&area.all())?;
+    Ok(())
+}
+
+fn close_while_mapped() -> Outcome {
+    let bench = Bench::one_page()?;
+    bench.hit(0)?;
+    drop(bench.device);
+    expect::same("the counter after close", bench.counter.get(), 1)?;
+    mem::unmap(&bench.area.all())?;
+    expect::same("the counter after munmap", bench.counter.get(), 2)
+}

@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Invalidations that are not the caller's doing: by other threads, by other processes, and by the
+//! kernel on its own account.
+
+use std::{
+    fs,
+    io,
+    os::fd::{
+        AsRawFd,
+        FromRawFd,
+        OwnedFd, //
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    }, //
+};
+
+use super::{
+    causes::{
+        collapse,
+        collapsible,
+        migrate,
+        move_page,
+        only_huge,
+        only_the_middle_of_file,
+        other_node,
+        page_out,
+        truncated,
+        watch_huge, //
+    },
+    prelude::*, //
+};
+
+table! {
+    other_thread_unmaps: "another thread's munmap",
+    other_process_truncates: "another process shortens the mapped file",
+    other_process_punches_hole: "another process punches a hole into the mapped file",
+    other_process_pages_out: "another process: process_madvise(MADV_PAGEOUT)",
+    other_process_collapses: "another process: process_madvise(MADV_COLLAPSE)",
+    other_process_dontneed: "another process: process_madvise(MADV_DONTNEED), where allowed",
+    other_process_moves_pages: "another process moves a page to another node",
+    other_process_soft_dirty: "another process writes clear_refs",
+    other_process_writes_memory: "a debugger's write to a page that is copied on write",
+    kernel_reclaims: "reclaim: each page that went to swap was reported",
+    kernel_merges: "KSM merges a page, and a write takes it apart again",
+    kernel_collapses: "khugepaged makes a huge page",
+    kernel_compacts: "compaction: each page that was moved was reported",
+    kernel_balances: "NUMA balancing: each page that was moved was reported",
+}
+
+fn other_thread_unmaps() -> Outcome {
+    let bench = Bench::new(3)?;
+    bench.watch_pages()?;
+    let page = bench.area.page(1);
+    thread::scope(|scope| {
+        let unmap = scope.spawn(|| mem::unmap(&page));
+        unmap.join().expect("the thread does not panic")
+    })?;
+    bench.counts(1)?;
+    bench.reads(&[hit(2, &page), last(1)])
+}
+
+/// Expects events of the second of three watched pages alone.
+#[track_caller]
+fn only_the_second(bench: &Bench) -> Outcome {
+    expect::at_least("the counter", bench.counter.get(), 1)?;
+    let events = bench.drain()?;
+    expect::same("records", events.len(), 2)?;
+    expect::same("cookie", events[0].user_cookie_counter, 2)
+}
+
+/// Does something in a process that was forked before there was anything to watch.
+fn in_another_process(act: impl FnOnce(&Line) -> Outcome) -> io::Result<Child> {
+    Child::fork(|line| {
+        line.hear()?;
+        act(line)
+    })
+}
+
+/// Lets the other process act and waits for its end.
+fn let_act(child: Child) -> Outcome {
+    child.tell()?;
+    child.join()
+}
+
+fn other_process_truncates() -> Outcome {
+    truncated(|file| let_act(in_another_process(|_| Ok(file.set_len(2 * PAGE)?))?))
+}
+
+fn other_process_punches_hole() -> Outcome {
+    only_the_middle_of_file(|file| {
+        let_act(in_another_process(|_| Ok(mem::punch_hole(file, 1..2)?))?)
+    })
+}
+
+/// A process that gives advice on one range of its parent's memory.
+///
+/// It gives it each time the parent tells it to, and tells the error number or 0.
+fn adviser(advice: i32) -> io::Result<Child> {
+    let parent = std::process::id();
+    in_another_process(move |line| {
+        // SAFETY: The call takes no pointer.
+        let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, parent, 0) })?;
+        // SAFETY: The file was just opened and is nobody else's.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        loop {
+            let (start, length) = (line.hear_number()?, line.hear_number()?);
+            if length == 0 {
+                return Ok(());
+            }
+            let range = libc::iovec {
+                iov_base: start as *mut _,
+                iov_len: length as usize,
+            };
+            // SAFETY: The kernel checks the range, which is in another process.
+            let result = check(unsafe {
+                let fd = fd.as_raw_fd();
+                libc::syscall(libc::SYS_process_madvise, fd, &range, 1usize, advice, 0)
+            });
+            let error = result.err().and_then(|error| error.raw_os_error());
+            line.tell_number(error.unwrap_or(0) as u64)?;
+        }
+    })
+}
+
+/// Has the adviser act; what went wrong there is an error here.
+fn advised(child: &Child, range: &std::ops::Range<u64>) -> Outcome<io::Result<()>> {
+    child.tell_number(range.start)?;
+    child.tell_number(range.end - range.start)?;
+    Ok(match child.hear_number()? {
+        0 => Ok(()),
+        number => Err(io::Error::from_raw_os_error(number as i32)),
+    })
+}
+
+/// Lets the adviser end.
+fn dismiss(child: Child) -> Outcome {
+    child.tell_number(0)?;
+    child.tell_number(0)?;
+    child.join()
+}
+
+/// Makes an outcome an error of a call, as far as it was one.
+fn flatten(result: Outcome<io::Result<()>>) -> io::Result<()> {
+    result.unwrap_or_else(|failure| Err(io::Error::other(format!("{failure:?}"))))
+}
+
+fn other_process_pages_out() -> Outcome {
+    open()?;
+    let child = adviser(libc::MADV_PAGEOUT)?;
+    child.tell()?;
+    let bench = Bench::new(3)?;
+    bench.watch_pages()?;
+    let page = bench.area.page(1);
+    page_out(&page, || flatten(advised(&child, &page)))?;
+    only_the_second(&bench)?;
+    dismiss(child)
+}
+
+fn other_process_collapses() -> Outcome {
+    open()?;
+    let child = adviser(libc::MADV_COLLAPSE)?;
+    child.tell()?;
+    let (bench, place) = collapsible()?;
+    watch_huge(&bench, &place)?;
+    mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
+    collapse(place.start, || flatten(advised(&child, &place)))?;
+    only_huge(&bench)?;
+    dismiss(child)
+}
+
+fn other_process_dontneed() -> Outcome {
+    open()?;
+    let child = adviser(libc::MADV_DONTNEED)?;
+    child.tell()?;
+    let bench = Bench::one_page()?;
+    let before = mem::read_byte(bench.area.all().start);
+    match advised(&child, &bench.area.all())? {
+        Ok(()) => bench.reads(&[hit(1, &bench.area.all()), last(1)])?,
+        refused => {
+            expect::one_of("process_madvise", refused, &[libc::EINVAL, libc::EPERM])?;
+            let now = mem::read_byte(bench.area.all().start);
+            expect::same("content of the page", now, before)?;
+            bench.counts(0)?;
+        }
+    }
+    dismiss(child)
+}
+
+fn other_process_moves_pages() -> Outcome {
+    open()?;
+    let parent = std::process::id() as i32;
+    let child = in_another_process(|line| loop {
+        let (page, node) = (line.hear_number()?, line.hear_number()?);
+        if page == 0 {
+            return Ok(());
+        }
+        // A page that is busy for the moment is no error.
+        let _ = move_page(parent, page, Some(node as i32));
+        line.tell()?;
+    })?;
+    child.tell()?;
+    let bench = Bench::new(3)?;
+    bench.watch_pages()?;
+    let page = bench.area.page(1).start;
+    let node = other_node(page)?;
+    migrate(page, node, || {
+        let ask = || {
+            child.tell_number(page)?;
+            child.tell_number(node as u64)?;
+            child.hear()
+        };
+        flatten(ask().map(Ok))
+    })?;
+    only_the_second(&bench)?;
+    dismiss(child)
+}
+
+fn other_process_soft_dirty() -> Outcome {
+    open()?;
+    let path = format!("/proc/{}/clear_refs", std::process::id());
+    let child = in_another_process(|_| fs::write(&path, "4").or_skip("clear_refs"))?;
+    let bench = Bench::one_page()?;
+    let_act(child)?;
+    expect::at_least("the counter", bench.counter.get(), 1)?;
+    expect::same("records", bench.drain()?.len(), 2)
+}
+
+fn other_process_writes_memory() -> Outcome {
+    open()?;
+    let path = format!("/proc/{}/mem", std::process::id());
+    let debugger = Child::fork(|line| {
+        use std::os::unix::fs::FileExt;
+        let memory = fs::File::options().write(true).open(&path);
+        let memory = memory.or_skip("another process's memory")?;
+        let at = line.hear_number()?;
+        memory.write_all_at(&[42], at).or_skip("writing there")
+    })?;
+    let bench = Bench::new(3)?;
+    // What holds the pages, so that a write has to copy them.
+    let holder = Child::fork(|line| Ok(line.hear()?))?;
+    bench.watch_pages()?;
+    let page = bench.area.page(1);
+    debugger.tell_number(page.start)?;
+    debugger.join()?;
+    expect::same("the byte", mem::read_byte(page.start), 42)?;
+    bench.counts(1)?;
+    bench.reads(&[hit(2, &page), last(1)])?;
+    holder.tell()?;
+    holder.join()
+}
+
+/// Expects all pages to be reported for which `changed` says so; cookies are pages, plus 1.
+///
+/// Returns how many that were. Others may be reported too.
+fn all_reported(bench: &Bench, changed: impl Fn(usize) -> bool) -> Outcome<usize> {
+    let mut reported = vec![false; bench.area.pages() as usize];
+    for event in bench.drain()? {
+        if event.kind == EVENT_INVAL {
+            reported[event.user_cookie_counter as usize - 1] = true;
+        }
+    }
+    let changed: Vec<usize> = (0..reported.len()).filter(|page| changed(*page)).collect();
+    let missed = changed.iter().filter(|page| !reported[**page]).count();
+    expect::same("pages that were missed", missed, 0)?;
+    Ok(changed.len())
+}
+
+fn kernel_reclaims() -> Outcome {
+    open()?;
+    let group = Cgroup::new("reclaim").or_skip("a memory cgroup")?;
+    let child = Child::fork(|line| {
+        group.enter().or_skip("entering a memory cgroup")?;
+        let bench = Bench::new(1024)?;
+        bench.watch_pages()?;
+        for _ in 0..20 {
+            line.tell_number(1)?;
+            line.hear()?;
+            let states = mem::page_states(&bench.area.all())?;
+            let gone = all_reported(&bench, |page| !states[page].present())?;
+            if gone > 0 {
+                line.tell_number(0)?;
+                return Ok(());
+            }
+        }
+        Err(Failure::new(
+            "memory.reclaim",
+            "some page to go",
+            "all stay",
+        ))
+    })?;
+    while child.hear_number()? == 1 {
+        // It fails where it finds less than that.
+        match group.write("memory.reclaim", "2M") {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => result.or_skip("memory.reclaim")?,
+        }
+        child.tell()?;
+    }
+    child.join()
+}
+
+fn kernel_merges() -> Outcome {
+    let bench = Bench::new(3)?;
+    let values = [
+        ("sleep_millisecs", "0"),
+        ("pages_to_scan", "1000"),
+        ("run", "1"),
+    ];
+    let _settings = Setting::change_all("/sys/kernel/mm/ksm", &values).or_skip("KSM")?;
+    let twin = Guarded::new(1)?;
+    for byte in 0..PAGE {
+        let value = (byte * 7 + 13) as u8;
+        mem::write_byte(bench.area.page(1).start + byte, value);
+        mem::write_byte(twin.all().start + byte, value);
+    }
+    bench.watch_pages()?;
+    for range in [bench.area.page(1), twin.all()] {
+        mem::advise(&range, libc::MADV_MERGEABLE).or_skip("MADV_MERGEABLE")?;
+    }
+    bench.counts(0)?;
+    let frame = |page| Ok::<_, Failure>(mem::page_states(&page)?[0].frame());
+    let mut merged = false;
+    let end = Instant::now() + Duration::from_secs(30);
+    while !merged && Instant::now() < end {
+        thread::sleep(Duration::from_millis(5));
+        merged = frame(bench.area.page(1))? == frame(twin.all())?;
+    }
+    expect::that("KSM", merged, "two pages to become one", "two")?;
+    only_the_second(&bench)?;
+
+    let before = bench.counter.get();
+    mem::write_byte(bench.area.page(1).start, 99);
+    bench.counts(before + 1)?;
+    bench.reads(&[hit(2, &bench.area.page(1)), last(before + 1)])
+}
+
+fn kernel_collapses() -> Outcome {
+    let (bench, place) = collapsible()?;
+    watch_huge(&bench, &place)?;
+    let values = [
+        ("enabled", "madvise"),
+        ("khugepaged/scan_sleep_millisecs", "0"),
+        ("khugepaged/alloc_sleep_millisecs", "0"),
+        ("khugepaged/pages_to_scan", "4096"),
+    ];
+    let directory = "/sys/kernel/mm/transparent_hugepage";
+    let _settings = Setting::change_all(directory, &values).or_skip("khugepaged")?;
+    mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
+    let end = Instant::now() + Duration::from_secs(30);
+    while !mem::is_huge(place.start)? {
+        if Instant::now() > end {
+            return Err(Failure::Skipped("khugepaged made no huge page".into()));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    only_huge(&bench)
+}
+
+fn kernel_compacts() -> Outcome {
+    const BLOCKS: u64 = 16;
+    let bench = Bench::new(BLOCKS * HUGE / PAGE)?;
+    bench.watch_pages()?;
+    // What is freed is to be free at once, rather than kept by a processor for the next use.
+    let at_once = "/proc/sys/vm/percpu_pagelist_high_fraction";
+    let _setting = Setting::change(at_once, "1000").or_skip("compaction")?;
+    let hole = |page: u64| page % 4 != 0;
+    // Holes all over the memory, so that there is something to compact.
+    for page in (0..bench.area.pages()).filter(|page| hole(*page)) {
+        mem::advise(&bench.area.page(page), libc::MADV_DONTNEED)?;
+    }
+    bench.drain()?;
+    let states = || mem::page_states(&bench.area.all());
+    if states()?[0].frame() == 0 {
+        return Err(Failure::Skipped("page frames need privilege".into()));
+    }
+    for _ in 0..5 {
+        let before = states()?;
+        fs::write("/proc/sys/vm/compact_memory", "1").or_skip("compaction")?;
+        let after = states()?;
+        if all_reported(&bench, |page| before[page] != after[page])? > 0 {
+            return Ok(());
+        }
+    }
+    Err(Failure::Skipped("compaction moved no page".into()))
+}
+
+fn kernel_balances() -> Outcome {
+    const TIME: Duration = Duration::from_secs(4);
+    let bench = Bench::new(64)?;
+    process::balance_numa(true).or_skip("NUMA policy")?;
+    let switch = "/proc/sys/kernel/numa_balancing";
+    let _setting = Setting::change(switch, "1").or_skip("NUMA balancing")?;
+    let node = other_node(bench.area.all().start)?;
+    for page in 0..bench.area.pages() {
+        // Away from where the process runs, so that it pays to move it back.
+        let _ = move_page(0, bench.area.page(page).start, Some(node));
+    }
+    bench.watch_pages()?;
+    let before = mem::page_states(&bench.area.all())?;
+    if before[0].frame() == 0 {
+        return Err(Failure::Skipped("page frames need privilege".into()));
+    }
+    let end = Instant::now() + TIME;
+    while Instant::now() < end {
+        for page in 0..bench.area.pages() {
+            mem::write_byte(bench.area.page(page).start, 1);
+        }
+        let after = mem::page_states(&bench.area.all())?;
+        if (0..before.len()).any(|page| before[page].frame() != after[page].frame()) {
+            let moved = |page: usize| before[page].frame() != after[page].frame();
+            return all_reported(&bench, moved).map(drop);
+        }
+    }
+    Err(Failure::Skipped("NUMA balancing moved no page".into()))
+}

@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Several threads: no gap between the start and the end of an invalidation, nothing stale,
+//! nothing lost, nothing twice.
+
+use std::{
+    collections::HashSet,
+    hint,
+    io,
+    ops::Range,
+    sync::{
+        atomic::{
+            AtomicBool,
+            AtomicU64,
+            Ordering, //
+        },
+        Barrier,
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    }, //
+};
+
+use super::prelude::*;
+
+table! {
+    gap_read_in_the_window: "an event read before the pages are gone is followed by another",
+    gap_registered_in_the_window: "a region registered before the pages are gone is reported",
+    gap_registered_again_in_the_window: "so is one that is registered again, as a cache does",
+    gap_copy_on_write: "who writes to a copied page finds the counter moved",
+    stale_check_after_munmap: "after munmap the counter has moved, whatever other threads do",
+    stale_event_after_munmap: "after munmap the event can be read, whatever other threads do",
+    threads_count_exactly: "invalidations by four threads are all counted",
+    threads_read_each_event_once: "four readers share the events, none is lost and none twice",
+    threads_last_ends_a_read: "no record follows LAST in a read, whatever other threads do",
+    threads_hammer: "registering, unregistering, reading and changing, all at once",
+    threads_open_and_close: "opening and closing while other threads change mappings",
+    threads_two_files: "two files, each told of everything",
+}
+
+/// How many pages an invalidation must have that is to take a while.
+const LONG: u64 = 4096;
+
+/// How often a test tries to get into the window.
+const TRIES: usize = 400;
+
+/// How often it must have been there.
+const WANTED: usize = 3;
+
+/// Invalidates a large region in one thread, and calls `act` in this one when that has begun.
+///
+/// The kernel empties page tables from low to high. So what `act` did was in the window between
+/// start and end of the invalidation if after it the last page is still there: in the page table,
+/// since a processor may go on to see a page that is not. Then `reported` is to find out after the end whether there was another event. Where nothing at all
+/// was in the window, the test is worth nothing and fails.
+fn in_the_window(act: impl Fn(&Bench) -> Outcome, reported: impl Fn(&Bench) -> Outcome) -> Outcome {
+    let bench = Bench::new(LONG)?;
+    let end_page = bench.area.page(LONG - 1);
+    let mut hits = 0;
+    for _ in 0..TRIES {
+        bench.area.fill();
+        bench.watch(1, &bench.area.all())?;
+        let before = bench.counter.get();
+        let go = Barrier::new(2);
+        let inside = thread::scope(|scope| -> Outcome<bool> {
+            let change = scope.spawn(|| {
+                go.wait();
+                mem::advise(&bench.area.all(), libc::MADV_DONTNEED)
+            });
+            go.wait();
+            while bench.counter.get() == before {
+                hint::spin_loop();
+            }
+            let acted = act(&bench);
+            let inside = mem::page_states(&end_page)?[0].present();
+            change.join().expect("the thread does not panic")?;
+            acted.map(|()| inside)
+        })?;
+        if inside {
+            hits += 1;
+            reported(&bench)?;
+        }
+        bench.drain()?;
+        bench.device.unregister(1)?;
+        if hits == WANTED {
+            return Ok(());
+        }
+    }
+    Err(Failure::new(
+        "the window",
+        format_args!("to be in it {WANTED} times in {TRIES}"),
+        hits,
+    ))
+}
+
+/// Expects an event that a region was hit, after it was taken or registered in the window.
+#[track_caller]
+fn reported_again(bench: &Bench, cookie: u64) -> Outcome {
+    let events = bench.drain()?;
+    let found = events
+        .iter()
+        .any(|event| event.kind == EVENT_INVAL && event.user_cookie_counter == cookie);
+    expect::that(
+        "the end of the invalidation",
+        found,
+        "another event",
+        "none",
+    )
+}
+
+fn gap_read_in_the_window() -> Outcome {
+    let seen = AtomicU64::new(0);
+    in_the_window(
+        |bench| {
+            let events = bench.device.read_events(2)?;
+            let wanted = expect::hit(1, &bench.area.all());
+            expect::events("the read in the window", &events[..1], &[wanted])?;
+            seen.store(bench.counter.get(), Ordering::Relaxed);
+            Ok(())
+        },
+        |bench| {
+            let before = seen.load(Ordering::Relaxed);
+            expect::at_least("the counter", bench.counter.get(), before + 1)?;
+            reported_again(bench, 1)
+        },
+    )
+}
+
+fn gap_registered_in_the_window() -> Outcome {
+    let seen = AtomicU64::new(0);
+    let cookie = AtomicU64::new(100);
+    in_the_window(
+        |bench| {
+            let cookie = cookie.fetch_add(1, Ordering::Relaxed) + 1;
+            bench.watch(cookie, &bench.area.page(LONG - 1))?;
+            seen.store(bench.counter.get(), Ordering::Relaxed);
+            Ok(())
+        },
+        |bench| {
+            let before = seen.load(Ordering::Relaxed);
+            expect::at_least("the counter", bench.counter.get(), before + 1)?;
+            reported_again(bench, cookie.load(Ordering::Relaxed))
+        },
+    )
+}
+
+fn gap_registered_again_in_the_window() -> Outcome {
+    in_the_window(
+        |bench| {
+            bench.device.unregister(1)?;
+            bench.watch(1, &bench.area.all())
+        },
+        |bench| reported_again(bench, 1),
+    )
+}
+
+fn gap_copy_on_write() -> Outcome {
+    const ROUNDS: u64 = 100;
+    let bench = Bench::new(1)?;
+    bench.watch_pages()?;
+    let page = bench.area.all();
+    for _ in 0..ROUNDS {
+        let holder = Child::fork(|line| Ok(line.hear()?))?;
+        bench.drain()?;
+        let before = bench.counter.get();
+        let go = Barrier::new(2);
+        let write = |offset| {
+            go.wait();
+            mem::write_byte(page.start + offset, 1);
+            // The write went to the copy, whoever made that.
+            bench.counter.get()
+        };
+        let (one, two) = thread::scope(|scope| {
+            let other = scope.spawn(|| write(64));
+            (write(128), other.join().expect("the thread does not panic"))
+        });
+        expect::at_least("the counter after a write", one.min(two), before + 1)?;
+        holder.tell()?;
+        holder.join()?;
+    }
+    Ok(())
+}
+
+/// Runs `work` while other threads run each of `others` over and over.
+fn beside(others: &[&(dyn Fn() -> Outcome + Sync)], work: impl FnOnce() -> Outcome) -> Outcome {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (done, others) = (&done, others.iter());
+        let threads: Vec<_> = others
+            .map(|other| {
+                scope.spawn(move || {
+                    while !done.load(Ordering::Relaxed) {
+                        other()?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let outcome = work();
+        done.store(true, Ordering::Relaxed);
+        let others = threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("the thread does not panic"));
+        outcome.and(others)
+    })
+}
+
+/// Registers and unregisters a region with this cookie that nothing hits.
+fn busy(device: &Device, cookie: u64, area: &Guarded) -> Outcome {
+    device.register(area.all().start, area.all().end, cookie)?;
+    Ok(device.unregister(cookie)?)
+}
+
+/// How long the tests with several threads go on.
+const WHILE: Duration = Duration::from_millis(800);
+
+/// Maps a page of memory where one was unmapped.
+fn renewed(bench: &Bench) -> Outcome<Range<u64>> {
+    let page = bench.area.all();
+    mem::map_over(&page)?;
+    mem::write_byte(page.start, 1);
+    Ok(page)
+}
+
+fn stale_check_after_munmap() -> Outcome {
+    let bench = Bench::new(1)?;
+    bench.watch_pages()?;
+    let quiet = Guarded::new(1)?;
+    let other_file = open()?;
+    beside(
+        &[&|| busy(&bench.device, 1000, &quiet), &|| {
+            busy(&other_file, 1, &quiet)
+        }],
+        || {
+            let end = Instant::now() + WHILE;
+            while Instant::now() < end {
+                let page = renewed(&bench)?;
+                let before = bench.counter.get();
+                mem::unmap(&page)?;
+                let after = bench.counter.get();
+                expect::at_least("the counter on return", after, before + 1)?;
+            }
+            Ok(())
+        },
+    )
+}
+
+fn stale_event_after_munmap() -> Outcome {
+    let bench = Bench::new(1)?;
+    let quiet = Guarded::new(1)?;
+    beside(&[&|| busy(&bench.device, 1000, &quiet)], || {
+        let end = Instant::now() + WHILE;
+        let mut cookie = 1;
+        while Instant::now() < end {
+            let page = renewed(&bench)?;
+            bench.watch(cookie, &page)?;
+            mem::unmap(&page)?;
+            let events = expect::success("read on return", bench.device.read_events(4))?;
+            let found = events.iter().any(|e| e.user_cookie_counter == cookie);
+            expect::that("the event on return", found, "the region's", "none")?;
+            bench.device.unregister(cookie)?;
+            cookie = cookie % 500 + 1;
+        }
+        Ok(())
+    })
+}
+
+/// How many threads the next tests have.
+const THREADS: u64 = 4;
+
+fn threads_count_exactly() -> Outcome {
+    const ROUNDS: u64 = 200;
+    let bench = Bench::new(2 * THREADS)?;
+    for thread in 0..THREADS {
+        bench.watch(thread, &bench.area.page(2 * thread))?;
+    }
+    thread::scope(|scope| {
+        let bench = &bench;
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| scope.spawn(move || (0..ROUNDS).try_for_each(|_| bench.hit(2 * thread))))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("the thread does not panic"))
+    })?;
+    // Nobody read or registered meanwhile, so each counts once.
+    bench.counts(THREADS * ROUNDS)?;
+    expect::same("records", bench.drain()?.len() as u64, THREADS + 1)
+}
+
+fn threads_read_each_event_once() -> Outcome {
+    const REGIONS: u64 = 2000;
+    let bench = Bench::new(1)?;
+    for cookie in 0..REGIONS {
+        bench.watch(cookie, &bench.area.all())?;
+    }
+    mem::unmap(&bench.area.all())?;
+    // All is queued before the first reads.
+    let read_all = || -> io::Result<Vec<Event>> {
+        let mut seen = vec![];
+        loop {
+            let events = read_if_any(&bench.device, 7)?;
+            if events.is_empty() {
+                return Ok(seen);
+            }
+            seen.extend(events);
+        }
+    };
+    let seen = thread::scope(|scope| -> Outcome<Vec<Event>> {
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(read_all)).collect();
+        let mut seen = vec![];
+        for thread in threads {
+            seen.extend(thread.join().expect("the thread does not panic")?);
+        }
+        Ok(seen)
+    })?;
+    let cookies = || seen.iter().filter(|e| e.kind == EVENT_INVAL);
+    expect::same("events", cookies().count() as u64, REGIONS)?;
+    let unique: HashSet<u64> = cookies().map(|e| e.user_cookie_counter).collect();
+    expect::same("different cookies", unique.len() as u64, REGIONS)?;
+    let lasts: Vec<_> = seen.iter().filter(|e| e.kind == EVENT_LAST).collect();
+    expect::same("LAST records", lasts.len(), 1)
+}
+
+fn threads_last_ends_a_read() -> Outcome {
+    const PAGES: u64 = 128;
+    let bench = Bench::new(PAGES)?;
+    bench.watch_pages()?;
+    let turn = AtomicU64::new(0);
+    let change = || Ok(bench.hit(turn.fetch_add(1, Ordering::Relaxed) % PAGES)?);
+    beside(&[&change, &change], || {
+        let end = Instant::now() + WHILE;
+        while Instant::now() < end {
+            // Long reads, and short ones that leave something for the next.
+            for most in [64, 256, 20, 17] {
+                let events = read_if_any(&bench.device, most)?;
+                let at = events.iter().position(|event| event.kind == EVENT_LAST);
+                let following = at.map_or(0, |at| events.len() - at - 1);
+                expect::same("records after LAST in a read", following, 0)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn threads_hammer() -> Outcome {
+    let bench = Bench::new(16)?;
+    bench.watch_pages()?;
+    let turn = AtomicU64::new(0);
+    let next = || turn.fetch_add(1, Ordering::Relaxed);
+    let ignore = |result: io::Result<()>| match result {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        result => Ok(result?),
+    };
+    let change = || Ok(bench.hit(next() % 16)?);
+    let register = || {
+        let at = next();
+        let page = bench.area.page(at % 16);
+        ignore(bench.device.register(page.start, page.end, 100 + at % 8))
+    };
+    let unregister = || ignore(bench.device.unregister(100 + next() % 8));
+    let read = || {
+        read_if_any(&bench.device, 1 + (next() % 5) as usize)?;
+        Ok(())
+    };
+    beside(&[&change, &change, &register, &unregister, &read], || {
+        thread::sleep(WHILE);
+        Ok(())
+    })?;
+    // The noise is over; everything is as it should be.
+    bench.drain()?;
+    for cookie in 100..108 {
+        let _ = bench.device.unregister(cookie);
+    }
+    let before = bench.counter.get();
+    bench.hit(3)?;
+    let page = bench.area.page(3);
+    bench.reads(&[expect::hit(4, &page), expect::last(before + 1)])
+}
+
+fn threads_open_and_close() -> Outcome {
+    let area = Guarded::new(8)?;
+    let turn = AtomicU64::new(0);
+    let change = || {
+        let page = area.page(turn.fetch_add(1, Ordering::Relaxed) % 8);
+        mem::advise(&page, libc::MADV_DONTNEED)?;
+        mem::write_byte(page.start, 1);
+        Ok(())
+    };
+    beside(&[&change, &change], || {
+        let end = Instant::now() + WHILE;
+        while Instant::now() < end {
+            let device = open()?;
+            let counter = device.map_counter()?;
+            for page in 0..8 {
+                device.register(area.page(page).start, area.page(page).end, page)?;
+            }
+            let late = Instant::now() + Duration::from_secs(5);
+            while counter.get() == 0 {
+                expect::that("the counter", Instant::now() < late, "it to move", "0")?;
+                thread::yield_now();
+            }
+        }
+        Ok(())
+    })
+}
+
+fn threads_two_files() -> Outcome {
+    const ROUNDS: u64 = 1000;
+    let area = Guarded::new(1)?;
+    let page = area.all();
+    let files = [open()?, open()?];
+    let counters = [files[0].map_counter()?, files[1].map_counter()?];
+    for file in &files {
+        file.register(page.start, page.end, PAGE)?;
+    }
+    let read = || {
+        read_if_any(&files[1], 2)?;
+        Ok(())
+    };
+    beside(&[&read], || {
+        for round in 1..=ROUNDS {
+            mem::advise(&page, libc::MADV_DONTNEED)?;
+            expect::same("the counter nobody reads for", counters[0].get(), round)?;
+            expect::at_least("the other counter", counters[1].get(), round)?;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which ranges can be regions, which invalidations hit them, and what their events say.
+
+use std::ops::Range;
+
+use super::prelude::*;
+
+table! {
+    region_of_a_byte: "a region of one byte is hit by its page, and the hint is the byte",
+    region_not_aligned: "regions with odd bounds are hit by the pages they touch, hints clamped",
+    region_not_mapped: "a region may be registered before there is a mapping",
+    region_in_the_kernel: "a region at addresses no program can have is accepted",
+    region_overlapping: "overlapping, nested and identical regions are all hit",
+    region_of_everything: "the range 0 to 2^64-1 is a region, and the hint is what was invalidated",
+    region_with_end_at_start: "end equal to start watches the byte at start",
+    region_with_end_before_start: "end before start gives EINVAL and registers nothing",
+    region_across_mappings: "a region over several mappings and holes",
+    region_next_door: "what touches the neighbouring bytes alone does not hit",
+    event_hint_is_clamped: "the hint of a first hit is the invalidated part of the region",
+    event_second_hit_is_whole: "a hit of a queued region clears HINT and tells the whole region",
+    event_at_most_one_per_region: "a thousand hits make one event",
+    event_again_after_read: "a region stays armed; after a read the next hit has a hint again",
+    event_for_each_region: "one invalidation makes an event for each region it hits",
+    event_order: "events come in the order of the first hits",
+    event_many_regions: "10,000 regions: exactly those are reported that an invalidation touches",
+}
+
+/// A part of a range, in bytes from its start.
+fn part(of: &Range<u64>, bytes: Range<u64>) -> Range<u64> {
+    of.start + bytes.start..of.start + bytes.end
+}
+
+fn region_of_a_byte() -> Outcome {
+    let bench = Bench::new(3)?;
+    let page = bench.area.page(1);
+    let (first, last_byte) = (part(&page, 0..1), part(&page, PAGE - 1..PAGE));
+    bench.watch(1, &first)?;
+    bench.watch(2, &last_byte)?;
+    bench.hit(0)?;
+    bench.hit(2)?;
+    bench.counts(0)?;
+    bench.hit(1)?;
+    bench.reads(&[hit(1, &first), hit(2, &last_byte), last(1)])
+}
+
+fn region_not_aligned() -> Outcome {
+    let bench = Bench::new(4)?;
+    let region = part(&bench.area.all(), PAGE + 100..3 * PAGE + 1);
+    bench.watch(1, &region)?;
+    bench.hit(0)?;
+    bench.counts(0)?;
+    let hints = [
+        (1, region.start..bench.area.page(1).end),
+        (2, bench.area.page(2)),
+        (3, bench.area.page(3).start..region.end),
+    ];
+    for (page, hint) in hints {
+        bench.hit(page)?;
+        bench.reads(&[hit(1, &hint), last(page)])?;
+    }
+    Ok(())
+}
+
+fn region_not_mapped() -> Outcome {
+    let bench = Bench::new(1)?;
+    let page = bench.area.all();
+    mem::unmap(&page)?;
+    bench.watch(1, &page)?;
+    mem::map_over(&page)?;
+    mem::write_byte(page.start, 1);
+    bench.counts(0)?;
+    mem::unmap(&page)?;
+    bench.counts(1)?;
+    bench.reads(&[hit(1, &page), last(1)])
+}
+
+fn region_in_the_kernel() -> Outcome {
+    let bench = Bench::new(1)?;
+    let kernel = 0xffff_8000_0000_0000;
+    bench.watch(1, &(kernel..kernel + PAGE))?;
+    bench.watch(2, &(u64::MAX - 1..u64::MAX))?;
+    bench.watch(3, &(u64::MAX..u64::MAX))?;
+    bench.watch(4, &(0..1))?;
+    bench.hit(0)?;
+    bench.counts(0)?;
+    for cookie in 1..=4 {
+        expect::success("UNREGISTER_REGION", bench.device.unregister(cookie))?;
+    }
+    Ok(())
+}
+
+fn region_overlapping() -> Outcome {
+    let bench = Bench::new(5)?;
+    let regions = [
+        (1, bench.area.span(0..3)),
+        (2, bench.area.span(2..5)),
+        (3, bench.area.page(2)),
+        (4, bench.area.page(2)),
+        (5, bench.area.all()),
+        (6, bench.area.span(3..5)),
+        (7, part(&bench.area.page(2), 10..20)),
+    ];
+    for (cookie, region) in &regions {
+        bench.watch(*cookie, region)?;
+    }
+    mem::unmap(&bench.area.page(2))?;
+    bench.counts(1)?;
+    let mut events = bench.device.read_events(16)?;
+    events.sort_unstable_by_key(|event| (event.kind, event.user_cookie_counter));
+    let page = bench.area.page(2);
+    let mut wanted: Vec<_> = (1..=5).map(|cookie| hit(cookie, &page)).collect();
+    wanted.extend([hit(7, &regions[6].1), last(1)]);
+    expect::events("events", &events, &wanted)
+}
+
+fn region_of_everything() -> Outcome {
+    let bench = Bench::new(3)?;
+    bench.watch(1, &(0..u64::MAX))?;
+    bench.watch(2, &(0..u64::MAX))?;
+    mem::unmap(&bench.area.page(1))?;
+    bench.counts(1)?;
+    let hint = bench.area.page(1);
+    let events = bench.device.read_events(1)?;
+    let cookie = events[0].user_cookie_counter;
+    expect::events("the first", &events, &[hit(cookie, &hint)])?;
+    bench.device.unregister(1)?;
+    bench.device.unregister(2).map_err(Into::into)
+}
+
+fn region_with_end_at_start() -> Outcome {
+    let bench = Bench::new(2)?;
+    let at = bench.area.page(1).start;
+    bench.watch(1, &(at..at))?;
+    bench.hit(0)?;
+    bench.counts(0)?;
+    bench.hit(1)?;
+    bench.reads(&[hit(1, &(at..at + 1)), last(1)])?;
+    bench.hit(1)?;
+    bench.hit(1)?;
+    bench.reads(&[whole(1, &(at..at + 1)), last(3)])
+}
+
+fn region_with_end_before_start() -> Outcome {
+    let bench = Bench::new(2)?;
+    let page = bench.area.page(1);
+    for (start, end) in [
+        (page.end, page.start),
+        (page.start, page.start - 1),
+        (1, 0),
+        (u64::MAX, 0),
+    ] {
+        let result = bench.device.register(start, end, 1);
+        expect::error("REGISTER_REGION", result, libc::EINVAL)?;
+    }
+    mem::unmap(&bench.area.all())?;
+    bench.counts(0)?;
+    let result = bench.device.unregister(1);
+    expect::error("UNREGISTER_REGION", result, libc::EINVAL)
+}
+
+fn region_across_mappings() -> Outcome {
+    let bench = Bench::new(6)?;
+    mem::unmap(&bench.area.page(2))?;
+    mem::protect(&bench.area.page(4), libc::PROT_READ)?;
+    let all = bench.area.all();
+    bench.watch(1, &all)?;
+    mem::unmap(&bench.area.page(5))?;
+    bench.reads(&[hit(1, &bench.area.page(5)), last(1)])?;
+    mem::unmap(&bench.area.page(0))?;
+    bench.reads(&[hit(1, &bench.area.page(0)), last(2)])?;
+    // From the second page to the last there are mappings and holes.
+    mem::unmap(&bench.area.span(1..6))?;
+    let events = bench.device.read_events(2)?;
+    expect::same("cookie", events[0].user_cookie_counter, 1)?;
+    expect::events("after it", &events[1..], &[last(bench.counter.get())])
+}
+
+fn region_next_door() -> Outcome {
+    let bench = Bench::new(3)?;
+    let page = bench.area.page(1);
+    bench.watch(1, &page)?;
+    bench.hit(0)?;
+    bench.hit(2)?;
+    mem::unmap(&bench.area.page(0))?;
+    mem::unmap(&bench.area.page(2))?;
+    bench.counts(0)?;
+    bench.is_silent()
+}
+
+fn event_hint_is_clamped() -> Outcome {
+    let bench = Bench::new(6)?;
+    bench.watch(1, &bench.area.span(2..4))?;
+    for (invalidated, hint) in [(0..3, 2..3), (3..6, 3..4), (1..5, 2..4), (2..4, 2..4)] {
+        bench.area.fill();
+        mem::advise(&bench.area.span(invalidated), libc::MADV_DONTNEED)?;
+        let counter = bench.counter.get();
+        bench.reads(&[hit(1, &bench.area.span(hint)), last(counter)])?;
+    }
+    bench.counts(4)
+}
+
+fn event_second_hit_is_whole() -> Outcome {
+    let bench = Bench::new(4)?;
+    let region = bench.area.all();
+    bench.watch(1, &region)?;
+    bench.hit(1)?;
+    bench.hit(2)?;
+    bench.counts(2)?;
+    bench.reads(&[whole(1, &region), last(2)])?;
+    // The same page twice is no different.
+    bench.hit(3)?;
+    bench.hit(3)?;
+    bench.hit(3)?;
+    bench.counts(5)?;
+    bench.reads(&[whole(1, &region), last(5)])
+}
+
+fn event_at_most_one_per_region() -> Outcome {
+    let bench = Bench::new(2)?;
+    bench.watch_pages()?;
+    for _ in 0..1000 {
+        bench.hit(0)?;
+    }
+    bench.counts(1000)?;
+    bench.reads(&[whole(1, &bench.area.page(0)), last(1000)])?;
+    bench.is_silent()
+}
+
+fn event_again_after_read() -> Outcome {
+    let bench = Bench::new(3)?;
+    bench.watch(1, &bench.area.all())?;
+    for round in 0..30 {
+        bench.hit(round % 3)?;
+        bench.reads(&[hit(1, &bench.area.page(round % 3)), last(round + 1)])?;
+    }
+    bench.hit(0)?;
+    bench.hit(1)?;
+    bench.reads(&[whole(1, &bench.area.all()), last(32)])?;
+    bench.hit(2)?;
+    bench.reads(&[hit(1, &bench.area.page(2)), last(33)])
+}
+
+fn event_for_each_region() -> Outcome {
+    let bench = Bench::new(8)?;
+    bench.watch_pages()?;
+    mem::unmap(&bench.area.span(2..6))?;
+    bench.counts(1)?;
+    let events = bench.device.read_events(9)?;
+    let mut wanted: Vec<_> = (2..6)
+        .map(|page| hit(page + 1, &bench.area.page(page)))
+        .collect();
+    wanted.push(last(1));
+    expect::events("events", &events, &wanted)
+}
+
+fn event_order() -> Outcome {
+    let bench = Bench::new(6)?;
+    bench.watch_pages()?;
+    let order = [3, 0, 5, 1, 4, 2];
+    for page in order {
+        bench.hit(page)?;
+    }
+    // Further hits do not change the order.
+    bench.hit(5)?;
+    bench.hit(3)?;
+    let events = bench.device.read_events(6)?;
+    let wanted: Vec<_> = order
+        .iter()
+        .map(|page| match page {
+            3 | 5 => whole(page + 1, &bench.area.page(*page)),
+            _ => hit(page + 1, &bench.area.page(*page)),
+        })
+        .collect();
+    expect::events("events", &events, &wanted)?;
+    bench.reads(&[last(8)])
+}
+
+fn event_many_regions() -> Outcome {
+    const REGIONS: u64 = 10_000;
+    const STEP: u64 = 64;
+    let pages = REGIONS * STEP / PAGE + 1;
+    let bench = Bench::over(super::open()?, Guarded::new(pages)?)?;
+    let region = |index: u64| part(&bench.area.all(), index * STEP..index * STEP + 100);
+    // In an order that is neither up nor down.
+    for index in (0..REGIONS).map(|index| index * 7919 % REGIONS) {
+        bench.watch(index, &region(index))?;
+    }
+    for page in [0, 1, pages / 2, pages - 2] {
+        bench.hit(page)?;
+        let hint = bench.area.page(page);
+        let mut seen: Vec<u64> = Vec::new();
+        for event in bench.device.read_events(400)? {
+            let inside = event.hint_start >= hint.start && event.hint_end <= hint.end;
+            expect::same("hint inside the page", inside || event.hint_end == 0, true)?;
+            seen.push(event.user_cookie_counter);
+        }
+        seen.pop();
+        seen.sort_unstable();
+        let wanted: Vec<u64> = (0..REGIONS)
+            .filter(|index| region(*index).start < hint.end && hint.start < region(*index).end)
+            .collect();
+        expect::same("which regions are hit", seen == wanted, true)?;
+    }
+    bench.counts(4)
+}
