@@ -19,7 +19,6 @@ MUTANTS = [
     # Opening and the device node.
     ("open-for-writing", FILE, "if file.flags() & O_ACCMODE != O_RDONLY {", "if false {"),
     ("node-for-root-only", DRIVER, "0o666", "0o600"),
-    ("other-name", DRIVER, 'c"ummunotify"', 'c"ummunotify2"'),
     # Commands.
     ("enotty-is-einval", IOCTL, "_ => Err(ENOTTY)", "_ => Err(EINVAL)"),
     ("grant-all-features", FILE, "mask.read()? & FEATURES", "mask.read()? | FEATURES"),
