@@ -53,8 +53,9 @@ const WANTED: usize = 3;
 ///
 /// The kernel empties page tables from low to high. So what `act` did was in the window between
 /// start and end of the invalidation if after it the last page is still there: in the page table,
-/// since a processor may go on to see a page that is not. Then `reported` is to find out after the end whether there was another event. Where nothing at all
-/// was in the window, the test is worth nothing and fails.
+/// since a processor may go on to see a page that is not. Then `reported` is to find out after the
+/// end whether there was another event. Where nothing at all was in the window, the test is worth
+/// nothing and fails.
 fn in_the_window(act: impl Fn(&Bench) -> Outcome, reported: impl Fn(&Bench) -> Outcome) -> Outcome {
     let bench = Bench::new(LONG)?;
     let end_page = bench.area.page(LONG - 1);
