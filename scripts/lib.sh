@@ -71,7 +71,8 @@ lock() { # FILE WHAT
 			flock 9
 		}
 		# Whoever held it may have removed the file.
-		[ "$(stat -c %i "$1" 2>/dev/null)" != "$(stat -L -c %i /proc/$$/fd/9)" ] || return 0
+		locked=$(stat -L -c %i /proc/$$/fd/9) || die "/proc is needed, and not mounted"
+		[ "$(stat -c %i "$1" 2>/dev/null)" != "$locked" ] || return 0
 	done
 }
 
