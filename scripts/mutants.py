@@ -70,7 +70,6 @@ MUTANTS = [
     ("nowait-ignored", CHAR_FILE, "flags & IOCB_NOWAIT != 0 ||", "false ||"),
     ("read-never-waits", FILE, "if nonblocking {", "if true {"),
     ("eagain-is-zero", FILE, "return Err(EAGAIN);", "return Ok(None);"),
-    ("signals-ignored", FILE, "return Err(ERESTARTSYS);", "continue;"),
     ("no-restart", FILE, "return Err(ERESTARTSYS);", "return Err(EINTR);"),
     ("read-waits-for-more", FILE, "if state.dead || has_read {", "if state.dead {"),
     ("read-does-not-use", FILE, "let mut state = self.state.lock();\n        state.used = true;\n        while", "let mut state = self.state.lock();\n        while"),
