@@ -37,6 +37,7 @@ table! {
     threads_last_ends_a_read: "no record follows LAST in a read, whatever other threads do",
     threads_hammer: "registering, unregistering, reading and changing, all at once",
     threads_open_and_close: "opening and closing while other threads change mappings",
+    threads_do_not_wait_for_more: "who has read something does not sleep while others take the rest",
     threads_two_files: "two files, each told of everything",
 }
 
@@ -344,6 +345,44 @@ fn threads_last_ends_a_read() -> Outcome {
         }
         Ok(())
     })
+}
+
+fn threads_do_not_wait_for_more() -> Outcome {
+    /// Several times as many as the driver copies at once, so that two readers share them.
+    const REGIONS: u64 = 400;
+    const ROUNDS: usize = 30;
+    let bench = Bench::blocking(2)?;
+    for cookie in 0..REGIONS {
+        bench.watch(cookie, &bench.area.page(0))?;
+    }
+    bench.watch(REGIONS, &bench.area.page(1))?;
+    for _ in 0..ROUNDS {
+        bench.hit(0)?;
+        thread::scope(|scope| -> Outcome {
+            let read_all = || bench.device.read_events(REGIONS as usize + 2);
+            let readers = [scope.spawn(read_all), scope.spawn(read_all)];
+            while bench.device.poll(libc::POLLIN, Duration::ZERO)? != 0 {
+                thread::yield_now();
+            }
+            // Nothing is left. Whoever still sleeps now came too late for anything.
+            thread::sleep(Duration::from_millis(20));
+            while !readers.iter().all(|reader| reader.is_finished()) {
+                bench.hit(1)?;
+                thread::sleep(Duration::from_millis(1));
+            }
+            for reader in readers {
+                let events = reader.join().expect("the thread does not panic")?;
+                let later = |event: &&Event| {
+                    event.kind == EVENT_INVAL && event.user_cookie_counter == REGIONS
+                };
+                let slept = events.len() > 2 && events.iter().any(|event| later(&event));
+                expect::same("slept with records in hand", slept, false)?;
+            }
+            Ok(())
+        })?;
+        bench.drain()?;
+    }
+    Ok(())
 }
 
 fn threads_hammer() -> Outcome {
