@@ -18,6 +18,8 @@ IOV = "abstractions/iov.rs"
 MUTANTS = [
     # Opening and the device node.
     ("open-for-writing", FILE, "if file.flags() & O_ACCMODE != O_RDONLY {", "if false {"),
+    ("open-for-reading-refused", FILE, "if file.flags() & O_ACCMODE != O_RDONLY {", "if file.flags() & O_ACCMODE == O_RDONLY {"),
+    ("module-not-held", CHAR_FILE, "owner: this_module::<T::OwnerModule>().as_ptr(),", "owner: core::ptr::null_mut(),"),
     ("node-for-root-only", DRIVER, "0o666", "0o600"),
     # Commands.
     ("enotty-is-einval", IOCTL, "_ => Err(ENOTTY)", "_ => Err(EINVAL)"),
@@ -46,6 +48,8 @@ MUTANTS = [
      "if start % 4096 != 0 { return Err(EINVAL); }\n    Ok(Bounds {"),
     ("user-addresses-only", IOCTL, "Ok(Bounds {",
      "if end > 0x7fff_ffff_f000 { return Err(EINVAL); }\n    Ok(Bounds {"),
+    ("bad-pointer-is-no-cookie", IOCTL, "UserSlice::new(arg, size_of::<u64>()).reader().read()",
+     "UserSlice::new(arg, size_of::<u64>()).reader().read().or(Ok(!0))"),
     ("unknown-cookie-is-fine", FILE, "old.map(|_| 0).ok_or(EINVAL)", "let _ = old; Ok(0)"),
     ("queued-stays-registered", FILE, "let old = self.state.lock().regions.unregister(cookie);",
      "let mut state = self.state.lock();\n        if state.regions.queued() > 0 { return Ok(0); }\n        let old = state.regions.unregister(cookie);\n        drop(state);"),
@@ -100,6 +104,8 @@ MUTANTS = [
     ("one-shot", REGIONS, "Pending::Nothing => Pending::Part(start, last),", "Pending::Nothing if self.cookie == !0 => Pending::Nothing,\n            Pending::Nothing => { self.cookie = !0; Pending::Part(start, last) }"),
     # The counter.
     ("counter-not-published", FILE, "self.page.word::<COUNTER>().store(counter, Release);", "let _ = counter;"),
+    ("page-starts-at-one", FILE, "let page = SharedPage::new()?;",
+     "let page = SharedPage::new()?;\n        page.word::<COUNTER>().store(1, Release);"),
     ("counter-elsewhere", FILE, "const COUNTER: usize = 0;", "const COUNTER: usize = 1;"),
     ("counter-starts-at-one", REGIONS, "counter: 0,\n            reported: 0,", "counter: 1,\n            reported: 1,"),
     ("counts-each-region", REGIONS, "let mut any = false;", "let mut any = false;\n        let mut hits = 0;",
@@ -114,6 +120,10 @@ MUTANTS = [
     ("poll-no-hup", FILE, "mask |= POLL_READABLE | POLL_HUNG_UP;", "mask |= POLL_READABLE;"),
     ("poll-hup-alone", FILE, "mask |= POLL_READABLE | POLL_HUNG_UP;", "mask |= POLL_HUNG_UP;"),
     ("nobody-woken", FILE, "drop(state);\n\n        self.waiters.notify_all();", "drop(state);\n"),
+    ("sigio-after-close", CHAR_FILE, "drop(unsafe { <T::Ptr as ForeignOwnable>::from_foreign((*file).private_data) });",
+     "core::mem::forget(unsafe { <T::Ptr as ForeignOwnable>::from_foreign((*file).private_data) });",
+     "from_result(|| unsafe { this.fasync().update(fd, file, on) }.map(|()| 0))",
+     "if on == 0 { return 0; }\n        from_result(|| unsafe { this.fasync().update(fd, file, on) }.map(|()| 0))"),
     ("no-sigio", FILE, "self.fasync.notify_readable();", ""),
     # The mapped page.
     ("map-any-size", PAGE, "offset != 0 || vma.end() - vma.start() != PAGE_SIZE", "offset != 0"),

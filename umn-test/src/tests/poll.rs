@@ -155,13 +155,19 @@ impl Epoll {
         let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
         // SAFETY: The file was just opened and is nobody else's.
         let set = Self(unsafe { OwnedFd::from_raw_fd(fd) });
+        set.add(device, events)?;
+        Ok(set)
+    }
+
+    fn add(&self, device: &Device, events: i32) -> io::Result<()> {
         let mut event = libc::epoll_event {
             events: events as u32,
             u64: 42,
         };
+        let (fd, added) = (self.0.as_raw_fd(), device.as_raw_fd());
         // SAFETY: `event` is valid.
-        check(unsafe { libc::epoll_ctl(fd, libc::EPOLL_CTL_ADD, device.as_raw_fd(), &mut event) })?;
-        Ok(set)
+        check(unsafe { libc::epoll_ctl(fd, libc::EPOLL_CTL_ADD, added, &mut event) })?;
+        Ok(())
     }
 
     /// Waits; returns what is reported for the file, 0 when time ran out.
@@ -235,7 +241,14 @@ fn epoll_and_close() -> Outcome {
     drop(counter);
     drop(device);
     mem::unmap(&area.all())?;
-    expect::same("epoll", epoll.wait(Duration::from_millis(10))?, 0)
+    expect::same("epoll", epoll.wait(Duration::from_millis(10))?, 0)?;
+
+    // The set is as good as before.
+    let next = Bench::one_page()?;
+    epoll.add(&next.device, libc::EPOLLIN)?;
+    next.hit(0)?;
+    let wanted = libc::EPOLLIN as u32;
+    expect::same("epoll, with another file", epoll.wait(LONG)?, wanted)
 }
 
 /// `F_SETSIG` of `asm-generic/fcntl.h`, which the crate `libc` lacks.
