@@ -10,12 +10,8 @@ use kernel::{
     bindings,
     container_of,
     error::to_result,
-    mm::{
-        Mm,
-        MmWithUser, //
-    },
+    mm::MmWithUser,
     prelude::*,
-    sync::aref::ARef,
     types::Opaque, //
 };
 
@@ -103,7 +99,6 @@ pub(crate) struct Registration<T: MmuNotifier> {
     callbacks: T,
     #[pin]
     notifier: Opaque<bindings::mmu_notifier>,
-    mm: ARef<Mm>,
 }
 
 // SAFETY: A notifier may be unregistered by a thread other than the one that registered it, and
@@ -137,7 +132,6 @@ impl<T: MmuNotifier> Registration<T> {
         // must be there by then, and nothing may fail after it.
         try_pin_init!(Self {
             callbacks <- callbacks,
-            mm: ARef::from(&**mm),
             // INVARIANT: If this succeeds, then the notifier is registered.
             notifier <- Opaque::try_ffi_init(|slot: *mut bindings::mmu_notifier| {
                 // SAFETY: `slot` is valid for writes, and all zeroes are a valid `mmu_notifier`.
@@ -214,7 +208,11 @@ impl<T: MmuNotifier> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariant the notifier is registered, and this happens once. When it
         // returns, no callback runs and none will (it waits for an SRCU grace period), so that the
-        // fields may be dropped. `mm` is the address space it was registered with.
-        unsafe { bindings::mmu_notifier_unregister(self.notifier.get(), self.mm.as_raw()) };
+        // fields may be dropped. The notifier's `mm` is the address space that it is registered with,
+        // to which it has a reference until then.
+        unsafe {
+            let notifier = self.notifier.get();
+            bindings::mmu_notifier_unregister(notifier, (*notifier).mm);
+        }
     }
 }
