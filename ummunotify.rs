@@ -13,7 +13,7 @@
 //!
 //! `uapi` is the interface, generated from the C header.
 //!
-//! Documentation: `Documentation/ummunotify.rst`
+//! Documentation: `Documentation/userspace-api/ummunotify.rst`
 
 #[cfg(not(CONFIG_MMU_NOTIFIER))]
 compile_error!("ummunotify needs a kernel that is built with CONFIG_MMU_NOTIFIER=y.");

@@ -208,8 +208,8 @@ impl<T: MmuNotifier> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariant the notifier is registered, and this happens once. When it
         // returns, no callback runs and none will (it waits for an SRCU grace period), so that the
-        // fields may be dropped. The notifier's `mm` is the address space that it is registered with,
-        // to which it has a reference until then.
+        // fields may be dropped. The notifier's `mm` is the address space that it is registered
+        // with, to which it has a reference until then.
         unsafe {
             let notifier = self.notifier.get();
             bindings::mmu_notifier_unregister(notifier, (*notifier).mm);

@@ -211,9 +211,9 @@ impl WatchFile {
 
     /// Copies records to `iov`, as many as there are, up to [`BATCH`] and the room in `iov`.
     ///
-    /// Where there are none, it waits for them if it may, or else fails with `EAGAIN`. `None` stands
-    /// for the end of what can be read: the address space is gone, or the caller has read something
-    /// already and must not wait for more.
+    /// Where there are none, it waits for them if it may, or else fails with `EAGAIN`. `None`
+    /// stands for the end of what can be read: the address space is gone, or the caller has read
+    /// something already and must not wait for more.
     fn read_batch(
         &self,
         iov: &mut IovIterDest<'_>,

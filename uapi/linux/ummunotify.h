@@ -5,7 +5,7 @@
  *
  * This file is the only definition of the interface. The driver and the test
  * program take every size, offset and number from it when they are built.
- * See Documentation/ummunotify.rst for the model and the guarantees.
+ * See Documentation/userspace-api/ummunotify.rst for the model and the guarantees.
  */
 #ifndef _UAPI_LINUX_UMMUNOTIFY_H
 #define _UAPI_LINUX_UMMUNOTIFY_H
