@@ -48,7 +48,7 @@ struct Ummunotify {
 impl kernel::InPlaceModule for Ummunotify {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            _device <- driver::device(),
+            _device <- driver::device()?,
         })
     }
 }

@@ -12,6 +12,7 @@ use core::marker::PhantomData;
 
 use kernel::{
     bindings,
+    container_of,
     error::{
         from_result,
         to_result, //
@@ -59,11 +60,14 @@ const IOCB_NOWAIT: c_int = 0x8;
 /// [`open`]: CharFile::open
 #[vtable]
 pub(crate) trait CharFile: Sized {
+    /// What all files of the device have in common.
+    type Common: Send + Sync;
+
     /// What a file of the device owns.
     type Ptr: ForeignOwnable + Send + Sync;
 
     /// Called when the device is opened, which may sleep.
-    fn open(file: &File) -> Result<Self::Ptr>;
+    fn open(common: &Self::Common, file: &File) -> Result<Self::Ptr>;
 
     /// Returns the operations of what a file owns.
     fn of(data: <Self::Ptr as ForeignOwnable>::Borrowed<'_>) -> &Self;
@@ -95,21 +99,29 @@ pub(crate) trait CharFile: Sized {
 ///
 /// `device` is registered with `misc_register()`, and its operations are those of `T`.
 #[pin_data(PinnedDrop)]
-pub(crate) struct Registration<T> {
+pub(crate) struct Registration<T: CharFile> {
     #[pin]
     device: Opaque<bindings::miscdevice>,
-    _operations: PhantomData<T>,
+    common: T::Common,
 }
 
-// SAFETY: A device may be deregistered by another thread than the one that registered it.
-unsafe impl<T> Send for Registration<T> {}
-// SAFETY: There is nothing to do with a shared reference.
-unsafe impl<T> Sync for Registration<T> {}
+// SAFETY: A device may be deregistered by another thread than the one that registered it, and what
+// the files have in common is `Send`.
+unsafe impl<T: CharFile> Send for Registration<T> {}
+// SAFETY: The only thing to do with a shared reference is to get at what the files have in common,
+// which is `Sync`.
+unsafe impl<T: CharFile> Sync for Registration<T> {}
 
 impl<T: CharFile> Registration<T> {
     /// Registers a device by the name `name`, with the permissions `mode` for its node.
-    pub(crate) fn new(name: &'static CStr, mode: u16) -> impl PinInit<Self, Error> {
+    pub(crate) fn new(
+        name: &'static CStr,
+        mode: u16,
+        common: T::Common,
+    ) -> impl PinInit<Self, Error> {
+        // The device comes last: it can be opened from the moment it is registered.
         try_pin_init!(Self {
+            common,
             // INVARIANT: If this succeeds, then the device is registered.
             device <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
                 let device = bindings::miscdevice {
@@ -124,13 +136,12 @@ impl<T: CharFile> Registration<T> {
                 // SAFETY: `slot` is pinned until `Self` is dropped, which deregisters it first.
                 to_result(unsafe { bindings::misc_register(slot) })
             }),
-            _operations: PhantomData,
         })
     }
 }
 
 #[pinned_drop]
-impl<T> PinnedDrop for Registration<T> {
+impl<T: CharFile> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariant the device is registered, and this happens once.
         unsafe { bindings::misc_deregister(self.device.get()) };
@@ -176,9 +187,18 @@ impl<T: CharFile> Operations<T> {
         from_result(|| {
             // SAFETY: By the safety requirement.
             to_result(unsafe { bindings::stream_open(inode, file) })?;
-            // SAFETY: The file is valid, and nobody else has it yet.
-            let data = T::open(unsafe { File::from_raw_file(file) })?;
-            // SAFETY: As above. `misc_open()` left its own data there, which are not owned.
+            // SAFETY: The file is valid, and nobody else has it yet. `misc_open()` left the device
+            // there, which is the field of a `Registration`. That is not dropped while the file is
+            // being opened: to deregister the device takes the lock that `misc_open()` holds.
+            // `common` was initialised before the device was registered; it is borrowed alone.
+            let (common, file_ref) = unsafe {
+                let device = (*file).private_data.cast::<bindings::miscdevice>();
+                let registration =
+                    container_of!(Opaque::cast_from(device), Registration<T>, device);
+                (&(*registration).common, File::from_raw_file(file))
+            };
+            let data = T::open(common, file_ref)?;
+            // SAFETY: As above.
             unsafe {
                 (*file).private_data = data.into_foreign();
                 (*file).f_mode |= FMODE_NOWAIT;

@@ -4,19 +4,13 @@
 
 use core::{
     marker::PhantomData,
+    mem::MaybeUninit,
     ptr::NonNull, //
 };
 
 use kernel::{
-    alloc::Flags,
     container_of,
-    prelude::*,
-    rbtree::{
-        Entry as KeyEntry,
-        RBTree,
-        RBTreeNode,
-        RBTreeNodeReservation, //
-    }, //
+    prelude::*, //
 };
 
 use super::{
@@ -27,33 +21,46 @@ use super::{
     interval_tree::{
         IntervalNode,
         IntervalTree, //
+    },
+    key_tree::{
+        KeyNode,
+        KeyTree, //
+    },
+    kmem_cache::{
+        CacheBox,
+        KmemCache, //
     }, //
 };
 
 /// What an entry is made of: one allocation, which is in all the indexes at once.
-struct Node<T> {
+pub(crate) struct Node<K, T> {
+    key: KeyNode<K>,
     interval: IntervalNode,
     links: FifoLinks,
     value: T,
 }
 
+/// Where the entries of [`IntervalMap`]s are allocated.
+pub(crate) type NodeCache<K, T> = KmemCache<Node<K, T>>;
+
 /// Memory for an entry of an [`IntervalMap`].
 ///
 /// With it an entry can be inserted under a spinlock.
-pub(crate) struct Reservation<K, T>(RBTreeNodeReservation<K, Node<T>>);
+pub(crate) struct Reservation<K, T>(CacheBox<MaybeUninit<Node<K, T>>>);
 
 impl<K, T> Reservation<K, T> {
-    /// Allocates memory for one entry.
-    pub(crate) fn new(flags: Flags) -> Result<Self> {
-        Ok(Self(RBTreeNodeReservation::new(flags)?))
+    /// Allocates memory for one entry. May sleep.
+    #[inline]
+    pub(crate) fn new(cache: &NodeCache<K, T>) -> Result<Self> {
+        Ok(Self(cache.alloc()?))
     }
 }
 
-/// An entry that was removed from an [`IntervalMap`].
+/// An entry that is in no [`IntervalMap`]: it was removed from one, or could not be inserted.
 ///
 /// Dropping it frees its memory, which can be left until a spinlock is released.
 pub(crate) struct Removed<K, T> {
-    _node: RBTreeNode<K, Node<T>>,
+    _node: CacheBox<Node<K, T>>,
 }
 
 /// A map whose entries are found by a unique key, or by the interval they belong to.
@@ -66,28 +73,35 @@ pub(crate) struct Removed<K, T> {
 ///
 /// # Invariants
 ///
-/// - `by_interval` has exactly the nodes that are the values of `by_key`.
-/// - All links in `queue` are those of values of `by_key`.
-/// - `len` is the number of values in `by_key`.
-pub(crate) struct IntervalMap<K, T> {
-    by_key: RBTree<K, Node<T>>,
+/// - The nodes in `by_key` are the fields of a [`Node`] that came from [`CacheBox::into_raw`], and
+///   belongs to this map alone.
+/// - `by_interval` has exactly the intervals of these nodes.
+/// - All links in `queue` are those of such nodes.
+/// - `len` is the number of nodes.
+pub(crate) struct IntervalMap<K: Ord, T> {
+    by_key: KeyTree<K>,
     by_interval: IntervalTree,
     queue: Fifo,
     len: usize,
+    _nodes: PhantomData<Node<K, T>>,
 }
 
+// SAFETY: The nodes belong to the map, and memory from a cache may be freed by any thread.
+unsafe impl<K: Ord + Send, T: Send> Send for IntervalMap<K, T> {}
+
 // The entries are in memory of their own, which does not move with the map.
-impl<K, T> Unpin for IntervalMap<K, T> {}
+impl<K: Ord, T> Unpin for IntervalMap<K, T> {}
 
 impl<K: Ord, T> IntervalMap<K, T> {
     /// Creates an empty map.
     pub(crate) fn new() -> Self {
         // INVARIANT: There are no entries.
         Self {
-            by_key: RBTree::new(),
+            by_key: KeyTree::new(),
             by_interval: IntervalTree::new(),
             queue: Fifo::new(),
             len: 0,
+            _nodes: PhantomData,
         }
     }
 
@@ -99,7 +113,8 @@ impl<K: Ord, T> IntervalMap<K, T> {
 
     /// Inserts an entry for the interval `start ..= last`, which is not queued.
     ///
-    /// Where there is an entry with this key, it stays as it is and the reservation is handed back.
+    /// Where there is an entry with this key, it stays as it is, and the other one is handed back.
+    #[inline]
     pub(crate) fn insert(
         &mut self,
         reservation: Reservation<K, T>,
@@ -107,44 +122,51 @@ impl<K: Ord, T> IntervalMap<K, T> {
         start: usize,
         last: usize,
         value: T,
-    ) -> Result<(), Reservation<K, T>> {
-        let KeyEntry::Vacant(vacant) = self.by_key.entry(key) else {
-            return Err(reservation);
-        };
-        let node = Node {
+    ) -> Result<(), Removed<K, T>> {
+        let node = reservation.0.write(Node {
+            key: KeyNode::new(key),
             interval: IntervalNode::new(start, last),
             links: FifoLinks::new(),
             value,
-        };
-        let node = NonNull::from(vacant.insert(node, reservation.0));
-        // INVARIANT: The node was added to `by_key` above.
-        // SAFETY: The node is new, so it is in no tree. The red-black tree has it in memory of its
-        // own and does not move it; `remove` takes it out of here first, and after `drop` no
-        // method is called.
-        unsafe { self.by_interval.insert(Self::interval_of(node)) };
+        });
+        let node = node.into_raw();
+        // INVARIANT: The node is added to both trees or to none of them.
+        //
+        // SAFETY: The node is new, so it is in no tree. It does not move in its memory, and `remove`
+        // takes it out of the trees first; after `drop` no method is called.
+        unsafe {
+            if !self.by_key.insert(Node::key_of(node)) {
+                return Err(Removed {
+                    _node: CacheBox::from_raw(node),
+                });
+            }
+            self.by_interval.insert(Node::interval_of(node));
+        }
         self.len += 1;
         Ok(())
     }
 
     /// Removes the entry with this key; returns it, and whether it was queued.
+    #[inline]
     pub(crate) fn remove(&mut self, key: &K) -> Option<(Removed<K, T>, bool)> {
-        let mut found = self.by_key.find_mut(key)?;
-        let node = NonNull::from(found.get_mut());
-        let links = Node::links(node);
-        // SAFETY: By the type invariants the node is in `by_interval`, and in no queue but `queue`.
-        let queued = unsafe {
-            self.by_interval.remove(Self::interval_of(node));
-            self.queue.contains(links)
-        };
-        if queued {
-            // SAFETY: The links are in the queue.
-            unsafe { self.queue.remove(links) };
+        let found = self.by_key.find(key)?;
+        // SAFETY: By the type invariants it is the field of a `Node`, which is in `by_interval` too,
+        // and in no queue but `queue`. After this it is in none of them, and thus this one's alone.
+        unsafe {
+            let node = Node::from_key(found);
+            let links = Node::links_of(node);
+            self.by_key.remove(found);
+            self.by_interval.remove(Node::interval_of(node));
+            let queued = self.queue.contains(links);
+            if queued {
+                self.queue.remove(links);
+            }
+            self.len -= 1;
+            let removed = Removed {
+                _node: CacheBox::from_raw(node),
+            };
+            Some((removed, queued))
         }
-        self.len -= 1;
-        let removed = Removed {
-            _node: found.remove_node(),
-        };
-        Some((removed, queued))
     }
 
     /// Calls `visit` for each entry whose interval has a position in common with `start ..= last`.
@@ -155,12 +177,12 @@ impl<K: Ord, T> IntervalMap<K, T> {
         &mut self,
         start: usize,
         last: usize,
-        mut visit: impl FnMut(Entry<'_, T>),
+        mut visit: impl FnMut(Entry<'_, K, T>),
     ) {
         let mut next = self.by_interval.first_overlap(start, last);
         while let Some(interval) = next {
-            // SAFETY: By the type invariants, each node in `by_interval` is a `Node<T>`.
-            let node = unsafe { container_of!(interval.as_ptr(), Node<T>, interval) };
+            // SAFETY: By the type invariants, each node in `by_interval` is that of a `Node`.
+            let node = unsafe { container_of!(interval.as_ptr(), Node<K, T>, interval) };
             visit(Entry {
                 // SAFETY: It was made from a pointer that is not null.
                 node: unsafe { NonNull::new_unchecked(node) },
@@ -175,7 +197,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
 
     /// Returns an iterator over the queued entries, from the front of the queue.
     #[inline]
-    pub(crate) fn queued(&self) -> impl Iterator<Item = Queued<'_, T>> {
+    pub(crate) fn queued(&self) -> impl Iterator<Item = Queued<'_, K, T>> {
         let mut next = self.queue.front();
         core::iter::from_fn(move || {
             let links = next?;
@@ -183,8 +205,9 @@ impl<K: Ord, T> IntervalMap<K, T> {
             next = unsafe { self.queue.next(links) };
             // SAFETY: By the type invariants the links are those of a node of ours, which is
             // borrowed with `self`. Its links are accessed only by `queue`, through a cell.
-            let node = unsafe { &*Node::<T>::from_links(links).as_ptr() };
+            let node = unsafe { &*Node::<K, T>::from_links(links).as_ptr() };
             Some(Queued {
+                key: node.key.key(),
                 start: node.interval.start(),
                 last: node.interval.last(),
                 value: &node.value,
@@ -192,29 +215,54 @@ impl<K: Ord, T> IntervalMap<K, T> {
         })
     }
 
-    /// Takes the entry at the front out of the queue, and returns its value.
+    /// Takes the entry at the front out of the queue; returns `false` where there is none.
     #[inline]
-    pub(crate) fn dequeue(&mut self) -> Option<&mut T> {
-        let links = self.queue.front()?;
+    pub(crate) fn dequeue(&mut self) -> bool {
+        let Some(links) = self.queue.front() else {
+            return false;
+        };
         // SAFETY: The links are in this queue.
         unsafe { self.queue.remove(links) };
-        // SAFETY: By the type invariants the links were those of a node of ours, which is borrowed
-        // with `self`.
-        Some(unsafe { &mut (*Node::<T>::from_links(links).as_ptr()).value })
-    }
-
-    #[inline]
-    fn interval_of(node: NonNull<Node<T>>) -> NonNull<IntervalNode> {
-        // SAFETY: Callers only pass nodes of ours, so that the field is in bounds and not null.
-        unsafe { NonNull::new_unchecked(&raw mut (*node.as_ptr()).interval) }
+        true
     }
 }
 
-impl<T> Node<T> {
+impl<K: Ord, T> Drop for IntervalMap<K, T> {
+    fn drop(&mut self) {
+        self.by_key.drain(|key| {
+            // SAFETY: By the type invariants the nodes came from `into_raw` and belong to the map,
+            // which is going away.
+            drop(unsafe { CacheBox::from_raw(Node::<K, T>::from_key(key)) });
+        });
+    }
+}
+
+impl<K, T> Node<K, T> {
     #[inline]
-    fn links(node: NonNull<Self>) -> NonNull<FifoLinks> {
-        // SAFETY: Callers only pass nodes of the map, so that the field is in bounds and not null.
+    fn key_of(node: NonNull<Self>) -> NonNull<KeyNode<K>> {
+        // SAFETY: Callers only pass nodes of a map, so that the field is in bounds and not null.
+        unsafe { NonNull::new_unchecked(&raw mut (*node.as_ptr()).key) }
+    }
+
+    #[inline]
+    fn interval_of(node: NonNull<Self>) -> NonNull<IntervalNode> {
+        // SAFETY: As above.
+        unsafe { NonNull::new_unchecked(&raw mut (*node.as_ptr()).interval) }
+    }
+
+    #[inline]
+    fn links_of(node: NonNull<Self>) -> NonNull<FifoLinks> {
+        // SAFETY: As above.
         unsafe { NonNull::new_unchecked(&raw mut (*node.as_ptr()).links) }
+    }
+
+    /// # Safety
+    ///
+    /// `key` must be that of a `Self`.
+    #[inline]
+    unsafe fn from_key(key: NonNull<KeyNode<K>>) -> NonNull<Self> {
+        // SAFETY: By the safety requirement.
+        unsafe { NonNull::new_unchecked(container_of!(key.as_ptr(), Self, key)) }
     }
 
     /// # Safety
@@ -228,7 +276,9 @@ impl<T> Node<T> {
 }
 
 /// An entry that is queued, as it is.
-pub(crate) struct Queued<'a, T> {
+pub(crate) struct Queued<'a, K, T> {
+    /// Its key.
+    pub(crate) key: &'a K,
     /// First position inside the interval.
     pub(crate) start: usize,
     /// Last position inside the interval.
@@ -242,13 +292,13 @@ pub(crate) struct Queued<'a, T> {
 /// # Invariants
 ///
 /// `node` is in the map whose queue is `queue`, and borrowed from it.
-pub(crate) struct Entry<'a, T> {
-    node: NonNull<Node<T>>,
+pub(crate) struct Entry<'a, K, T> {
+    node: NonNull<Node<K, T>>,
     queue: &'a mut Fifo,
     _value: PhantomData<&'a mut T>,
 }
 
-impl<T> Entry<'_, T> {
+impl<K, T> Entry<'_, K, T> {
     /// Returns the first position inside the interval.
     #[inline]
     pub(crate) fn start(&self) -> usize {
@@ -270,14 +320,20 @@ impl<T> Entry<'_, T> {
         unsafe { &mut (*self.node.as_ptr()).value }
     }
 
+    /// Returns whether the entry is queued.
+    #[inline]
+    pub(crate) fn is_queued(&self) -> bool {
+        // SAFETY: By the type invariants of the map the links are in no other queue.
+        unsafe { self.queue.contains(Node::links_of(self.node)) }
+    }
+
     /// Puts the entry at the back of the queue; returns `false` where it is queued already.
     #[inline]
     pub(crate) fn enqueue(&mut self) -> bool {
-        let links = Node::links(self.node);
-        // SAFETY: By the type invariants of the map the links are in no other queue.
-        if unsafe { self.queue.contains(links) } {
+        if self.is_queued() {
             return false;
         }
+        let links = Node::links_of(self.node);
         // SAFETY: The links are in no queue, and stay where they are until `IntervalMap::remove`
         // takes them out.
         unsafe { self.queue.push_back(links) };

@@ -5,22 +5,65 @@
 //! C headers: [`include/linux/uio.h`](srctree/include/linux/uio.h),
 //! [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h)
 
+use core::mem::MaybeUninit;
+
 use kernel::{
     bindings,
     iov::IovIterDest, //
 };
+use zerocopy::{
+    Immutable,
+    IntoBytes, //
+};
+
+/// Up to `N` records of one size, which are put together before they are copied.
+///
+/// # Invariants
+///
+/// The first `len` of `records` are valid.
+pub(crate) struct Records<T, const N: usize> {
+    records: [MaybeUninit<T>; N],
+    len: usize,
+}
+
+impl<T: IntoBytes + Immutable + Copy, const N: usize> Records<T, N> {
+    /// There are none.
+    #[inline]
+    pub(crate) fn new() -> Self {
+        // INVARIANT: There are none.
+        Self {
+            records: [const { MaybeUninit::uninit() }; N],
+            len: 0,
+        }
+    }
+
+    /// Adds a record, for which there must be room.
+    #[inline]
+    pub(crate) fn push(&mut self, record: T) {
+        self.records[self.len].write(record);
+        // INVARIANT: It was written above.
+        self.len += 1;
+    }
+
+    /// Returns the records.
+    #[inline]
+    pub(crate) fn as_slice(&self) -> &[T] {
+        // SAFETY: By the type invariant that many are valid.
+        unsafe { core::slice::from_raw_parts(self.records.as_ptr().cast(), self.len) }
+    }
+}
 
 /// Copies whole records to `iov`, as many as is possible without a page fault.
 ///
-/// `records` holds the records one after the other, each of `size` bytes. Returns how many were
-/// copied, and leaves `iov` right behind the last of them, though some bytes of the next one may
-/// have been written. May be called in atomic context. Where it copies too few, [`fault_in`] tells
-/// whether it is worth to try again.
-pub(crate) fn copy_records_nofault(
+/// Returns how many were copied, and leaves `iov` right behind the last of them, though some bytes
+/// of the next one may have been written. May be called in atomic context. Where it copies too few,
+/// [`fault_in`] tells whether it is worth to try again.
+#[inline]
+pub(crate) fn copy_records_nofault<T: IntoBytes + Immutable>(
     iov: &mut IovIterDest<'_>,
-    records: &[u8],
-    size: usize,
+    records: &[T],
 ) -> usize {
+    let size = size_of::<T>();
     // What follows is `pagefault_disable()`, which is an inline function of C. The compiler cannot
     // move the writes across the copy, a call to a function from which the task can be reached.
     //
@@ -28,12 +71,14 @@ pub(crate) fn copy_records_nofault(
     let pagefault_disabled = unsafe { &raw mut (*bindings::get_current()).pagefault_disabled };
     // SAFETY: As above.
     unsafe { *pagefault_disabled += 1 };
-    let copied = iov.copy_to_iter(records);
+    let copied = iov.copy_to_iter(records.as_bytes());
     // SAFETY: As above.
     unsafe { *pagefault_disabled -= 1 };
 
-    // SAFETY: At least so many bytes have just been copied.
-    unsafe { iov.revert(copied % size) };
+    if copied % size != 0 {
+        // SAFETY: At least so many bytes have just been copied.
+        unsafe { iov.revert(copied % size) };
+    }
     copied / size
 }
 

@@ -11,5 +11,7 @@ pub(crate) mod fifo;
 pub(crate) mod interval_map;
 pub(crate) mod interval_tree;
 pub(crate) mod iov;
+pub(crate) mod key_tree;
+pub(crate) mod kmem_cache;
 pub(crate) mod mmu_notifier;
 pub(crate) mod shared_page;

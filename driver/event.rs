@@ -2,21 +2,21 @@
 
 //! The records that a read returns.
 
+pub(super) use crate::uapi::ummunotify_event as Event;
 use crate::uapi::{
-    ummunotify_event,
     UMMUNOTIFY_EVENT_FLAG_HINT,
     UMMUNOTIFY_EVENT_TYPE_INVAL,
     UMMUNOTIFY_EVENT_TYPE_LAST, //
 };
 
 /// Size of a record, in bytes.
-pub(super) const SIZE: usize = size_of::<ummunotify_event>();
+pub(super) const SIZE: usize = size_of::<Event>();
 
 /// Returns the record that says that all of `start ..= last` may have been invalidated.
 ///
 /// With `hint` set these are the bounds of what was invalidated, else those of the region.
-pub(super) fn invalidated(cookie: u64, start: usize, last: usize, hint: bool) -> ummunotify_event {
-    ummunotify_event {
+pub(super) fn invalidated(cookie: u64, start: usize, last: usize, hint: bool) -> Event {
+    Event {
         type_: UMMUNOTIFY_EVENT_TYPE_INVAL,
         flags: if hint { UMMUNOTIFY_EVENT_FLAG_HINT } else { 0 },
         hint_start: start as u64,
@@ -27,8 +27,8 @@ pub(super) fn invalidated(cookie: u64, start: usize, last: usize, hint: bool) ->
 }
 
 /// Returns the record that says that nothing is queued, when the generation counter is `counter`.
-pub(super) fn last(counter: u64) -> ummunotify_event {
-    ummunotify_event {
+pub(super) fn last(counter: u64) -> Event {
+    Event {
         type_: UMMUNOTIFY_EVENT_TYPE_LAST,
         user_cookie_counter: counter,
         ..Default::default()

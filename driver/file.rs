@@ -45,12 +45,12 @@ use kernel::{
             PollCondVarBox,
             PollTable, //
         },
+        Arc,
         SpinLock, //
     },
     types::ForeignOwnable,
     uaccess::UserPtr, //
 };
-use zerocopy::IntoBytes;
 
 use crate::{
     abstractions::{
@@ -61,7 +61,10 @@ use crate::{
             POLL_READABLE, //
         },
         fasync::FasyncList,
-        iov,
+        iov::{
+            self,
+            Records, //
+        },
         mmu_notifier::{
             MmuNotifier,
             Range,
@@ -69,12 +72,15 @@ use crate::{
         },
         shared_page::SharedPage, //
     },
-    module_parameters,
-    uapi::ummunotify_event, //
+    module_parameters, //
 };
 
 use super::{
-    event,
+    event::{
+        self,
+        Event, //
+    },
+    gate::Gate,
     ioctl::{
         self,
         Command,
@@ -82,6 +88,7 @@ use super::{
     },
     regions::{
         NewRegion,
+        RegionCache,
         Regions, //
     }, //
 };
@@ -103,6 +110,8 @@ const FAULT_IN_TRIES: usize = 16;
 pub(crate) struct WatchFile {
     /// The opener's address space.
     mm: ARef<Mm>,
+    /// Where the memory of regions comes from.
+    cache: Arc<RegionCache>,
     /// The most regions that may be registered.
     limit: usize,
     /// The page with the generation counter, at [`COUNTER`].
@@ -111,6 +120,7 @@ pub(crate) struct WatchFile {
     waiters: PollCondVarBox,
     /// Who wants `SIGIO`.
     fasync: FasyncList,
+    gate: Gate,
     #[pin]
     state: SpinLock<State>,
 }
@@ -125,25 +135,34 @@ struct State {
     used: bool,
     /// The opener's address space is gone, so nothing will happen any more.
     dead: bool,
+    /// The number of readers that sleep.
+    sleepers: usize,
+    /// The file was polled, so somebody may be waiting for it from now on.
+    polled: bool,
 }
 
 impl WatchFile {
-    fn new(mm: &Mm) -> Result<impl PinInit<Self, Error> + use<>> {
+    fn new(mm: &Mm, cache: &Arc<RegionCache>) -> Result<impl PinInit<Self, Error> + use<>> {
         let mm = ARef::from(mm);
+        let cache = cache.clone();
         let limit = module_parameters::max_regions.value() as usize;
         let page = SharedPage::new()?;
         let waiters = PollCondVarBox::new(c_str!("ummunotify"), static_lock_class!())?;
         Ok(try_pin_init!(Self {
             mm,
+            cache,
             limit,
             page,
             waiters,
             fasync: FasyncList::new(),
+            gate: Gate::new(),
             state <- new_spinlock!(
                 State {
                     regions: Regions::new(),
                     used: false,
                     dead: false,
+                    sleepers: 0,
+                    polled: false,
                 },
                 "ummunotify"
             ),
@@ -167,9 +186,12 @@ impl WatchFile {
         }
         let counter = state.regions.counter();
         self.page.word::<COUNTER>().store(counter, Release);
+        let has_waiters = state.polled || state.sleepers > 0;
         drop(state);
 
-        self.waiters.notify_all();
+        if has_waiters {
+            self.waiters.notify_all();
+        }
         self.fasync.notify_readable();
     }
 
@@ -188,15 +210,16 @@ impl WatchFile {
 
     fn register(&self, arg: UserPtr) -> Result<isize> {
         let bounds = ioctl::read_bounds(arg)?;
-        let new = NewRegion::new(GFP_KERNEL_ACCOUNT)?;
+        let new = NewRegion::new(&self.cache)?;
         let mut state = self.state.lock();
         state.used = true;
         if state.regions.len() >= self.limit {
             return Err(ENOSPC);
         }
-        let result = state
-            .regions
-            .register(new, bounds.start, bounds.last, bounds.cookie);
+        let result =
+            state
+                .regions
+                .register(&self.gate, new, bounds.start, bounds.last, bounds.cookie);
         // What is handed back where the cookie is taken is freed after the lock is released.
         drop(state);
         result.map(|()| 0).map_err(|_| EINVAL)
@@ -204,7 +227,7 @@ impl WatchFile {
 
     fn unregister(&self, arg: UserPtr) -> Result<isize> {
         let cookie = ioctl::read_cookie(arg)?;
-        let old = self.state.lock().regions.unregister(cookie);
+        let old = self.state.lock().regions.unregister(&self.gate, cookie);
         // The region is freed here, after the lock is released.
         old.map(|_| 0).ok_or(EINVAL)
     }
@@ -229,16 +252,21 @@ impl WatchFile {
             if nonblocking {
                 return Err(EAGAIN);
             }
-            if self.waiters.wait_interruptible(&mut state) {
+            state.sleepers += 1;
+            let interrupted = self.waiters.wait_interruptible(&mut state);
+            state.sleepers -= 1;
+            if interrupted {
                 return Err(ERESTARTSYS);
             }
         }
 
-        let mut events = [ummunotify_event::default(); BATCH];
-        let room = BATCH.min(iov.len() / event::SIZE);
-        let count = state.regions.peek(&mut events[..room]);
-        let records = iov::copy_records_nofault(iov, events[..count].as_bytes(), event::SIZE);
-        let ended = state.regions.take(records);
+        let mut events = Records::<Event, BATCH>::new();
+        state
+            .regions
+            .peek(&mut events, BATCH.min(iov.len() / event::SIZE));
+        let count = events.as_slice().len();
+        let records = iov::copy_records_nofault(iov, events.as_slice());
+        let ended = state.regions.take(&self.gate, records);
         Ok(Some(Batch {
             records,
             faulted: records < count,
@@ -259,15 +287,20 @@ struct Batch {
 
 #[vtable]
 impl CharFile for WatchFile {
+    type Common = Arc<RegionCache>;
     type Ptr = Pin<KBox<Registration<Self>>>;
 
-    fn open(file: &File) -> Result<Self::Ptr> {
+    fn open(cache: &Arc<RegionCache>, file: &File) -> Result<Self::Ptr> {
         if file.flags() & O_ACCMODE != O_RDONLY {
             return Err(EINVAL);
         }
         let task = kernel::current!();
         let mm = task.mm().ok_or(ESRCH)?;
-        KBox::pin_init(Registration::new(mm, Self::new(mm)?), GFP_KERNEL_ACCOUNT).map_err(|error| {
+        KBox::pin_init(
+            Registration::new(mm, Self::new(mm, cache)?),
+            GFP_KERNEL_ACCOUNT,
+        )
+        .map_err(|error| {
             match error {
                 // The kernel does not register a notifier while a signal is pending. That is not
                 // the opener's concern: let it handle the signal and come back.
@@ -329,7 +362,8 @@ impl CharFile for WatchFile {
 
     fn poll(&self, file: &File, table: PollTable<'_>) -> PollMask {
         table.register_wait(file, &self.waiters);
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        state.polled = true;
         let mut mask = 0;
         if state.regions.is_readable() {
             mask |= POLL_READABLE;
@@ -365,11 +399,22 @@ impl CharFile for WatchFile {
 
 impl MmuNotifier for WatchFile {
     fn invalidate_range_start(&self, range: &Range) {
-        self.invalidate(|regions| regions.invalidate_start(range.start(), range.last()));
+        let (start, last) = (range.start(), range.last());
+        if self.gate.start(start, last) {
+            self.invalidate(|regions| regions.hit(start, last));
+        }
     }
 
     fn invalidate_range_end(&self, range: &Range) {
-        self.invalidate(|regions| regions.invalidate_end(range.start(), range.last()));
+        if self.gate.is_rearmed() {
+            self.invalidate(|regions| {
+                let hit = regions.hit_again(range.start(), range.last());
+                self.gate.finish_locked();
+                hit
+            });
+        } else {
+            self.gate.finish();
+        }
     }
 
     fn release(&self) {

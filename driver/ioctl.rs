@@ -9,7 +9,6 @@ use kernel::{
         UserSlice, //
     }, //
 };
-use zerocopy::IntoBytes;
 
 use crate::uapi::{
     ummunotify_register_ioctl,
@@ -30,6 +29,7 @@ pub(super) enum Command {
 
 impl Command {
     /// Recognises a command. Fails with `ENOTTY` where it is none of ours.
+    #[inline]
     pub(super) fn new(cmd: u32, arg: usize) -> Result<Self> {
         let arg = UserPtr::from_addr(arg);
         match cmd {
@@ -72,12 +72,13 @@ pub(super) struct Bounds {
 ///
 /// Without negotiated features `flags` and `reserved` are ignored, whatever they hold: a program is
 /// known that passes what happens to be on its stack.
+#[inline]
 pub(super) fn read_bounds(arg: UserPtr) -> Result<Bounds> {
-    let mut region = ummunotify_register_ioctl::default();
-    let bytes = region.as_mut_bytes();
-    UserSlice::new(arg, bytes.len())
-        .reader()
-        .read_slice(bytes)?;
+    let words: [u64; size_of::<ummunotify_register_ioctl>() / size_of::<u64>()] =
+        UserSlice::new(arg, size_of::<ummunotify_register_ioctl>())
+            .reader()
+            .read()?;
+    let region: ummunotify_register_ioctl = zerocopy::transmute!(words);
 
     // On the 64-bit machines that the driver is for, both types are the same.
     let (start, end) = (region.start as usize, region.end as usize);
@@ -95,6 +96,7 @@ pub(super) fn read_bounds(arg: UserPtr) -> Result<Bounds> {
 }
 
 /// Reads the argument of UNREGISTER_REGION.
+#[inline]
 pub(super) fn read_cookie(arg: UserPtr) -> Result<u64> {
     UserSlice::new(arg, size_of::<u64>()).reader().read()
 }

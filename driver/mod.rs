@@ -5,18 +5,27 @@
 //! - [`file`]: what an open file owns, and its operations.
 //! - [`ioctl`]: the commands and their arguments.
 //! - [`regions`]: which regions are hit, what is queued for them, and what the counter says.
+//! - [`gate`]: what can be told of an invalidation without the lock.
+//! - [`hint`]: where in a region something was invalidated.
 //! - [`event`]: the records that a read returns.
 
 #![forbid(unsafe_code)]
 
 mod event;
 mod file;
+mod gate;
+mod hint;
 mod ioctl;
 mod regions;
 
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 use crate::abstractions::char_file;
+
+use regions::RegionCache;
 
 /// The registered device.
 pub(crate) type Device = char_file::Registration<file::WatchFile>;
@@ -25,6 +34,7 @@ pub(crate) type Device = char_file::Registration<file::WatchFile>;
 ///
 /// Everybody may open it, since a process learns about nobody but itself. Its node is writable so
 /// that an attempt to open it for writing gets the documented `EINVAL`.
-pub(crate) fn device() -> impl PinInit<Device, Error> {
-    Device::new(c"ummunotify", 0o666)
+pub(crate) fn device() -> Result<impl PinInit<Device, Error>> {
+    let cache = Arc::new(RegionCache::new(c"ummunotify_region")?, GFP_KERNEL)?;
+    Ok(Device::new(c"ummunotify", 0o666, cache))
 }

@@ -15,86 +15,73 @@
 //!
 //! # Why no change of a mapping is missed
 //!
-//! The kernel calls [`Regions::invalidate_start`] before it changes page tables and
-//! [`Regions::invalidate_end`] after that, with the same range. Whoever calls into here holds the
-//! same spinlock, so all calls have an order. Let a change happen between the calls S and E, and
-//! let P be a moment at which user space looks up the page tables, to pin what they map, for a
-//! region that overlaps the range.
+//! The kernel calls into the driver before it changes page tables, which leads to
+//! [`Regions::hit`], and after that, which leads to [`Regions::hit_again`], with the same range.
+//! Either may be skipped where [`Gate`] says that there is nothing for it to do. All calls are made
+//! with the same spinlock held, so they have an order. Let a change happen between the calls S and
+//! E, and let P be a moment at which user space looks up the page tables, to pin what they map, for
+//! a region that overlaps the range.
 //!
 //! - Registered before S, and not read between S and E: S queues an event, or finds one queued that
 //!   it extends to the whole region. It stays queued until after E. The counter moves at S, before
 //!   the change. So whoever still uses what was pinned before is told, and told early enough.
 //! - Registered, or its event read, between S and E: P may come before the change and pin the old
 //!   page, although the event that S queued is gone, or was never queued. So a register or a read
-//!   while a change is in flight sets `rearmed`, and E then looks at the regions again. At E, a
-//!   region in the range with nothing queued can only be one of these: it was either not there at
-//!   S, or queued at S and read since. It is queued again. One that has an event queued already was
-//!   possibly read after S and then hit by another change; its event is extended unless it covers
-//!   this range anyway.
+//!   while a change is in flight rearms, and E then looks at the regions again. At E, a region in
+//!   the range with nothing queued can only be one of these: it was either not there at S, or queued
+//!   at S and read since. It is queued again. One that has an event queued already was possibly read
+//!   after S and then hit by another change; its event is extended unless it covers this range
+//!   anyway.
 //! - Registered, or its event read, after E: P finds the new page.
-//!
-//! `rearmed` is reset only when no change is in flight, at which time no E is due that could need
-//! it. Where it is not set E costs O(1).
 
-use kernel::{
-    prelude::*,
-    warn_on, //
-};
+use kernel::prelude::*;
 
-use crate::{
-    abstractions::interval_map::{
+use crate::abstractions::{
+    interval_map::{
         Entry,
         IntervalMap,
+        NodeCache,
         Queued,
         Removed,
         Reservation, //
     },
-    uapi::ummunotify_event, //
+    iov::Records, //
 };
 
-use super::event;
+use super::{
+    event::{
+        self,
+        Event, //
+    },
+    gate::Gate,
+    hint::Hint, //
+};
 
-/// What is queued for a region.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Pending {
-    /// Nothing.
-    Nothing,
-    /// One event, for addresses of the region from the first to the last one given.
-    Part(usize, usize),
-    /// One event, for the whole region.
-    Whole,
-}
-
-/// A region, besides its addresses.
-pub(super) struct Region {
-    cookie: u64,
-    pending: Pending,
-}
+/// Where the memory of regions comes from.
+pub(crate) type RegionCache = NodeCache<u64, Hint>;
 
 /// Memory for a region that is going to be registered.
-pub(super) type NewRegion = Reservation<u64, Region>;
+pub(super) type NewRegion = Reservation<u64, Hint>;
 
 /// A region that is not registered any more. Dropping it frees its memory.
-pub(super) type OldRegion = Removed<u64, Region>;
+pub(super) type OldRegion = Removed<u64, Hint>;
 
 /// All regions of a file, and what happened to them.
 ///
+/// Their keys in the map are the cookies. Their values are what the event is about that is queued
+/// for them.
+///
 /// # Invariants
 ///
-/// - A region is in the queue of the map where, and only where, something is pending for it; and
-///   `queued` is the number of these.
+/// - `queued` is the number of regions in the queue of the map.
 /// - `counter` is greater than `reported` where something is queued.
 pub(super) struct Regions {
-    map: IntervalMap<u64, Region>,
+    map: IntervalMap<u64, Hint>,
     queued: usize,
     /// The generation counter: the number of invalidations that hit at least one region.
     counter: u64,
     /// The counter in the last LAST record that was read.
     reported: u64,
-    /// The number of invalidations that have started and not ended.
-    in_flight: usize,
-    /// A region was registered, or an event read, while an invalidation was in flight.
-    rearmed: bool,
 }
 
 impl Regions {
@@ -106,12 +93,11 @@ impl Regions {
             queued: 0,
             counter: 0,
             reported: 0,
-            in_flight: 0,
-            rearmed: false,
         }
     }
 
     /// Returns the number of registered regions.
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.map.len()
     }
@@ -138,26 +124,29 @@ impl Regions {
     /// Registers the region `start ..= last`.
     ///
     /// Where the cookie is taken, nothing changes and the memory is handed back.
+    #[inline]
     pub(super) fn register(
         &mut self,
+        gate: &Gate,
         new: NewRegion,
         start: usize,
         last: usize,
         cookie: u64,
-    ) -> Result<(), NewRegion> {
-        let region = Region {
-            cookie,
-            pending: Pending::Nothing,
-        };
-        self.map.insert(new, cookie, start, last, region)?;
-        self.note_rearmed();
+    ) -> Result<(), OldRegion> {
+        self.map.insert(new, cookie, start, last, Hint::WHOLE)?;
+        gate.widen(start, last);
+        gate.note_rearmed();
         Ok(())
     }
 
     /// Unregisters the region with this cookie, and forgets what is queued for it.
-    pub(super) fn unregister(&mut self, cookie: u64) -> Option<OldRegion> {
+    #[inline]
+    pub(super) fn unregister(&mut self, gate: &Gate, cookie: u64) -> Option<OldRegion> {
         let (removed, was_queued) = self.map.remove(&cookie)?;
         self.queued -= usize::from(was_queued);
+        if self.map.len() == 0 {
+            gate.close();
+        }
         Some(removed)
     }
 
@@ -165,120 +154,116 @@ impl Regions {
     ///
     /// Returns whether a region was hit, so that the counter has moved.
     #[inline]
-    pub(super) fn invalidate_start(&mut self, start: usize, last: usize) -> bool {
-        self.in_flight += 1;
-        self.hit(start, last, Region::hit)
+    pub(super) fn hit(&mut self, start: usize, last: usize) -> bool {
+        self.for_each_hit(start, last, hit)
     }
 
-    /// Takes note that the mappings of `start ..= last` have been changed.
+    /// Takes note that the mappings of `start ..= last` have been changed, and that regions in it
+    /// may have been rearmed during that.
     ///
     /// Returns whether a region was hit again, so that the counter has moved.
-    #[inline]
-    pub(super) fn invalidate_end(&mut self, start: usize, last: usize) -> bool {
-        // The file was opened while none was in flight, so each end has had its start.
-        if warn_on!(self.in_flight == 0) {
-            return false;
-        }
-        let rearmed = self.rearmed;
-        self.in_flight -= 1;
-        self.rearmed &= self.in_flight > 0;
-        rearmed && self.hit(start, last, Region::hit_again)
+    pub(super) fn hit_again(&mut self, start: usize, last: usize) -> bool {
+        self.for_each_hit(start, last, |entry, start, last| {
+            if entry.is_queued() && entry.value().covers(start, last) {
+                return Hit::Not;
+            }
+            hit(entry, start, last)
+        })
     }
 
     /// Calls `hit` for all regions that overlap `start ..= last`, with what they have in common.
-    fn hit(
+    #[inline]
+    fn for_each_hit(
         &mut self,
         start: usize,
         last: usize,
-        hit: fn(&mut Region, usize, usize) -> bool,
+        hit: impl Fn(&mut Entry<'_, u64, Hint>, usize, usize) -> Hit,
     ) -> bool {
         let mut any = false;
         let queued = &mut self.queued;
-        self.map
-            .for_each_overlap(start, last, |mut entry: Entry<'_, Region>| {
-                let (start, last) = (start.max(entry.start()), last.min(entry.last()));
-                if hit(entry.value(), start, last) {
-                    any = true;
-                    *queued += usize::from(entry.enqueue());
-                }
-            });
+        self.map.for_each_overlap(start, last, |mut entry| {
+            let (start, last) = (start.max(entry.start()), last.min(entry.last()));
+            let hit = hit(&mut entry, start, last);
+            any |= hit != Hit::Not;
+            *queued += usize::from(hit == Hit::Queued);
+        });
         self.counter += u64::from(any);
         any
     }
 
-    /// Fills `events` with what is queued, and with LAST where that is all; takes nothing away.
+    /// Fills `records` with what is queued, and with LAST where that is all; takes nothing away.
     ///
-    /// Returns the number of records. Those that are delivered are to be taken away with
+    /// No more than `room` records are filled in. Those that are delivered are to be taken away with
     /// [`Self::take`].
-    pub(super) fn peek(&self, events: &mut [ummunotify_event]) -> usize {
+    #[inline]
+    pub(super) fn peek<const N: usize>(&self, records: &mut Records<Event, N>, room: usize) {
         let mut queued = self.map.queued();
-        let mut filled = 0;
-        for slot in events {
-            *slot = match queued.next() {
-                Some(Queued { start, last, value }) => match value.pending {
-                    Pending::Part(start, last) => {
-                        event::invalidated(value.cookie, start, last, true)
+        for _ in 0..room {
+            let event = match queued.next() {
+                Some(Queued {
+                    key,
+                    start,
+                    last,
+                    value,
+                }) => match value.bounds() {
+                    Some((first, end)) => {
+                        event::invalidated(*key, first.max(start), end.min(last), true)
                     }
-                    _ => event::invalidated(value.cookie, start, last, false),
+                    None => event::invalidated(*key, start, last, false),
                 },
                 None => {
                     if self.is_readable() {
-                        *slot = event::last(self.counter);
-                        filled += 1;
+                        records.push(event::last(self.counter));
                     }
-                    break;
+                    return;
                 }
             };
-            filled += 1;
+            records.push(event);
         }
-        filled
     }
 
     /// Takes away the first `count` records that [`Self::peek`] has shown; returns whether LAST is
     /// among them.
     ///
     /// The lock must have been held since then.
-    pub(super) fn take(&mut self, count: usize) -> bool {
-        for _ in 0..count {
-            match self.map.dequeue() {
-                Some(region) => {
-                    region.pending = Pending::Nothing;
-                    self.queued -= 1;
-                    self.note_rearmed();
-                }
-                None => {
-                    self.reported = self.counter;
-                    return true;
-                }
-            }
+    #[inline]
+    pub(super) fn take(&mut self, gate: &Gate, count: usize) -> bool {
+        let events = count.min(self.queued);
+        for _ in 0..events {
+            self.map.dequeue();
         }
-        false
-    }
-
-    fn note_rearmed(&mut self) {
-        self.rearmed |= self.in_flight > 0;
+        if events > 0 {
+            self.queued -= events;
+            gate.note_rearmed();
+        }
+        if events == count {
+            return false;
+        }
+        self.reported = self.counter;
+        true
     }
 }
 
-impl Region {
-    /// A change to `start ..= last`, which is in the region, is going to happen.
-    fn hit(&mut self, start: usize, last: usize) -> bool {
-        self.pending = match self.pending {
-            Pending::Nothing => Pending::Part(start, last),
-            // One event cannot tell two ranges, so it tells them all.
-            Pending::Part(..) | Pending::Whole => Pending::Whole,
-        };
-        true
-    }
+/// What a change did to a region.
+#[derive(PartialEq, Eq)]
+enum Hit {
+    /// Nothing.
+    Not,
+    /// An event was queued.
+    Queued,
+    /// The event that was queued was extended.
+    Extended,
+}
 
-    /// A change to `start ..= last` has happened, and the region may have been rearmed during it.
-    ///
-    /// Returns whether what is pending did not cover that already.
-    fn hit_again(&mut self, start: usize, last: usize) -> bool {
-        match self.pending {
-            Pending::Whole => false,
-            Pending::Part(first, end) if first <= start && last <= end => false,
-            Pending::Part(..) | Pending::Nothing => self.hit(start, last),
-        }
+/// A change to `start ..= last`, which is in the region, happens.
+#[inline]
+fn hit(region: &mut Entry<'_, u64, Hint>, start: usize, last: usize) -> Hit {
+    if region.enqueue() {
+        *region.value() = Hint::new(start, last);
+        Hit::Queued
+    } else {
+        // One event cannot tell two ranges, so it tells them all.
+        *region.value() = Hint::WHOLE;
+        Hit::Extended
     }
 }

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Red-black trees that do not own their nodes: finding what belongs to a key.
+//!
+//! [`kernel::rbtree`] allocates its nodes by itself. These are embedded in what they index, so that
+//! it can be in other indexes too, and come from any allocator.
+//!
+//! C header: [`include/linux/rbtree.h`](srctree/include/linux/rbtree.h)
+
+use core::{
+    cmp::Ordering,
+    marker::PhantomData,
+    ptr::{
+        null_mut,
+        NonNull, //
+    },
+};
+
+use kernel::{
+    bindings,
+    container_of,
+    types::Opaque, //
+};
+
+/// A node of a [`KeyTree`], to be embedded in what the key belongs to.
+pub(crate) struct KeyNode<K> {
+    links: Opaque<bindings::rb_node>,
+    key: K,
+}
+
+// SAFETY: The links are accessed only by whoever has the tree.
+unsafe impl<K: Send> Send for KeyNode<K> {}
+
+impl<K> KeyNode<K> {
+    /// Creates a node that is in no tree.
+    pub(crate) fn new(key: K) -> Self {
+        Self {
+            links: Opaque::zeroed(),
+            key,
+        }
+    }
+
+    /// Returns the key.
+    #[inline]
+    pub(crate) fn key(&self) -> &K {
+        &self.key
+    }
+}
+
+/// A tree of nodes with different keys.
+///
+/// Finding, inserting and removing cost O(log n). Dropping it leaves the nodes as they are.
+///
+/// # Invariants
+///
+/// All nodes in the tree are the `links` of a valid [`KeyNode`], and their keys are in order.
+pub(crate) struct KeyTree<K> {
+    root: bindings::rb_root,
+    _keys: PhantomData<K>,
+}
+
+// SAFETY: The tree has no ties to a thread. What is in the nodes is not accessed through it.
+unsafe impl<K: Send> Send for KeyTree<K> {}
+
+impl<K: Ord> KeyTree<K> {
+    /// Creates an empty tree.
+    pub(crate) fn new() -> Self {
+        // INVARIANT: There are no nodes.
+        Self {
+            root: pin_init::zeroed(),
+            _keys: PhantomData,
+        }
+    }
+
+    /// Returns the node with this key.
+    #[inline]
+    pub(crate) fn find(&self, key: &K) -> Option<NonNull<KeyNode<K>>> {
+        let mut next = self.root.rb_node;
+        while !next.is_null() {
+            // SAFETY: By the type invariant.
+            let node = unsafe { Self::node_of(next) };
+            // SAFETY: As above.
+            match key.cmp(unsafe { node.as_ref() }.key()) {
+                // SAFETY: The links are valid by the type invariant.
+                Ordering::Less => next = unsafe { (*next).rb_left },
+                // SAFETY: As above.
+                Ordering::Greater => next = unsafe { (*next).rb_right },
+                Ordering::Equal => return Some(node),
+            }
+        }
+        None
+    }
+
+    /// Inserts a node; returns `false` and does nothing where its key is in the tree already.
+    ///
+    /// # Safety
+    ///
+    /// `node` must be valid, in no tree, and stay valid and in its place until it is removed, or
+    /// until no method of the tree is called any more.
+    #[inline]
+    pub(crate) unsafe fn insert(&mut self, node: NonNull<KeyNode<K>>) -> bool {
+        // SAFETY: By the safety requirement the node is valid.
+        let (key, links) = unsafe { (&(*node.as_ptr()).key, (*node.as_ptr()).links.get()) };
+        let mut parent = null_mut();
+        let mut place = &raw mut self.root.rb_node;
+        loop {
+            // SAFETY: `place` is the root, or a link of `parent`, which is valid.
+            let next = unsafe { *place };
+            if next.is_null() {
+                break;
+            }
+            parent = next;
+            // SAFETY: By the type invariant.
+            match key.cmp(unsafe { Self::node_of(next).as_ref() }.key()) {
+                // SAFETY: The links are valid by the type invariant.
+                Ordering::Less => place = unsafe { &raw mut (*next).rb_left },
+                // SAFETY: As above.
+                Ordering::Greater => place = unsafe { &raw mut (*next).rb_right },
+                Ordering::Equal => return false,
+            }
+        }
+        // What follows is `rb_link_node()`, which is an inline function of C.
+        //
+        // INVARIANT: The key comes after all that the search went right of, and before all others.
+        // SAFETY: The node is valid and in no tree, and `place` is valid, as above.
+        unsafe {
+            links.write(bindings::rb_node {
+                // A node is aligned, so the lowest bit is free for the colour: red.
+                __rb_parent_color: parent.addr(),
+                rb_left: null_mut(),
+                rb_right: null_mut(),
+            });
+            *place = links;
+            bindings::rb_insert_color(links, &mut self.root);
+        }
+        true
+    }
+
+    /// Removes a node.
+    ///
+    /// # Safety
+    ///
+    /// `node` must be in this tree.
+    #[inline]
+    pub(crate) unsafe fn remove(&mut self, node: NonNull<KeyNode<K>>) {
+        // SAFETY: By the safety requirement.
+        unsafe { bindings::rb_erase((*node.as_ptr()).links.get(), &mut self.root) };
+    }
+
+    /// Empties the tree, and calls `visit` with each node that was in it.
+    ///
+    /// Costs O(n) for n nodes. `visit` may free the node.
+    pub(crate) fn drain(&mut self, mut visit: impl FnMut(NonNull<KeyNode<K>>)) {
+        // SAFETY: All nodes are valid by the type invariant.
+        let mut next = unsafe { bindings::rb_first_postorder(&self.root) };
+        self.root = pin_init::zeroed();
+        while !next.is_null() {
+            let links = next;
+            // SAFETY: The node and those that come after it, its parent among them, were not yet
+            // visited, so that they are valid.
+            next = unsafe { bindings::rb_next_postorder(links) };
+            // SAFETY: By the type invariant.
+            visit(unsafe { Self::node_of(links) });
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `links` must be those of a [`KeyNode`].
+    #[inline]
+    unsafe fn node_of(links: *mut bindings::rb_node) -> NonNull<KeyNode<K>> {
+        // SAFETY: By the safety requirement.
+        unsafe {
+            NonNull::new_unchecked(
+                container_of!(Opaque::cast_from(links), KeyNode<K>, links).cast_mut(),
+            )
+        }
+    }
+}

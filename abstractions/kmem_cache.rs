@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Slab caches: memory for many objects of one type.
+//!
+//! C header: [`include/linux/slab.h`](srctree/include/linux/slab.h)
+
+use core::{
+    marker::PhantomData,
+    mem::{
+        ManuallyDrop,
+        MaybeUninit, //
+    },
+    ops::{
+        Deref,
+        DerefMut, //
+    },
+    ptr::NonNull, //
+};
+
+use kernel::{
+    bindings,
+    prelude::*, //
+};
+
+/// A cache of memory for objects of type `T`, which takes no more than their size for each.
+///
+/// All objects should be freed before it is dropped. If some are not, the kernel complains and
+/// keeps the memory of the cache.
+///
+/// # Invariants
+///
+/// `cache` is a slab cache for objects with the size and the alignment of `T`.
+pub(crate) struct KmemCache<T> {
+    cache: NonNull<bindings::kmem_cache>,
+    _objects: PhantomData<fn() -> T>,
+}
+
+// SAFETY: The functions of the slab allocator may be called by any thread, and at the same time.
+unsafe impl<T> Send for KmemCache<T> {}
+// SAFETY: As above.
+unsafe impl<T> Sync for KmemCache<T> {}
+
+impl<T> KmemCache<T> {
+    /// Creates a cache that is called `name` in `/proc/slabinfo`. May sleep.
+    pub(crate) fn new(name: &'static CStr) -> Result<Self> {
+        let mut args = bindings::kmem_cache_args {
+            align: align_of::<T>() as c_uint,
+            // With a constructor the kernel does not zero each object by default
+            // (`init_on_alloc`). What is allocated here is written in full before it is used. And
+            // since the constructor leaves nothing there, free objects may be linked through
+            // themselves.
+            ctor: Some(Self::construct),
+            use_freeptr_offset: true,
+            ..pin_init::zeroed()
+        };
+        // SAFETY: The name is static, and the arguments are only read.
+        let cache = unsafe {
+            bindings::__kmem_cache_create_args(
+                kernel::str::as_char_ptr_in_const_context(name),
+                size_of::<T>() as c_uint,
+                &mut args,
+                0,
+            )
+        };
+        // INVARIANT: It was created with the size and the alignment of `T`.
+        Ok(Self {
+            cache: NonNull::new(cache).ok_or(ENOMEM)?,
+            _objects: PhantomData,
+        })
+    }
+
+    unsafe extern "C" fn construct(_object: *mut c_void) {}
+
+    /// Allocates memory for an object, charged to the memory cgroup of the current task.
+    ///
+    /// May sleep.
+    #[inline]
+    pub(crate) fn alloc(&self) -> Result<CacheBox<MaybeUninit<T>>> {
+        // SAFETY: The cache is valid by the type invariant.
+        let object = unsafe {
+            bindings::kmem_cache_alloc_noprof(self.cache.as_ptr(), bindings::GFP_KERNEL_ACCOUNT)
+        };
+        // INVARIANT: By the type invariant of the cache the memory fits a `T`; it is nobody else's.
+        Ok(CacheBox(NonNull::new(object.cast()).ok_or(ENOMEM)?))
+    }
+}
+
+impl<T> Drop for KmemCache<T> {
+    fn drop(&mut self) {
+        // SAFETY: The cache is valid by the type invariant, and nothing refers to it any more.
+        unsafe { bindings::kmem_cache_destroy(self.cache.as_ptr()) };
+    }
+}
+
+/// A value of type `T`, or room for one, in memory that came from a [`KmemCache`].
+///
+/// Dropping it frees the memory.
+///
+/// # Invariants
+///
+/// The pointer is to memory for a `T` from a [`KmemCache`], with a valid `T` in it, and nobody else
+/// has it.
+pub(crate) struct CacheBox<T>(NonNull<T>);
+
+// SAFETY: It owns the `T`, and memory may be freed by any thread.
+unsafe impl<T: Send> Send for CacheBox<T> {}
+// SAFETY: A shared reference gives no more than one to the `T`.
+unsafe impl<T: Sync> Sync for CacheBox<T> {}
+
+impl<T> CacheBox<MaybeUninit<T>> {
+    /// Moves a value to the memory.
+    #[inline]
+    pub(crate) fn write(mut self, value: T) -> CacheBox<T> {
+        MaybeUninit::write(&mut *self, value);
+        // INVARIANT: The memory is the same, and now has a `T` in it.
+        CacheBox(ManuallyDrop::new(self).0.cast())
+    }
+}
+
+impl<T> CacheBox<T> {
+    /// Gives the memory away. [`Self::from_raw`] takes it back.
+    #[inline]
+    pub(crate) fn into_raw(self) -> NonNull<T> {
+        ManuallyDrop::new(self).0
+    }
+
+    /// Takes back what [`Self::into_raw`] gave away.
+    ///
+    /// # Safety
+    ///
+    /// `object` must have come from [`Self::into_raw`], and nothing may use it any more.
+    #[inline]
+    pub(crate) unsafe fn from_raw(object: NonNull<T>) -> Self {
+        // INVARIANT: By the safety requirement.
+        Self(object)
+    }
+}
+
+impl<T> Deref for CacheBox<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: The pointer is valid by the type invariant, and borrowed with `self`.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<T> DerefMut for CacheBox<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: As above.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl<T> Drop for CacheBox<T> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: The value is valid by the type invariant, and not used any more. `kfree()` takes
+        // memory of any slab cache.
+        unsafe {
+            self.0.drop_in_place();
+            bindings::kfree(self.0.as_ptr().cast());
+        }
+    }
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where in a region something was invalidated.
+
+use kernel::page::PAGE_SHIFT;
+
+/// How many of the bits hold the number of pages. The others hold the number of the first page.
+const COUNT_BITS: u32 = 28;
+
+/// The pages of a region that an event is about: some of them, or all.
+///
+/// It takes 8 bytes, since there is one in each region: with 4 KiB pages it can tell up to 1 TiB
+/// below 2^48. What goes beyond that is taken for all of the region.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hint(u64);
+
+impl Hint {
+    /// The whole region.
+    pub(super) const WHOLE: Self = Self(0);
+
+    /// The pages in which `start ..= last` lies.
+    #[inline]
+    pub(super) fn new(start: usize, last: usize) -> Self {
+        let (first, last) = (start as u64 >> PAGE_SHIFT, last as u64 >> PAGE_SHIFT);
+        let count = last - first + 1;
+        if count >> COUNT_BITS != 0 || first >> (u64::BITS - COUNT_BITS) != 0 {
+            return Self::WHOLE;
+        }
+        Self(first << COUNT_BITS | count)
+    }
+
+    /// The first and the last address of the pages; `None` where it is the whole region.
+    #[inline]
+    pub(super) fn bounds(self) -> Option<(usize, usize)> {
+        if self == Self::WHOLE {
+            return None;
+        }
+        let first = self.0 >> COUNT_BITS;
+        let end = first + (self.0 & ((1 << COUNT_BITS) - 1));
+        // On the 64-bit machines that the driver is for, both types are the same.
+        Some((
+            (first << PAGE_SHIFT) as usize,
+            ((end << PAGE_SHIFT) - 1) as usize,
+        ))
+    }
+
+    /// Returns whether all of `start ..= last`, which lies in the region, is told.
+    pub(super) fn covers(self, start: usize, last: usize) -> bool {
+        self.bounds()
+            .is_none_or(|(first, end)| first <= start && last <= end)
+    }
+}
