@@ -69,7 +69,7 @@ impl<T> KmemCache<T> {
         })
     }
 
-    unsafe extern "C" fn construct(_object: *mut c_void) {}
+    extern "C" fn construct(_object: *mut c_void) {}
 
     /// Allocates memory for an object, charged to the memory cgroup of the current task.
     ///
