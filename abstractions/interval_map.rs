@@ -340,3 +340,192 @@ impl<K, T> Entry<'_, K, T> {
         true
     }
 }
+
+#[kernel::prelude::kunit_tests(interval_map)]
+mod tests {
+    use super::*;
+
+    /// An entry of the list that a map is compared with.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    struct Listed {
+        key: u64,
+        start: usize,
+        last: usize,
+        queued: bool,
+    }
+
+    /// A map, and a list that is searched from end to end.
+    struct Compared {
+        map: IntervalMap<u64, u64>,
+        list: KVec<Listed>,
+        cache: NodeCache<u64, u64>,
+        random: u64,
+    }
+
+    impl Compared {
+        fn new() -> Result<Self> {
+            Ok(Self {
+                map: IntervalMap::new(),
+                list: KVec::new(),
+                cache: NodeCache::new(c"interval_map_test")?,
+                random: 1,
+            })
+        }
+
+        /// A number below `bound`: xorshift64.
+        fn random(&mut self, bound: u64) -> u64 {
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            self.random % bound
+        }
+
+        /// Inserts an entry; returns whether the map takes it as the list says it should.
+        fn insert(&mut self, key: u64, start: usize, last: usize) -> Result<bool> {
+            let is_new = self.list.iter().all(|listed| listed.key != key);
+            let reservation = Reservation::new(&self.cache)?;
+            let result = self.map.insert(reservation, key, start, last, !key);
+            if is_new {
+                self.list.push(
+                    Listed {
+                        key,
+                        start,
+                        last,
+                        queued: false,
+                    },
+                    GFP_KERNEL,
+                )?;
+            }
+            Ok(result.is_ok() == is_new && self.map.len() == self.list.len())
+        }
+
+        fn remove(&mut self, key: u64) -> bool {
+            let removed = self.map.remove(&key).map(|(_, queued)| queued);
+            let at = self.list.iter().position(|listed| listed.key == key);
+            let listed = at.map(|at| self.list[at].queued);
+            if let Some(at) = at {
+                let _ = self.list.remove(at);
+            }
+            removed == listed && self.map.len() == self.list.len()
+        }
+
+        /// Queues all that overlap; returns whether they are those of the list, sorted by start.
+        fn queue(&mut self, start: usize, last: usize) -> bool {
+            let (mut found, mut previous, mut right) = (0, 0, true);
+            let list = &mut self.list;
+            self.map.for_each_overlap(start, last, |mut entry| {
+                let key = !*entry.value();
+                let listed = list.iter_mut().find(|listed| listed.key == key);
+                right &= listed.is_some_and(|listed| {
+                    let as_listed = (listed.start, listed.last) == (entry.start(), entry.last())
+                        && listed.start <= last
+                        && start <= listed.last
+                        && listed.queued == entry.is_queued();
+                    listed.queued = true;
+                    as_listed
+                });
+                right &= previous <= entry.start();
+                previous = entry.start();
+                let was_queued = entry.is_queued();
+                right &= entry.enqueue() != was_queued;
+                found += 1;
+            });
+            let overlap = |listed: &&Listed| listed.start <= last && start <= listed.last;
+            right && found == self.list.iter().filter(overlap).count()
+        }
+
+        /// Empties the queue; returns whether what was in it is as the list says.
+        fn dequeue(&mut self) -> bool {
+            let queued = self.map.queued().count();
+            let right = self.map.queued().all(|queued| {
+                self.list.iter().any(|listed| {
+                    listed.key == *queued.key
+                        && !listed.key == *queued.value
+                        && (listed.start, listed.last) == (queued.start, queued.last)
+                        && listed.queued
+                })
+            });
+            let listed = self.list.iter().filter(|listed| listed.queued).count();
+            for listed in self.list.iter_mut() {
+                listed.queued = false;
+            }
+            for _ in 0..queued {
+                self.map.dequeue();
+            }
+            right && queued == listed && !self.map.dequeue()
+        }
+    }
+
+    #[test]
+    fn agrees_with_a_list() -> Result {
+        let mut compared = Compared::new()?;
+        let mut wrong = 0;
+        for _ in 0..20_000 {
+            let key = compared.random(300);
+            let start = compared.random(1000) as usize;
+            let last = start + compared.random(50) as usize;
+            let right = match compared.random(8) {
+                0..=3 => compared.insert(key, start, last)?,
+                4 | 5 => compared.remove(key),
+                6 => compared.queue(start, last),
+                _ => compared.random(10) > 0 || compared.dequeue(),
+            };
+            wrong += usize::from(!right);
+        }
+        assert_eq!(wrong, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn keeps_its_balance() -> Result {
+        let mut compared = Compared::new()?;
+        // In order, which a tree that is not balanced likes least.
+        for key in 0..1000 {
+            let start = key as usize * 2;
+            assert!(compared.insert(key, start, start)?);
+        }
+        assert!(compared.queue(0, usize::MAX));
+        for key in (0..1000).rev() {
+            assert!(compared.remove(key));
+        }
+        assert!(compared.dequeue());
+        Ok(())
+    }
+
+    #[test]
+    fn intervals_may_be_equal_and_extreme() -> Result {
+        let mut compared = Compared::new()?;
+        for (key, start, last) in [
+            (0, 0, usize::MAX),
+            (u64::MAX, 0, usize::MAX),
+            (1, usize::MAX, usize::MAX),
+            (2, 0, 0),
+            (3, 5, 5),
+            (4, 5, 5),
+        ] {
+            assert!(compared.insert(key, start, last)?);
+        }
+        for (start, last) in [(0, 0), (5, 5), (6, 6), (usize::MAX, usize::MAX), (4, 6)] {
+            assert!(compared.queue(start, last));
+            assert!(compared.dequeue());
+        }
+        assert!(compared.insert(3, 9, 9)?);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_dropped_is_freed() -> Result {
+        // The cache complains when it is dropped, unless all of its memory was freed before.
+        let mut compared = Compared::new()?;
+        for key in 0..100 {
+            compared.insert(key, 0, key as usize)?;
+        }
+        assert!(compared.queue(0, 0));
+        let Compared { map, cache, .. } = compared;
+        let spare: Reservation<u64, u64> = Reservation::new(&cache)?;
+        drop(spare);
+        drop(map);
+        drop(cache);
+        Ok(())
+    }
+}

@@ -34,3 +34,25 @@ pub(super) fn last(counter: u64) -> Event {
         ..Default::default()
     }
 }
+
+#[kernel::prelude::kunit_tests(ummunotify_event)]
+mod tests {
+    use super::*;
+
+    use zerocopy::IntoBytes;
+
+    /// The records as V2 has them, in 64-bit words of this machine.
+    #[test]
+    fn records_have_the_layout_of_v2() {
+        let words = |event: Event| -> [u64; 4] { zerocopy::transmute!(event) };
+        assert_eq!(SIZE, 32);
+        // The type is the lower half of the first word, the flags are the upper one.
+        assert!(words(invalidated(9, 0x1000, 0x1fff, true)) == [1 << 32, 0x1000, 0x2000, 9]);
+        assert!(words(invalidated(0, 0x1001, 0x1001, false)) == [0, 0x1001, 0x1002, 0]);
+        assert!(
+            words(invalidated(u64::MAX, 0, usize::MAX - 1, false)) == [0, 0, u64::MAX, u64::MAX]
+        );
+        assert!(words(last(3)) == [1, 0, 0, 3]);
+        assert_eq!(last(0).as_bytes().len(), SIZE);
+    }
+}

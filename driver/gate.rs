@@ -109,3 +109,56 @@ impl Gate {
         }
     }
 }
+
+#[kernel::prelude::kunit_tests(ummunotify_gate)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opens_for_what_may_overlap() {
+        let gate = Gate::new();
+        assert!(!gate.start(0, usize::MAX - 1));
+        gate.widen(10, 20);
+        gate.widen(40, 40);
+        for (start, last, open) in [
+            (0, 9, false),
+            (0, 10, true),
+            (25, 26, true),
+            (40, 50, true),
+            (41, 50, false),
+            (0, usize::MAX, true),
+        ] {
+            assert_eq!(gate.start(start, last), open);
+        }
+        gate.close();
+        assert!(!gate.start(0, usize::MAX - 1));
+    }
+
+    #[test]
+    fn rearms_only_in_a_change() {
+        let gate = Gate::new();
+        gate.note_rearmed();
+        assert!(!gate.is_rearmed());
+        gate.start(0, 0);
+        assert!(!gate.is_rearmed());
+        gate.note_rearmed();
+        assert!(gate.is_rearmed());
+        gate.finish_locked();
+        assert!(!gate.is_rearmed());
+    }
+
+    #[test]
+    fn forgets_when_the_last_change_ends() {
+        let gate = Gate::new();
+        gate.start(0, 0);
+        gate.start(0, 0);
+        gate.note_rearmed();
+        gate.finish_locked();
+        assert!(gate.is_rearmed());
+        gate.start(0, 0);
+        gate.finish_locked();
+        assert!(gate.is_rearmed());
+        gate.finish_locked();
+        assert!(!gate.is_rearmed());
+    }
+}

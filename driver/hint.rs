@@ -50,3 +50,49 @@ impl Hint {
             .is_none_or(|(first, end)| first <= start && last <= end)
     }
 }
+
+#[kernel::prelude::kunit_tests(ummunotify_hint)]
+mod tests {
+    use super::*;
+
+    use kernel::page::PAGE_SIZE as P;
+
+    #[test]
+    fn tells_the_pages() {
+        for (start, last, bounds) in [
+            (0, 0, Some((0, P - 1))),
+            (P, 2 * P - 1, Some((P, 2 * P - 1))),
+            (P + 1, 2 * P, Some((P, 3 * P - 1))),
+            (7 * P + 5, 7 * P + 5, Some((7 * P, 8 * P - 1))),
+            (
+                (1 << 48) - P,
+                (1 << 48) - 1,
+                Some(((1 << 48) - P, (1 << 48) - 1)),
+            ),
+            (P, (P << 28) - 1, Some((P, (P << 28) - 1))),
+            // Too many pages, and too high.
+            (0, (P << 28) - 1, None),
+            (P << 36, P << 36, None),
+            (0, usize::MAX, None),
+            (usize::MAX, usize::MAX, None),
+        ] {
+            assert!(Hint::new(start, last).bounds() == bounds);
+        }
+    }
+
+    #[test]
+    fn covers_what_it_tells() {
+        let hint = Hint::new(2 * P, 5 * P - 1);
+        for (start, last, covers) in [
+            (2 * P, 5 * P - 1, true),
+            (3 * P, 3 * P, true),
+            (2 * P - 1, 3 * P, false),
+            (3 * P, 5 * P, false),
+            (0, 9 * P, false),
+            (6 * P, 7 * P, false),
+        ] {
+            assert_eq!(hint.covers(start, last), covers);
+        }
+        assert!(Hint::WHOLE.covers(0, usize::MAX));
+    }
+}

@@ -100,3 +100,35 @@ pub(super) fn read_bounds(arg: UserPtr) -> Result<Bounds> {
 pub(super) fn read_cookie(arg: UserPtr) -> Result<u64> {
     UserSlice::new(arg, size_of::<u64>()).reader().read()
 }
+
+#[kernel::prelude::kunit_tests(ummunotify_ioctl)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_numbers_of_v2_are_commands() {
+        for (cmd, known) in [
+            (0xc004_5501, true),
+            (0x4020_5502, true),
+            (0x4008_5503, true),
+            (0, false),
+            (0x4020_5501, false),
+            (0x4008_5502, false),
+            (0xc020_5502, false),
+            (0x4008_5504, false),
+            (0x4008_5603, false),
+            (u32::MAX, false),
+        ] {
+            assert_eq!(Command::new(cmd, 0).is_ok(), known);
+        }
+    }
+
+    #[test]
+    fn bad_pointers_are_faults() {
+        let nowhere = UserPtr::from_addr(usize::MAX - 4096);
+        assert!(read_bounds(nowhere).err() == Some(EFAULT));
+        assert!(read_cookie(nowhere).err() == Some(EFAULT));
+        assert!(Word(nowhere).read().err() == Some(EFAULT));
+        assert!(Word(nowhere).write(0).err() == Some(EFAULT));
+    }
+}

@@ -267,3 +267,437 @@ fn hit(region: &mut Entry<'_, u64, Hint>, start: usize, last: usize) -> Hit {
         Hit::Extended
     }
 }
+
+#[kernel::prelude::kunit_tests(ummunotify_regions)]
+mod tests {
+    use super::*;
+
+    use kernel::page::PAGE_SIZE as P;
+    use zerocopy::IntoBytes;
+
+    /// Something that happens to the regions of a file, and what is to come of it.
+    ///
+    /// Ranges are given as the first and the last address.
+    #[derive(Clone, Copy)]
+    enum Step {
+        /// A region with this cookie is registered; whether that works.
+        Register(u64, usize, usize, bool),
+        /// A region is unregistered; whether there is one.
+        Unregister(u64, bool),
+        /// A change starts; the counter after that.
+        Start(usize, usize, u64),
+        /// A change ends; the counter after that.
+        End(usize, usize, u64),
+        /// A read with room for so many records; what it finds.
+        Read(usize, &'static [Record]),
+        /// What [`Read`](Self::Read) finds, when nothing of it can be copied.
+        Fault(usize, &'static [Record]),
+    }
+    use Step::*;
+
+    /// A record that is expected. Ranges are given as the first address and the end.
+    #[derive(Clone, Copy)]
+    enum Record {
+        /// INVAL with a hint.
+        Part(u64, usize, usize),
+        /// INVAL without one.
+        Whole(u64, usize, usize),
+        /// LAST.
+        Last(u64),
+    }
+    use Record::*;
+
+    impl Record {
+        fn event(self) -> Event {
+            match self {
+                Part(cookie, start, end) => event::invalidated(cookie, start, end - 1, true),
+                Whole(cookie, start, end) => event::invalidated(cookie, start, end - 1, false),
+                Last(counter) => event::last(counter),
+            }
+        }
+    }
+
+    /// The most records that a step reads.
+    const ROOM: usize = 8;
+
+    /// What a file has of regions.
+    struct Watched {
+        // The order in which they are dropped.
+        regions: Regions,
+        gate: Gate,
+        cache: RegionCache,
+    }
+
+    impl Watched {
+        fn new() -> Result<Self> {
+            Ok(Self {
+                regions: Regions::new(),
+                gate: Gate::new(),
+                cache: RegionCache::new(c"ummunotify_test")?,
+            })
+        }
+
+        fn find(&self, room: usize, expected: &[Record]) -> bool {
+            let mut records = Records::<Event, ROOM>::new();
+            self.regions.peek(&mut records, room);
+            let found = records.as_slice();
+            found.len() == expected.len()
+                && expected
+                    .iter()
+                    .zip(found)
+                    .all(|(record, found)| record.event().as_bytes() == found.as_bytes())
+        }
+
+        /// Does a step as `driver::file` does; returns whether what is expected came of it.
+        fn step(&mut self, step: Step) -> Result<bool> {
+            Ok(match step {
+                Register(cookie, start, last, works) => {
+                    let new = NewRegion::new(&self.cache)?;
+                    self.regions
+                        .register(&self.gate, new, start, last, cookie)
+                        .is_ok()
+                        == works
+                }
+                Unregister(cookie, works) => {
+                    self.regions.unregister(&self.gate, cookie).is_some() == works
+                }
+                Start(start, last, counter) => {
+                    let before = self.regions.counter();
+                    let hit = self.gate.start(start, last) && self.regions.hit(start, last);
+                    self.regions.counter() == counter && hit == (counter != before)
+                }
+                End(start, last, counter) => {
+                    let before = self.regions.counter();
+                    let mut hit = false;
+                    if self.gate.is_rearmed() {
+                        hit = self.regions.hit_again(start, last);
+                        self.gate.finish_locked();
+                    } else {
+                        self.gate.finish();
+                    }
+                    self.regions.counter() == counter && hit == (counter != before)
+                }
+                Read(room, expected) => {
+                    let ended =
+                        self.find(room, expected) && self.regions.take(&self.gate, expected.len());
+                    ended == matches!(expected.last(), Some(Last(_)))
+                }
+                Fault(room, expected) => {
+                    self.find(room, expected) && !self.regions.take(&self.gate, 0)
+                }
+            })
+        }
+    }
+
+    /// Does all the steps, on an empty set of regions; returns whether what is expected came of all.
+    fn runs(steps: &[Step]) -> Result<bool> {
+        let mut watched = Watched::new()?;
+        for (number, step) in steps.iter().enumerate() {
+            if !watched.step(*step)? {
+                pr_err!("step {} (from 0) has another outcome\n", number);
+                return Ok(false);
+            }
+        }
+        Ok(watched.regions.queued() <= watched.regions.len())
+    }
+
+    #[test]
+    fn a_hit_has_a_hint_and_is_followed_by_last() -> Result {
+        assert!(runs(&[
+            Register(7, P, 4 * P - 1, true),
+            Start(2 * P, 3 * P - 1, 1),
+            End(2 * P, 3 * P - 1, 1),
+            Read(8, &[Part(7, 2 * P, 3 * P), Last(1)]),
+            Read(8, &[]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn hints_are_clamped_to_the_region() -> Result {
+        assert!(runs(&[
+            Register(1, P + 5, P + 9, true),
+            Register(2, 0, usize::MAX - 1, true),
+            Start(P, 2 * P - 1, 1),
+            End(P, 2 * P - 1, 1),
+            Read(8, &[Part(2, P, 2 * P), Part(1, P + 5, P + 10), Last(1)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_second_hit_makes_it_whole() -> Result {
+        assert!(runs(&[
+            Register(1, 0, 9 * P - 1, true),
+            Start(0, P - 1, 1),
+            End(0, P - 1, 1),
+            Start(5 * P, 6 * P - 1, 2),
+            End(5 * P, 6 * P - 1, 2),
+            Read(8, &[Whole(1, 0, 9 * P), Last(2)]),
+            Start(0, P - 1, 3),
+            End(0, P - 1, 3),
+            Read(8, &[Part(1, 0, P), Last(3)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn neighbours_are_not_hit() -> Result {
+        assert!(runs(&[
+            Register(1, 0, P - 1, true),
+            Register(2, 2 * P, 3 * P - 1, true),
+            Start(P, 2 * P - 1, 0),
+            End(P, 2 * P - 1, 0),
+            Start(3 * P, 9 * P - 1, 0),
+            End(3 * P, 9 * P - 1, 0),
+            Read(8, &[]),
+            Start(P - 1, 2 * P, 1),
+            End(P - 1, 2 * P, 1),
+            Read(8, &[Part(1, 0, P), Part(2, 2 * P, 3 * P), Last(1)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn an_empty_region_watches_one_byte() -> Result {
+        assert!(runs(&[
+            Register(1, 2 * P, 2 * P, true),
+            Start(P, 2 * P - 1, 0),
+            End(P, 2 * P - 1, 0),
+            Start(2 * P, 3 * P - 1, 1),
+            End(2 * P, 3 * P - 1, 1),
+            Read(8, &[Part(1, 2 * P, 2 * P + 1), Last(1)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn all_that_overlap_are_hit_and_count_once() -> Result {
+        assert!(runs(&[
+            Register(1, 0, 9 * P - 1, true),
+            Register(2, 3 * P, 6 * P - 1, true),
+            Register(3, 3 * P, 6 * P - 1, true),
+            Register(4, 5 * P, 20 * P - 1, true),
+            Register(5, 7 * P, 8 * P - 1, true),
+            Start(5 * P, 6 * P - 1, 1),
+            End(5 * P, 6 * P - 1, 1),
+            Unregister(2, true),
+            Unregister(3, true),
+            Read(8, &[Part(1, 5 * P, 6 * P), Part(4, 5 * P, 6 * P), Last(1)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_cookie_is_taken_until_it_is_unregistered() -> Result {
+        assert!(runs(&[
+            Register(0, 0, P - 1, true),
+            Register(0, P, 2 * P - 1, false),
+            Start(P, 2 * P - 1, 0),
+            End(P, 2 * P - 1, 0),
+            Unregister(1, false),
+            Unregister(0, true),
+            Unregister(0, false),
+            Register(0, P, 2 * P - 1, true),
+            Start(P, 2 * P - 1, 1),
+            End(P, 2 * P - 1, 1),
+            Read(8, &[Part(0, P, 2 * P), Last(1)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn unregister_drops_the_event_but_not_last() -> Result {
+        assert!(runs(&[
+            Register(1, 0, P - 1, true),
+            Register(2, 0, P - 1, true),
+            Register(3, 0, P - 1, true),
+            Start(0, P - 1, 1),
+            End(0, P - 1, 1),
+            Unregister(2, true),
+            Read(8, &[Part(1, 0, P), Part(3, 0, P), Last(1)]),
+            Start(0, P - 1, 2),
+            End(0, P - 1, 2),
+            Unregister(1, true),
+            Unregister(3, true),
+            Read(8, &[Last(2)]),
+            Read(8, &[]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn order_is_that_of_the_first_hits() -> Result {
+        assert!(runs(&[
+            Register(1, 0, P - 1, true),
+            Register(2, P, 2 * P - 1, true),
+            Register(3, 2 * P, 3 * P - 1, true),
+            Start(2 * P, 3 * P - 1, 1),
+            End(2 * P, 3 * P - 1, 1),
+            Start(0, P - 1, 2),
+            End(0, P - 1, 2),
+            Start(2 * P, 3 * P - 1, 3),
+            End(2 * P, 3 * P - 1, 3),
+            Start(P, 2 * P - 1, 4),
+            End(P, 2 * P - 1, 4),
+            Read(
+                8,
+                &[
+                    Whole(3, 2 * P, 3 * P),
+                    Part(1, 0, P),
+                    Part(2, P, 2 * P),
+                    Last(4),
+                ],
+            ),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn what_does_not_fit_stays() -> Result {
+        assert!(runs(&[
+            Register(1, 0, P - 1, true),
+            Register(2, 0, P - 1, true),
+            Start(0, P - 1, 1),
+            End(0, P - 1, 1),
+            Fault(8, &[Part(1, 0, P), Part(2, 0, P), Last(1)]),
+            Read(1, &[Part(1, 0, P)]),
+            Fault(8, &[Part(2, 0, P), Last(1)]),
+            Read(1, &[Part(2, 0, P)]),
+            Fault(8, &[Last(1)]),
+            Read(1, &[Last(1)]),
+            Read(1, &[]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn read_in_a_change_is_told_again() -> Result {
+        assert!(runs(&[
+            Register(1, 0, 9 * P - 1, true),
+            Start(P, 2 * P - 1, 1),
+            Read(8, &[Part(1, P, 2 * P), Last(1)]),
+            End(P, 2 * P - 1, 2),
+            Read(8, &[Part(1, P, 2 * P), Last(2)]),
+            Start(P, 2 * P - 1, 3),
+            End(P, 2 * P - 1, 3),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn registered_in_a_change_is_told() -> Result {
+        assert!(runs(&[
+            // The first region, where there was none.
+            Start(0, 9 * P - 1, 0),
+            Register(1, P, 2 * P - 1, true),
+            End(0, 9 * P - 1, 1),
+            Read(8, &[Part(1, P, 2 * P), Last(1)]),
+            // One outside what was watched, and one that is not in the range.
+            Start(20 * P, 30 * P - 1, 1),
+            Register(2, 25 * P, 26 * P - 1, true),
+            Register(3, 40 * P, 41 * P - 1, true),
+            End(20 * P, 30 * P - 1, 2),
+            Read(8, &[Part(2, 25 * P, 26 * P), Last(2)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn registered_anew_in_a_change_is_told() -> Result {
+        assert!(runs(&[
+            Register(1, 0, P - 1, true),
+            Start(0, P - 1, 1),
+            Read(8, &[Part(1, 0, P), Last(1)]),
+            Unregister(1, true),
+            Register(1, 0, P - 1, true),
+            End(0, P - 1, 2),
+            Read(8, &[Part(1, 0, P), Last(2)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn unregistered_in_a_change_is_not_told() -> Result {
+        assert!(runs(&[
+            Register(1, 0, P - 1, true),
+            Register(2, 5 * P, 6 * P - 1, true),
+            Start(0, P - 1, 1),
+            Read(8, &[Part(1, 0, P), Last(1)]),
+            Unregister(1, true),
+            End(0, P - 1, 1),
+            Read(8, &[]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn changes_that_overlap_in_time() -> Result {
+        assert!(runs(&[
+            Register(1, 0, 9 * P - 1, true),
+            Register(2, 5 * P, 9 * P - 1, true),
+            Start(0, P - 1, 1),
+            Start(5 * P, 6 * P - 1, 2),
+            Read(8, &[Whole(1, 0, 9 * P), Part(2, 5 * P, 6 * P), Last(2)]),
+            // Both have to be told again by whichever change they are in.
+            End(5 * P, 6 * P - 1, 3),
+            End(0, P - 1, 4),
+            Read(8, &[Whole(1, 0, 9 * P), Part(2, 5 * P, 6 * P), Last(4)]),
+            Start(0, P - 1, 5),
+            End(0, P - 1, 5),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn rearmed_is_kept_while_any_change_is_in_flight() -> Result {
+        assert!(runs(&[
+            Register(1, 0, P - 1, true),
+            Register(2, 5 * P, 6 * P - 1, true),
+            Start(0, P - 1, 1),
+            Start(5 * P, 6 * P - 1, 2),
+            Read(1, &[Part(1, 0, P)]),
+            // This one has nothing to tell, and must not forget that the other one does.
+            End(5 * P, 6 * P - 1, 2),
+            End(0, P - 1, 3),
+            Read(8, &[Part(2, 5 * P, 6 * P), Part(1, 0, P), Last(3)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn an_event_that_covers_the_change_is_left_alone() -> Result {
+        assert!(runs(&[
+            Register(1, 0, 9 * P - 1, true),
+            Register(2, 20 * P, 21 * P - 1, true),
+            Start(P, 4 * P - 1, 1),
+            // Rearms, although nothing of region 1 is read.
+            Register(3, 30 * P, 31 * P - 1, true),
+            End(P, 4 * P - 1, 1),
+            Read(8, &[Part(1, P, 4 * P), Last(1)]),
+            // Read, then hit elsewhere: what is queued does not cover the first change.
+            Start(P, 4 * P - 1, 2),
+            Read(8, &[Part(1, P, 4 * P), Last(2)]),
+            Start(6 * P, 7 * P - 1, 3),
+            End(6 * P, 7 * P - 1, 3),
+            End(P, 4 * P - 1, 4),
+            Read(8, &[Whole(1, 0, 9 * P), Last(4)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_hit_when_all_are_gone() -> Result {
+        assert!(runs(&[
+            Register(1, 0, P - 1, true),
+            Unregister(1, true),
+            Start(0, usize::MAX, 0),
+            End(0, usize::MAX, 0),
+            Register(2, 3 * P, 4 * P - 1, true),
+            Start(0, usize::MAX, 1),
+            End(0, usize::MAX, 1),
+            Read(8, &[Part(2, 3 * P, 4 * P), Last(1)]),
+        ])?);
+        Ok(())
+    }
+}
