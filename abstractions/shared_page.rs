@@ -46,7 +46,9 @@ impl SharedPage {
 
     /// Allocates a page.
     pub(crate) fn new() -> Result<Self> {
-        let words = VBox::<Words>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
+        // vmalloc would tell the kernel log of a failure, as often as anybody cares to provoke it.
+        let flags = GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN;
+        let words = VBox::<Words>::new_uninit(flags)?;
         // SAFETY: The memory is zeroed, and zero is valid for an atomic integer.
         let mut words = unsafe { words.assume_init() };
         // A vmalloc allocation starts at a page boundary and has at least one page.
