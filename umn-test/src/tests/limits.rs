@@ -4,7 +4,10 @@
 
 use std::{
     env,
-    ffi::CString,
+    ffi::{
+        CStr,
+        CString, //
+    },
     fs::{
         self,
         File, //
@@ -32,16 +35,21 @@ table! {
 const DEFAULT_LIMIT: u64 = 2_097_152;
 
 /// A number that fdinfo tells.
-fn fdinfo(text: &str, name: &str) -> Outcome<u64> {
+pub(super) fn fdinfo(text: &str, name: &str) -> Outcome<u64> {
     let prefix = format!("{name}:\t");
     text.lines()
         .find_map(|line| line.strip_prefix(&prefix)?.parse().ok())
         .ok_or_else(|| Failure::new("fdinfo", format_args!("a line '{name}:'"), text))
 }
 
-/// What fdinfo tells of a file of this process.
+/// The fdinfo of a file of this process.
+pub(super) fn fdinfo_path(device: &Device) -> String {
+    format!("/proc/self/fdinfo/{}", device.as_raw_fd())
+}
+
+/// What it tells.
 fn fdinfo_text(device: &Device) -> Outcome<String> {
-    fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).or_skip("no fdinfo")
+    fs::read_to_string(fdinfo_path(device)).or_skip("no fdinfo")
 }
 
 fn fdinfo_tells() -> Outcome {
@@ -99,13 +107,13 @@ fn limit_is_documented() -> Outcome {
 }
 
 /// The module, unloaded; it is loaded again as it was when this is dropped.
-struct Module {
+pub(super) struct Module {
     file: File,
 }
 
 impl Module {
     /// Unloads it, if it is known where to find it again.
-    fn unload() -> Outcome<Self> {
+    pub(super) fn unload() -> Outcome<Self> {
         open()?;
         let path = env::var_os("UMN_MODULE")
             .ok_or_else(|| Failure::Skipped("UMN_MODULE does not name the module".into()))?;
@@ -114,19 +122,24 @@ impl Module {
         Ok(Self { file })
     }
 
-    /// Loads it with parameters of the test's choice.
-    fn load(&self, parameters: &str) -> io::Result<()> {
-        let parameters = CString::new(parameters)?;
-        // SAFETY: `parameters` is a C string.
-        check(unsafe {
-            let fd = self.file.as_raw_fd();
-            libc::syscall(libc::SYS_finit_module, fd, parameters.as_ptr(), 0)
-        })?;
+    /// Loads it with parameters of the test's choice, and waits for the device.
+    pub(super) fn load(&self, parameters: &str) -> io::Result<()> {
+        self.insert(&CString::new(parameters)?)?;
         if process::eventually(|| Device::open().is_ok()) {
             Ok(())
         } else {
             Device::open().map(drop)
         }
+    }
+
+    /// Loads it, which is one system call.
+    pub(super) fn insert(&self, parameters: &CStr) -> io::Result<()> {
+        // SAFETY: `parameters` is a C string.
+        check(unsafe {
+            let fd = self.file.as_raw_fd();
+            libc::syscall(libc::SYS_finit_module, fd, parameters.as_ptr(), 0)
+        })
+        .map(drop)
     }
 }
 
@@ -137,7 +150,7 @@ impl Drop for Module {
     }
 }
 
-fn delete_module() -> io::Result<()> {
+pub(super) fn delete_module() -> io::Result<()> {
     // SAFETY: The name is a C string.
     check(unsafe {
         libc::syscall(

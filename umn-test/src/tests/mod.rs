@@ -3,6 +3,7 @@
 //! The self-tests, by subject, and what they have in common.
 
 mod causes;
+mod faults;
 pub mod fork;
 mod ioctl;
 mod last;
@@ -89,6 +90,7 @@ pub fn all() -> Vec<Test> {
         others::TESTS,
         races::TESTS,
         limits::TESTS,
+        faults::TESTS,
     ]
     .concat()
 }

@@ -1,0 +1,581 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Each allocation and each copy of user memory in each call, made to fail once.
+//!
+//! A kernel with `CONFIG_FAULT_INJECTION` fails the n-th chance that the next system calls of a
+//! thread have, where n was written to the thread's `fail-nth`. So each test makes a call with
+//! n = 1, 2, … until the call has no n-th chance. Whatever failed, the call has to say so with an
+//! error that it is known for, what was queued has to be there still, and the file has to work.
+//!
+//! The kernel itself shows whether anything was leaked or used wrongly, where it is built to.
+
+use std::{
+    ffi::{
+        c_void,
+        CString, //
+    },
+    fs::{
+        self,
+        File,
+        OpenOptions, //
+    },
+    io,
+    os::{
+        fd::{
+            AsRawFd,
+            FromRawFd,
+            IntoRawFd,
+            OwnedFd, //
+        },
+        unix::fs::FileExt, //
+    },
+    path::Path,
+    ptr, //
+};
+
+use super::{
+    limits::{
+        delete_module,
+        fdinfo,
+        fdinfo_path,
+        Module, //
+    },
+    prelude::*, //
+};
+
+table! {
+    faults_open: "open fails cleanly whatever it is refused, in an address space that is new to it",
+    faults_close: "close succeeds whatever it is refused",
+    faults_exchange: "so does EXCHANGE_FEATURES, and the chance is not used up",
+    faults_register: "REGISTER_REGION fails cleanly, and the cookie stays free",
+    faults_unregister: "UNREGISTER_REGION fails cleanly, and the region stays",
+    faults_mmap: "mmap and mremap of the counter, and the first access to it",
+    faults_read: "read fails cleanly or not at all, and no record is lost or comes twice",
+    faults_readv: "so does readv",
+    faults_poll: "poll and epoll fail cleanly",
+    faults_async: "O_ASYNC fails cleanly: there is a signal where it succeeded, and none else",
+    faults_fdinfo: "reading fdinfo fails cleanly",
+    faults_fork: "a fork that fails leaves the file and the mapped counter alone",
+    faults_module: "loading the module fails cleanly, and leaves no device",
+}
+
+/// Where debugfs is.
+const DEBUGFS: &str = "/sys/kernel/debug";
+
+/// What a call that runs out of memory may say, or that cannot get at its arguments.
+const NO_MEMORY: &[i32] = &[libc::ENOMEM];
+const NO_ACCESS: &[i32] = &[libc::EFAULT];
+const EITHER: &[i32] = &[libc::ENOMEM, libc::EFAULT];
+
+/// More faults than there are in any call.
+const MOST: u32 = 5000;
+
+/// The kernel's fault injection, set up so that nothing is spared; put back when dropped.
+struct Faults {
+    _settings: Vec<Setting>,
+}
+
+impl Faults {
+    fn new() -> Outcome<Self> {
+        open()?;
+        fail_nth().or_skip("no fail-nth, so no CONFIG_FAULT_INJECTION")?;
+        if !Path::new(DEBUGFS).join("failslab").exists() {
+            mount_debugfs().or_skip("mounting debugfs")?;
+        }
+        // Without the first, nothing fails that could wait. That each fault is told in the kernel's
+        // log would hide what matters there.
+        let settings = Setting::change_all(
+            DEBUGFS,
+            &[
+                ("failslab/ignore-gfp-wait", "N"),
+                ("failslab/verbose", "0"),
+                ("fail_page_alloc/ignore-gfp-wait", "N"),
+                ("fail_page_alloc/ignore-gfp-highmem", "N"),
+                ("fail_page_alloc/min-order", "0"),
+                ("fail_page_alloc/verbose", "0"),
+                ("fail_usercopy/verbose", "0"),
+            ],
+        )
+        .or_skip("fault injection in debugfs")?;
+        Ok(Self {
+            _settings: settings,
+        })
+    }
+
+    /// Makes a call whose `nth` chance to fail is taken.
+    ///
+    /// The call must be little more than the system call: all others in it have chances too.
+    fn inject<T>(&self, nth: u32, call: impl FnOnce() -> io::Result<T>) -> Outcome<Attempt<T>> {
+        let control = fail_nth()?;
+        control.write_all_at(nth.to_string().as_bytes(), 0)?;
+        let result = call();
+        // To look whether there was a fault, and to ask for none, are chances too.
+        let mut left = [0; 8];
+        let hit = match control.read_at(&mut left, 0) {
+            Ok(_) => left.starts_with(b"0\n"),
+            Err(_) => false,
+        };
+        if control.write_all_at(b"0", 0).is_err() {
+            control.write_all_at(b"0", 0)?;
+        }
+        Ok(Attempt { result, hit })
+    }
+
+    /// Makes attempts with faults at later and later places, until one has none.
+    ///
+    /// An attempt returns whether it had, after it has looked at what came of it. At least so many
+    /// faults as are known of must have been there.
+    fn sweep(
+        &self,
+        what: &str,
+        least: u32,
+        mut attempt: impl FnMut(&Self, u32) -> Outcome<bool>,
+    ) -> Outcome {
+        let mut hits = 0;
+        while attempt(self, hits + 1).map_err(|failure| match failure {
+            Failure::Failed(why) => {
+                Failure::Failed(format!("{why}, with fault {} in {what}", hits + 1))
+            }
+            skipped => skipped,
+        })? {
+            hits += 1;
+            expect::that(what, hits < MOST, "an end of the faults", hits)?;
+        }
+        eprintln!("faults in {what}: {hits}");
+        expect::at_least(what, hits.into(), least.into())
+    }
+}
+
+/// The file by which this thread tells which chance is to be taken.
+fn fail_nth() -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/proc/thread-self/fail-nth")
+}
+
+fn mount_debugfs() -> io::Result<()> {
+    let at = CString::new(DEBUGFS)?;
+    let kind = c"debugfs".as_ptr();
+    // SAFETY: All are C strings, or null where they may be.
+    check(unsafe { libc::mount(kind, at.as_ptr(), kind, 0, ptr::null()) }).map(drop)
+}
+
+/// What came of a call that had a fault in it, or would have had, were it longer.
+struct Attempt<T> {
+    result: io::Result<T>,
+    hit: bool,
+}
+
+impl<T> Attempt<T> {
+    /// Expects success, or after a fault one of these errors; returns what success returned.
+    #[track_caller]
+    fn may_fail(self, what: &str, errors: &[i32]) -> Outcome<Option<T>> {
+        match self.result {
+            Err(error) if self.hit => {
+                expect::one_of(what, Err::<(), _>(error), errors).map(|()| None)
+            }
+            result => expect::success(what, result).map(Some),
+        }
+    }
+}
+
+/// A file with two regions, to see that neither the file nor what is queued has suffered.
+struct Witness(Bench);
+
+impl Witness {
+    /// One on memory of which a fork makes no copy.
+    fn new() -> Outcome<Self> {
+        let bench = Bench::over(open()?, Guarded::shared(2)?)?;
+        bench.watch_pages()?;
+        Ok(Self(bench))
+    }
+
+    /// Queues something that is going to be missed if it is lost.
+    fn queue(&self) -> Outcome {
+        let before = self.0.counter.get();
+        self.0.hit(0)?;
+        self.0.counts(before + 1)
+    }
+
+    /// Expects nothing but that to be there, and that things go on.
+    #[track_caller]
+    fn testifies(&self) -> Outcome {
+        let Self(bench) = self;
+        let before = bench.counter.get();
+        bench.hit(1)?;
+        bench.reads(&[
+            hit(1, &bench.area.page(0)),
+            hit(2, &bench.area.page(1)),
+            last(before + 1),
+        ])?;
+        bench.counts(before + 1)?;
+        bench.is_silent()
+    }
+}
+
+fn faults_open() -> Outcome {
+    let faults = Faults::new()?;
+    // What the first file of an address space needs is allocated only once.
+    faults.sweep("open", 6, |faults, nth| {
+        let child = Child::fork(|line| {
+            let attempt = faults.inject(nth, Device::open_nonblocking)?;
+            line.tell_number(attempt.hit.into())?;
+            drop(attempt.may_fail("open", EITHER)?);
+            let witness = Witness::new()?;
+            witness.queue()?;
+            witness.testifies()
+        })?;
+        let hit = child.hear_number()? != 0;
+        child.join()?;
+        Ok(hit)
+    })
+}
+
+fn faults_close() -> Outcome {
+    let faults = Faults::new()?;
+    let witness = Witness::new()?;
+    faults.sweep("close", 0, |faults, nth| {
+        let bench = Bench::new(2)?;
+        bench.watch_pages()?;
+        bench.hit(0)?;
+        witness.queue()?;
+        drop(bench.counter);
+        let fd = OwnedFd::from(bench.device.file().try_clone()?).into_raw_fd();
+        drop(bench.device);
+        // SAFETY: The descriptor is nobody else's.
+        let attempt = faults.inject(nth, || check(unsafe { libc::close(fd) }))?;
+        let hit = attempt.hit;
+        attempt.may_fail("close", &[])?;
+        witness.testifies()?;
+        Ok(hit)
+    })
+}
+
+fn faults_exchange() -> Outcome {
+    let faults = Faults::new()?;
+    faults.sweep("EXCHANGE_FEATURES", 2, |faults, nth| {
+        let device = open()?;
+        let attempt = faults.inject(nth, || device.exchange_features(!0))?;
+        let hit = attempt.hit;
+        let again = device.exchange_features(!0);
+        match attempt.may_fail("EXCHANGE_FEATURES", NO_ACCESS)? {
+            Some(_) => expect::error("once more", again, libc::EINVAL)?,
+            None => expect::same("granted", expect::success("once more", again)?, 0)?,
+        }
+        Ok(hit)
+    })
+}
+
+fn faults_register() -> Outcome {
+    let faults = Faults::new()?;
+    let witness = Witness::new()?;
+    let area = Guarded::new(1)?;
+    let page = area.all();
+    faults.sweep("REGISTER_REGION", 2, |faults, nth| {
+        let Witness(Bench { device, .. }) = &witness;
+        witness.queue()?;
+        let attempt = faults.inject(nth, || device.register(page.start, page.end, 9))?;
+        let hit = attempt.hit;
+        let free = attempt.may_fail("REGISTER_REGION", EITHER)?.is_none();
+        let again = device.register(page.start, page.end, 9);
+        if free {
+            expect::success("once more", again)?;
+        } else {
+            expect::error("once more", again, libc::EINVAL)?;
+        }
+        device.unregister(9)?;
+        witness.testifies()?;
+        Ok(hit)
+    })
+}
+
+fn faults_unregister() -> Outcome {
+    let faults = Faults::new()?;
+    let witness = Witness::new()?;
+    let area = Guarded::new(1)?;
+    let page = area.all();
+    faults.sweep("UNREGISTER_REGION", 1, |faults, nth| {
+        let Witness(Bench { device, .. }) = &witness;
+        device.register(page.start, page.end, 9)?;
+        witness.queue()?;
+        let attempt = faults.inject(nth, || device.unregister(9))?;
+        let hit = attempt.hit;
+        let again = match attempt.may_fail("UNREGISTER_REGION", NO_ACCESS)? {
+            Some(()) => expect::error("once more", device.unregister(9), libc::EINVAL),
+            None => expect::success("once more", device.unregister(9)),
+        };
+        again?;
+        witness.testifies()?;
+        Ok(hit)
+    })
+}
+
+fn faults_mmap() -> Outcome {
+    let faults = Faults::new()?;
+    let witness = Witness::new()?;
+    let Witness(Bench { device, .. }) = &witness;
+    // Each time where there are no page tables yet.
+    let space = Guarded::huge(2)?;
+    let (here, there) = (space.all().start, space.all().start + HUGE);
+    let map = || {
+        let access = libc::PROT_READ;
+        let file = Some(device.file());
+        mem::map(Some(here), PAGE, access, libc::MAP_SHARED, file).map(|at| at..at + PAGE)
+    };
+    let clear = || {
+        let access = libc::PROT_NONE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        mem::unmap(&space.all())?;
+        mem::map(Some(here), 2 * HUGE, access, flags, None)
+    };
+    let shows = |at: u64| -> Outcome {
+        // SAFETY: The counter is mapped there.
+        let seen = unsafe { ptr::read_volatile(at as *const u64) };
+        expect::same(
+            "the counter at another address",
+            seen,
+            witness.0.counter.get(),
+        )
+    };
+
+    faults.sweep("mmap", 2, |faults, nth| {
+        clear()?;
+        witness.queue()?;
+        let attempt = faults.inject(nth, map)?;
+        let hit = attempt.hit;
+        if let Some(page) = attempt.may_fail("mmap", NO_MEMORY)? {
+            shows(page.start)?;
+        }
+        witness.testifies()?;
+        Ok(hit)
+    })?;
+    faults.sweep("mremap", 1, |faults, nth| {
+        clear()?;
+        let page = map()?;
+        let other = there..there + PAGE;
+        witness.queue()?;
+        let attempt = faults.inject(nth, || mem::move_to(&page, &other))?;
+        let hit = attempt.hit;
+        let moved = attempt.may_fail("mremap", NO_MEMORY)?.is_some();
+        shows(if moved { there } else { here })?;
+        witness.testifies()?;
+        Ok(hit)
+    })?;
+    faults.sweep("an access after the page was dropped", 0, |faults, nth| {
+        clear()?;
+        let page = map()?;
+        witness.queue()?;
+        mem::advise(&page, libc::MADV_DONTNEED)?;
+        // There is no error to see: the access is tried again, or ends the process.
+        let attempt = faults.inject(nth, || Ok(mem::read_byte(page.start)))?;
+        shows(page.start)?;
+        witness.testifies()?;
+        Ok(attempt.hit)
+    })
+}
+
+/// Pages of the tests of reading: more than the driver copies at once.
+const PAGES: u64 = 20;
+
+/// Has `read` read into a buffer with room for everything, and makes up what it was kept from.
+fn sweep_reads(
+    what: &str,
+    least: u32,
+    errors: &[i32],
+    read: impl Fn(&Device, &mut [Event]) -> io::Result<usize>,
+) -> Outcome {
+    let faults = Faults::new()?;
+    let bench = Bench::new(PAGES)?;
+    bench.watch_pages()?;
+    let mut buffer = [Event::default(); PAGES as usize + 2];
+    faults.sweep(what, least, |faults, nth| {
+        for page in 0..PAGES {
+            bench.hit(page)?;
+        }
+        let attempt = faults.inject(nth, || read(&bench.device, &mut buffer))?;
+        let hit = attempt.hit;
+        let bytes = attempt.may_fail(what, errors)?.unwrap_or(0);
+        expect::same("bytes beyond whole records", bytes % size_of::<Event>(), 0)?;
+        let mut seen = buffer[..bytes / size_of::<Event>()].to_vec();
+        seen.extend(read_if_any(&bench.device, buffer.len())?);
+        let hits = (0..PAGES).map(|page| expect::hit(page + 1, &bench.area.page(page)));
+        let wanted: Vec<_> = hits.chain([last(bench.counter.get())]).collect();
+        expect::events(what, &seen, &wanted)?;
+        bench.is_silent()?;
+        Ok(hit)
+    })
+}
+
+fn faults_read() -> Outcome {
+    sweep_reads("read", 2, NO_ACCESS, |device, buffer| {
+        device.read_raw(buffer.as_mut_ptr().cast(), size_of_val(buffer))
+    })
+}
+
+fn faults_readv() -> Outcome {
+    sweep_reads("readv", 4, EITHER, |device, buffer| {
+        /// More than the kernel has room for on its stack, and so that records are torn.
+        const PIECE: usize = 56;
+        let mut pieces = [libc::iovec {
+            iov_base: ptr::null_mut(),
+            iov_len: 0,
+        }; 16];
+        let start: *mut c_void = buffer.as_mut_ptr().cast();
+        let length = size_of_val(buffer);
+        let mut used = 0;
+        for (piece, offset) in pieces.iter_mut().zip((0..length).step_by(PIECE)) {
+            piece.iov_base = start.wrapping_byte_add(offset);
+            piece.iov_len = PIECE.min(length - offset);
+            used += 1;
+        }
+        // SAFETY: The pieces are those of `buffer`.
+        let read = unsafe { libc::readv(device.as_raw_fd(), pieces.as_ptr(), used) };
+        check(read).map(|read| read as usize)
+    })
+}
+
+fn faults_poll() -> Outcome {
+    /// More than the kernel has room for on its stack.
+    const FILES: usize = 100;
+    let faults = Faults::new()?;
+    let witness = Witness::new()?;
+    let fd = witness.0.device.as_raw_fd();
+    faults.sweep("poll", 3, |faults, nth| {
+        let events = libc::POLLIN;
+        let mut fds = [libc::pollfd {
+            fd,
+            events,
+            revents: 0,
+        }; FILES];
+        // Nothing to read, so that all of them are waited for.
+        // SAFETY: `fds` are so many.
+        let call = || check(unsafe { libc::poll(fds.as_mut_ptr(), FILES as u64, 1) });
+        let attempt = faults.inject(nth, call)?;
+        let hit = attempt.hit;
+        if let Some(ready) = attempt.may_fail("poll", EITHER)? {
+            expect::same("ready", ready, 0)?;
+        }
+        witness.queue()?;
+        witness.testifies()?;
+        Ok(hit)
+    })?;
+    // SAFETY: The file was just opened and is nobody else's.
+    let epoll = unsafe { OwnedFd::from_raw_fd(check(libc::epoll_create1(0))?) };
+    let mut event = libc::epoll_event {
+        events: libc::EPOLLIN as u32,
+        u64: 0,
+    };
+    faults.sweep("epoll", 2, |faults, nth| {
+        let mut control = |operation| {
+            // SAFETY: `event` is a valid event.
+            check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd, &mut event) })
+        };
+        let attempt = faults.inject(nth, || control(libc::EPOLL_CTL_ADD))?;
+        let hit = attempt.hit;
+        let added = attempt.may_fail("epoll_ctl", EITHER)?.is_some();
+        witness.queue()?;
+        let mut ready = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: `ready` is one event.
+        let count = check(unsafe { libc::epoll_wait(epoll.as_raw_fd(), &mut ready, 1, 0) })?;
+        expect::same("ready", count, i32::from(added))?;
+        if added {
+            control(libc::EPOLL_CTL_DEL)?;
+        }
+        witness.testifies()?;
+        Ok(hit)
+    })
+}
+
+fn faults_async() -> Outcome {
+    let faults = Faults::new()?;
+    process::catch_signal(libc::SIGIO, libc::SA_RESTART)?;
+    // SAFETY: The call takes no pointer.
+    let myself = unsafe { libc::getpid() };
+    let fcntl = |bench: &Bench, command, argument: i32| {
+        // SAFETY: The commands take no pointer.
+        check(unsafe { libc::fcntl(bench.device.as_raw_fd(), command, argument) })
+    };
+    faults.sweep("F_SETOWN", 1, |faults, nth| {
+        let bench = Bench::one_page()?;
+        let attempt = faults.inject(nth, || fcntl(&bench, libc::F_SETOWN, myself))?;
+        let hit = attempt.hit;
+        attempt.may_fail("F_SETOWN", NO_MEMORY)?;
+        bench.hit(0)?;
+        bench.reads(&[expect::hit(1, &bench.area.all()), last(1)])?;
+        Ok(hit)
+    })?;
+    faults.sweep("O_ASYNC", 1, |faults, nth| {
+        let bench = Bench::one_page()?;
+        fcntl(&bench, libc::F_SETOWN, myself)?;
+        let flags = libc::O_ASYNC | libc::O_NONBLOCK;
+        let attempt = faults.inject(nth, || fcntl(&bench, libc::F_SETFL, flags))?;
+        let hit = attempt.hit;
+        let asked = attempt.may_fail("O_ASYNC", NO_MEMORY)?.is_some();
+        let before = process::caught().count;
+        bench.hit(0)?;
+        let signals = process::caught().count - before;
+        expect::same("signals", signals, i32::from(asked))?;
+        bench.reads(&[expect::hit(1, &bench.area.all()), last(1)])?;
+        Ok(hit)
+    })
+}
+
+fn faults_fdinfo() -> Outcome {
+    let faults = Faults::new()?;
+    let witness = Witness::new()?;
+    let path = fdinfo_path(&witness.0.device);
+    faults.sweep("fdinfo", 2, |faults, nth| {
+        witness.queue()?;
+        let attempt = faults.inject(nth, || fs::read_to_string(&path))?;
+        let hit = attempt.hit;
+        // procfs says ENOENT where it has no memory for an inode.
+        let errors = [libc::ENOMEM, libc::EFAULT, libc::ENOENT];
+        if let Some(text) = attempt.may_fail("fdinfo", &errors)? {
+            expect::same("queued", fdinfo(&text, "queued")?, 1)?;
+        }
+        witness.testifies()?;
+        Ok(hit)
+    })
+}
+
+fn faults_fork() -> Outcome {
+    let faults = Faults::new()?;
+    let witness = Witness::new()?;
+    faults.sweep("fork", 20, |faults, nth| {
+        witness.queue()?;
+        let attempt = faults.inject(nth, || {
+            // SAFETY: The child does nothing but end.
+            match check(unsafe { libc::fork() })? {
+                // SAFETY: As above.
+                0 => unsafe { libc::_exit(0) },
+                child => Ok(child),
+            }
+        })?;
+        let hit = attempt.hit;
+        if let Some(child) = attempt.may_fail("fork", NO_MEMORY)? {
+            // SAFETY: The status is of no interest.
+            check(unsafe { libc::waitpid(child, ptr::null_mut(), 0) })?;
+        }
+        witness.testifies()?;
+        Ok(hit)
+    })
+}
+
+fn faults_module() -> Outcome {
+    let faults = Faults::new()?;
+    let module = Module::unload()?;
+    faults.sweep("loading the module", 20, |faults, nth| {
+        let attempt = faults.inject(nth, || module.insert(c""))?;
+        let hit = attempt.hit;
+        match attempt.may_fail("loading the module", EITHER)? {
+            Some(()) => expect::success("unloading the module", delete_module())?,
+            None => expect::error("open", Device::open().map(drop), libc::ENOENT)?,
+        }
+        Ok(hit)
+    })?;
+    expect::success("loading the module", module.load(""))?;
+    let witness = Witness::new()?;
+    witness.queue()?;
+    witness.testifies()
+}
