@@ -8,6 +8,7 @@ mod device;
 mod expect;
 mod harness;
 mod mem;
+mod module;
 mod process;
 mod tests;
 mod uapi;

@@ -35,12 +35,14 @@ use std::{
 
 use super::{
     limits::{
-        delete_module,
         fdinfo,
-        fdinfo_path,
-        Module, //
+        fdinfo_path, //
     },
     prelude::*, //
+};
+use crate::module::{
+    Module,
+    Unloaded, //
 };
 
 table! {
@@ -564,12 +566,12 @@ fn faults_fork() -> Outcome {
 
 fn faults_module() -> Outcome {
     let faults = Faults::new()?;
-    let module = Module::unload()?;
+    let module = Unloaded::new()?;
     faults.sweep("loading the module", 20, |faults, nth| {
         let attempt = faults.inject(nth, || module.insert(c""))?;
         let hit = attempt.hit;
         match attempt.may_fail("loading the module", EITHER)? {
-            Some(()) => expect::success("unloading the module", delete_module())?,
+            Some(()) => expect::success("unloading the module", Module::remove())?,
             None => expect::error("open", Device::open().map(drop), libc::ENOENT)?,
         }
         Ok(hit)

@@ -3,20 +3,15 @@
 //! Limits, accounting, what can be seen from outside, and the module itself.
 
 use std::{
-    env,
-    ffi::{
-        CStr,
-        CString, //
-    },
-    fs::{
-        self,
-        File, //
-    },
-    io,
+    fs,
     os::fd::AsRawFd, //
 };
 
 use super::prelude::*;
+use crate::module::{
+    Module,
+    Unloaded, //
+};
 
 table! {
     limit_is_documented: "fdinfo tells the limit on regions",
@@ -106,68 +101,12 @@ fn limit_is_documented() -> Outcome {
     expect::at_least("limit", fdinfo(&text, "limit")?, 1)
 }
 
-/// The module, unloaded; it is loaded again as it was when this is dropped.
-pub(super) struct Module {
-    file: File,
-}
-
-impl Module {
-    /// Unloads it, if it is known where to find it again.
-    pub(super) fn unload() -> Outcome<Self> {
-        open()?;
-        let path = env::var_os("UMN_MODULE")
-            .ok_or_else(|| Failure::Skipped("UMN_MODULE does not name the module".into()))?;
-        let file = File::open(path).or_skip("the module's file")?;
-        delete_module().or_skip("unloading the module")?;
-        Ok(Self { file })
-    }
-
-    /// Loads it with parameters of the test's choice, and waits for the device.
-    pub(super) fn load(&self, parameters: &str) -> io::Result<()> {
-        self.insert(&CString::new(parameters)?)?;
-        if process::eventually(|| Device::open().is_ok()) {
-            Ok(())
-        } else {
-            Device::open().map(drop)
-        }
-    }
-
-    /// Loads it, which is one system call.
-    pub(super) fn insert(&self, parameters: &CStr) -> io::Result<()> {
-        // SAFETY: `parameters` is a C string.
-        check(unsafe {
-            let fd = self.file.as_raw_fd();
-            libc::syscall(libc::SYS_finit_module, fd, parameters.as_ptr(), 0)
-        })
-        .map(drop)
-    }
-}
-
-impl Drop for Module {
-    fn drop(&mut self) {
-        let _ = delete_module();
-        let _ = self.load("");
-    }
-}
-
-pub(super) fn delete_module() -> io::Result<()> {
-    // SAFETY: The name is a C string.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_delete_module,
-            c"ummunotify".as_ptr(),
-            libc::O_NONBLOCK,
-        )
-    })
-    .map(drop)
-}
-
 /// How many regions there may be in the tests of the limit.
 const FEW: u64 = 1000;
 
 /// Loads the module with a limit of [`FEW`] regions.
-fn few_regions() -> Outcome<Module> {
-    let module = Module::unload()?;
+fn few_regions() -> Outcome<Unloaded> {
+    let module = Unloaded::new()?;
     expect::success(
         "loading the module",
         module.load(&format!("max_regions={FEW}")),
@@ -270,7 +209,7 @@ fn memory_is_given_back() -> Outcome {
 fn module_is_busy() -> Outcome {
     let bench = Bench::one_page()?;
     let busy = [libc::EWOULDBLOCK, libc::EBUSY];
-    match delete_module() {
+    match Module::remove() {
         Err(error) if !busy.contains(&error.raw_os_error().unwrap_or(0)) => {
             Err(error).or_skip("unloading the module")?
         }
@@ -283,7 +222,7 @@ fn module_is_busy() -> Outcome {
 fn module_is_busy_while_mapped() -> Outcome {
     let bench = Bench::one_page()?;
     drop(bench.device);
-    match delete_module() {
+    match Module::remove() {
         Err(error) if error.raw_os_error() != Some(libc::EWOULDBLOCK) => {
             Err(error).or_skip("unloading the module")?
         }
@@ -293,7 +232,7 @@ fn module_is_busy_while_mapped() -> Outcome {
 }
 
 fn module_reloads() -> Outcome {
-    let module = Module::unload()?;
+    let module = Unloaded::new()?;
     expect::error("open", Device::open().map(drop), libc::ENOENT)?;
     for _ in 0..5 {
         expect::success("loading the module", module.load(""))?;
@@ -303,7 +242,7 @@ fn module_reloads() -> Outcome {
         bench.hit(0)?;
         bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
         drop((bench.device, bench.counter));
-        expect::success("unloading the module", delete_module())?;
+        expect::success("unloading the module", Module::remove())?;
     }
     Ok(())
 }

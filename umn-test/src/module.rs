@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The kernel module: loading and unloading it.
+
+use std::{
+    env,
+    ffi::{
+        CStr,
+        CString,
+        OsStr, //
+    },
+    fs::File,
+    io,
+    ops::Deref,
+    os::fd::AsRawFd, //
+};
+
+use crate::{
+    device::{
+        check,
+        Device, //
+    },
+    expect::{
+        Failure,
+        OrSkip,
+        Outcome, //
+    },
+    process, //
+};
+
+/// The module as a file, from which it can be loaded.
+pub struct Module {
+    file: File,
+}
+
+impl Module {
+    /// The module that is at `path` or else where the environment says.
+    pub fn find(path: Option<&OsStr>) -> Outcome<Self> {
+        let path = path
+            .map(OsStr::to_owned)
+            .or_else(|| env::var_os("UMN_MODULE"))
+            .ok_or_else(|| Failure::Skipped("UMN_MODULE does not name the module".into()))?;
+        let file = File::open(path).or_skip("the module's file")?;
+        Ok(Self { file })
+    }
+
+    /// Loads it, which is one system call.
+    pub fn insert(&self, parameters: &CStr) -> io::Result<()> {
+        // SAFETY: `parameters` is a C string.
+        check(unsafe {
+            let fd = self.file.as_raw_fd();
+            libc::syscall(libc::SYS_finit_module, fd, parameters.as_ptr(), 0)
+        })
+        .map(drop)
+    }
+
+    /// Loads it, and waits for the device.
+    pub fn load(&self, parameters: &str) -> io::Result<()> {
+        self.insert(&CString::new(parameters)?)?;
+        if process::eventually(|| Device::open().is_ok()) {
+            Ok(())
+        } else {
+            Device::open().map(drop)
+        }
+    }
+
+    /// Unloads it. Does not wait until nobody uses it any more.
+    pub fn remove() -> io::Result<()> {
+        // SAFETY: The name is a C string.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_delete_module,
+                c"ummunotify".as_ptr(),
+                libc::O_NONBLOCK,
+            )
+        })
+        .map(drop)
+    }
+}
+
+/// The module, unloaded; it is loaded again as it was when this is dropped.
+pub struct Unloaded(Module);
+
+impl Unloaded {
+    /// Unloads it, if it is known where to find it again.
+    pub fn new() -> Outcome<Self> {
+        Device::open().or_skip("no /dev/ummunotify to open")?;
+        let module = Module::find(None)?;
+        Module::remove().or_skip("unloading the module")?;
+        Ok(Self(module))
+    }
+}
+
+impl Deref for Unloaded {
+    type Target = Module;
+
+    fn deref(&self) -> &Module {
+        &self.0
+    }
+}
+
+impl Drop for Unloaded {
+    fn drop(&mut self) {
+        let _ = Module::remove();
+        let _ = self.load("");
+    }
+}
