@@ -6,6 +6,7 @@ mod command;
 mod demo;
 mod device;
 mod expect;
+mod hammer;
 mod harness;
 mod mem;
 mod module;
@@ -61,6 +62,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Demo(demo::Args),
+    Hammer(hammer::Args),
     Watch(watch::Args),
 }
 
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
     if let Some(command) = cli.command {
         return match command {
             Command::Demo(args) => demo::run(&args),
+            Command::Hammer(args) => hammer::run(&args),
             Command::Watch(args) => watch::run(&args),
         };
     }

@@ -123,6 +123,13 @@ impl Line {
     }
 }
 
+impl From<OwnedFd> for Line {
+    /// Takes an end that was handed on under its number.
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd.into())
+    }
+}
+
 fn one_iovec(bytes: &mut [u8]) -> libc::iovec {
     libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A thread that makes calls, and what it makes them with: files, addresses, numbers.
+//!
+//! All threads of a process share the files and the memory, and take no notice of each other. The
+//! files of the device have descriptors that nothing else ever has, so that whatever is found there
+//! is the device. The memory is at addresses where the kernel puts nothing by itself.
+
+use std::{
+    ffi::c_void,
+    io,
+    mem::ManuallyDrop,
+    os::fd::{
+        FromRawFd,
+        OwnedFd, //
+    },
+    sync::atomic::{
+        AtomicI32,
+        Ordering, //
+    }, //
+};
+
+use fastrand::Rng;
+
+use crate::{
+    expect::named,
+    mem::{
+        self,
+        PAGE, //
+    },
+    process::Line,
+    uapi::Event, //
+};
+
+use super::{
+    calls::{
+        Verdict,
+        CALLS,
+        OPEN, //
+    },
+    tally::{
+        Tally,
+        MOST_WORKERS, //
+    }, //
+};
+
+/// The first descriptor of the device.
+pub const FIRST_FD: i32 = 100;
+/// How many there are.
+pub const FDS: i32 = 6;
+/// The descriptor of the [`Tally`], for those that are executed.
+pub const TALLY_FD: i32 = 99;
+/// Those of a line that all processes pass files over.
+pub const LINE_FDS: [i32; 2] = [97, 98];
+
+/// Memory that is watched, changed and read into.
+pub const ARENA: u64 = 0x10_0000_0000;
+/// Its length in pages.
+pub const ARENA_PAGES: u64 = 128;
+/// Pages that a copy must stop at: one to read only, none, one to write, none.
+const TRAPS: u64 = ARENA + 0x1000_0000;
+/// Where counters are mapped, and nothing else.
+pub const WINDOW: u64 = ARENA + 0x2000_0000;
+/// Its length in pages.
+pub const WINDOW_PAGES: u64 = 8;
+
+/// The most threads of a process.
+pub const MOST_THREADS: usize = 16;
+
+/// The threads of this process, for each other to send signals to.
+pub static THREADS: [AtomicI32; MOST_THREADS] = [const { AtomicI32::new(0) }; MOST_THREADS];
+
+/// Maps the arena and the traps.
+pub fn map_memory() -> io::Result<()> {
+    let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let both = libc::PROT_READ | libc::PROT_WRITE;
+    mem::map(Some(ARENA), ARENA_PAGES * PAGE, both, private, None)?;
+    mem::map(Some(TRAPS), 4 * PAGE, libc::PROT_NONE, private, None)?;
+    mem::protect(&(TRAPS..TRAPS + PAGE), libc::PROT_READ)?;
+    mem::protect(&(TRAPS + 2 * PAGE..TRAPS + 3 * PAGE), both)
+}
+
+/// A thread that makes calls.
+pub struct Caller {
+    /// Chooses everything, so that the same seed makes the same calls.
+    pub rng: Rng,
+    /// Where it is told what came of them.
+    pub tally: &'static Tally,
+    /// Room to read into that is as it should be.
+    pub buffer: [Event; 64],
+    /// It is in a forked or executed process, which has no children of its own.
+    pub is_child: bool,
+    /// Processes that are none of this run's would not be safe from signals.
+    pub spares_strangers: bool,
+    /// Both ends of the line to pass files over.
+    lines: [ManuallyDrop<Line>; 2],
+    weights: u32,
+}
+
+impl Caller {
+    /// One that chooses what follows from `seed`.
+    pub fn new(seed: u64, tally: &'static Tally, spares_strangers: bool) -> Self {
+        Self {
+            rng: Rng::with_seed(seed),
+            tally,
+            buffer: [Event::default(); 64],
+            is_child: false,
+            spares_strangers,
+            lines: LINE_FDS.map(|fd| {
+                // SAFETY: The descriptor is nothing else's, and is not closed before the process
+                // ends.
+                ManuallyDrop::new(Line::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+            }),
+            weights: CALLS.iter().map(|call| call.weight).sum(),
+        }
+    }
+
+    /// Becomes one in a process that has no children of its own, and an end even if it sleeps.
+    pub fn be_child(&mut self) {
+        self.is_child = true;
+        // SAFETY: The call takes no pointer.
+        unsafe { libc::alarm(1) };
+    }
+
+    /// Opens some files, so that there is something to do with them.
+    pub fn begin(&mut self) {
+        for _ in 0..FDS {
+            self.make(OPEN);
+        }
+    }
+
+    /// Makes one call.
+    pub fn call(&mut self) {
+        let mut at = self.rng.u32(0..self.weights);
+        let index = CALLS
+            .iter()
+            .position(|call| match at.checked_sub(call.weight) {
+                Some(left) => {
+                    at = left;
+                    false
+                }
+                None => true,
+            })
+            .expect("the weights add up");
+        self.make(index);
+    }
+
+    /// Makes a call of one kind, and judges what comes of it.
+    fn make(&mut self, index: usize) {
+        let call = &CALLS[index];
+        let (verdict, result) = (call.make)(self);
+        self.tally.count(index, &result);
+        match (verdict, &result) {
+            (Verdict::MustFail, Ok(value)) => {
+                let what = format!("{}: expected an error, saw {value}", call.name);
+                self.tally.wrong(&what);
+            }
+            (_, Err(error)) if !call.fails_with(error) => {
+                let what = format!(
+                    "{}: expected another error, saw {}",
+                    call.name,
+                    named(error)
+                );
+                self.tally.wrong(&what);
+            }
+            _ => (),
+        }
+    }
+
+    /// A descriptor of the device, or of nothing.
+    pub fn fd(&mut self) -> i32 {
+        FIRST_FD + self.rng.i32(0..FDS)
+    }
+
+    /// True once in so many times.
+    pub fn once_in(&mut self, times: u32) -> bool {
+        self.rng.u32(0..times) == 0
+    }
+
+    /// One of several values.
+    pub fn one_of<T: Copy>(&mut self, values: &[T]) -> T {
+        values[self.rng.usize(0..values.len())]
+    }
+
+    /// Several flags of these, or none.
+    pub fn some_of(&mut self, flags: &[i32]) -> i32 {
+        flags
+            .iter()
+            .filter(|_| self.rng.bool())
+            .fold(0, |all, flag| all | flag)
+    }
+
+    /// A page of the arena.
+    pub fn arena_page(&mut self) -> u64 {
+        ARENA + self.rng.u64(0..ARENA_PAGES) * PAGE
+    }
+
+    /// A page of the window.
+    pub fn window_page(&mut self) -> u64 {
+        WINDOW + self.rng.u64(0..WINDOW_PAGES) * PAGE
+    }
+
+    /// An address that a call should not have been given, or that may vanish during the call.
+    ///
+    /// None of them is that of memory which Rust lives on.
+    pub fn address(&mut self) -> u64 {
+        let traps = [TRAPS, TRAPS + PAGE, TRAPS + 2 * PAGE];
+        match self.rng.u32(0..12) {
+            0 => 0,
+            1 => self.one_of(&[1, 7, PAGE - 1]),
+            // Nothing is mapped there.
+            2 => ARENA - 0x1000_0000,
+            3 => self.one_of(&[0xffff_8880_0000_0000, 0xffff_ffff_8100_0000, !0 - 7]),
+            // Where user space ends, and where no addresses are.
+            4 => self.one_of(&[
+                0x7fff_ffff_f000,
+                0x7fff_ffff_eff8,
+                0x8000_0000_0000,
+                1 << 63,
+            ]),
+            5 => self.one_of(&traps),
+            // Across the end of the page that can be written.
+            6 | 7 => TRAPS + 3 * PAGE - self.rng.u64(1..80),
+            8 => self.window_page(),
+            9 => self.arena_page() + self.rng.u64(0..PAGE),
+            10 => self.arena_page() - self.rng.u64(1..64),
+            _ => self.arena_page(),
+        }
+    }
+
+    /// The same as a pointer.
+    pub fn pointer(&mut self) -> *mut c_void {
+        self.address() as *mut c_void
+    }
+
+    /// A length, likely or not.
+    pub fn length(&mut self) -> usize {
+        let odd = self.rng.usize(0..PAGE as usize);
+        self.one_of(&[
+            0,
+            1,
+            31,
+            32,
+            33,
+            48,
+            64,
+            1024,
+            4096,
+            1 << 20,
+            1 << 31,
+            odd,
+            !0,
+            !0 >> 1,
+        ])
+    }
+
+    /// A thread of this process; 0 where there is none at the place.
+    pub fn thread(&mut self) -> i32 {
+        let place = self.rng.usize(0..MOST_THREADS);
+        THREADS[place].load(Ordering::Relaxed)
+    }
+
+    /// A worker process; 0 where there is none at the place.
+    pub fn worker(&mut self) -> i32 {
+        self.tally.worker(self.rng.usize(0..MOST_WORKERS))
+    }
+
+    /// One end of the line to pass files over.
+    pub fn line(&mut self) -> &Line {
+        &self.lines[usize::from(self.rng.bool())]
+    }
+}

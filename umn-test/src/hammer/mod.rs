@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Calls of all kinds from hostile callers, all at once, with processes killed among them and the
+//! module unloaded and loaded in between.
+//!
+//! - [`calls`]: which calls are made, and what may come of each. This is the file to read.
+//! - [`caller`]: a thread that makes them, and what it has to make them with.
+//! - [`worker`]: a process of such threads.
+//! - [`tally`]: the figures.
+//!
+//! Here they are started, killed, and waited for: none may stay.
+
+mod caller;
+mod calls;
+mod tally;
+mod worker;
+
+use std::{
+    ffi::{
+        OsStr,
+        OsString, //
+    },
+    fs,
+    io,
+    os::unix::net::UnixStream,
+    process::ExitCode,
+    thread,
+    time::{
+        Duration,
+        Instant,
+        SystemTime, //
+    }, //
+};
+
+use fastrand::Rng;
+
+use self::{
+    caller::{
+        LINE_FDS,
+        MOST_THREADS,
+        TALLY_FD, //
+    },
+    tally::{
+        Tally,
+        MOST_WORKERS, //
+    }, //
+};
+use crate::{
+    command::{
+        self,
+        failed, //
+    },
+    device::check,
+    expect::{
+        self,
+        Failure,
+        Outcome, //
+    },
+    mem::{
+        self,
+        Guarded, //
+    },
+    module::Module,
+    process::{
+        Cgroup,
+        Child, //
+    },
+};
+
+/// Make calls of all kinds with arguments of all kinds, to see whether any does harm.
+///
+/// Processes of several threads open the device, and use it in ways that it is for and in ways that
+/// it is not for, while their memory changes, while files are closed, inherited, executed with and
+/// passed around, and while they are killed. With --reload another process unloads the module as
+/// soon as it can, and loads it again.
+///
+/// It is a success if no call had a result that it must not have, no process stayed when it was
+/// killed, and the device works at the end. Whether the kernel came to harm is for its log to tell.
+///
+/// The same seed makes each thread choose the same calls. Which of them meet is another matter.
+#[derive(clap::Args)]
+#[command(after_help = command::EXIT_STATUS)]
+pub struct Args {
+    /// How long
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    seconds: u32,
+
+    /// What the choice of calls follows from; by default the time
+    #[arg(long)]
+    seed: Option<u64>,
+
+    /// Threads of each process
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=MOST_THREADS as i64))]
+    threads: u8,
+
+    /// Processes at a time
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=MOST_WORKERS as i64))]
+    processes: u8,
+
+    /// Unload the module and load it again, from this file; without one from $UMN_MODULE
+    #[arg(long, num_args = 0..=1, value_name = "MODULE")]
+    reload: Option<Option<OsString>>,
+
+    /// Be the program that a worker executes
+    #[arg(long, hide = true, value_name = "SEED")]
+    executed: Option<u64>,
+}
+
+/// Runs the hammer.
+pub fn run(args: &Args) -> ExitCode {
+    match args.executed {
+        Some(seed) => worker::executed(seed),
+        None => command::exit(hammer(args)),
+    }
+}
+
+/// How long a process may take to end once it is killed, on a slow machine too.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Signals by which a process ends that is broken, and not only unlucky.
+const BROKEN: &[i32] = &[
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGABRT,
+    libc::SIGFPE,
+    libc::SIGSYS,
+];
+
+fn hammer(args: &Args) -> Outcome {
+    drop(command::open_device()?);
+    let seed = args.seed.unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.map_or(0, |time| time.as_nanos() as u64 % 1_000_000_007)
+    });
+    println!("seed {seed}");
+    let file = Tally::create().map_err(failed("making shared memory"))?;
+    tally::place_at(&file, TALLY_FD)?;
+    let tally = Tally::map(&file)?;
+    // What its own parent leaves behind is to be waited for here.
+    // SAFETY: The call takes no pointer.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) })?;
+
+    let reloader = args
+        .reload
+        .as_ref()
+        .map(|path| Reloader::start(tally, path.as_deref(), seed))
+        .transpose()?;
+    let mut run = Run {
+        tally,
+        rng: Rng::with_seed(seed),
+        seed,
+        processes: args.processes.into(),
+        threads: args.threads.into(),
+        // It keeps the workers from using up the machine's memory, where it can be made.
+        group: Cgroup::new("hammer").ok(),
+        figures: Figures::default(),
+    };
+    if let Some(group) = &run.group {
+        group.write("memory.max", "256M")?;
+    }
+    let end = Instant::now() + Duration::from_secs(args.seconds.into());
+    while Instant::now() < end && tally.wrongs() == 0 {
+        run.one_round()?;
+    }
+    let figures = run.figures;
+    drop(run.group);
+    reloader.map_or(Ok(()), |reloader| reloader.stop(tally))?;
+
+    let calls = tally.print();
+    println!("{calls} calls in {} rounds", figures.rounds);
+    println!(
+        "processes: {} started; {} ended, {} were killed",
+        figures.started, figures.ended, figures.killed
+    );
+    println!("and {} children that they left", figures.orphans);
+    if args.reload.is_some() {
+        println!(
+            "module: unloaded and loaded {} times, refused {} times",
+            tally.unloads(),
+            tally.refusals()
+        );
+    }
+    expect::same("results that must not be", tally.wrongs(), 0)?;
+    one_cycle()
+}
+
+/// The device does what it is for.
+fn one_cycle() -> Outcome {
+    let device = command::open_device()?;
+    let counter = device.map_counter()?;
+    let area = Guarded::new(1)?;
+    let page = area.all();
+    device.register(page.start, page.end, 7)?;
+    mem::unmap(&page)?;
+    expect::same("the counter", counter.get(), 1)?;
+    let wanted = [expect::hit(7, &page), expect::last(1)];
+    expect::events("read", &device.read_events(3)?, &wanted)
+}
+
+/// What became of the processes.
+#[derive(Default)]
+struct Figures {
+    rounds: u64,
+    started: u64,
+    ended: u64,
+    killed: u64,
+    orphans: u64,
+}
+
+/// All that is needed to start workers.
+struct Run {
+    tally: &'static Tally,
+    rng: Rng,
+    seed: u64,
+    processes: usize,
+    threads: usize,
+    group: Option<Cgroup>,
+    figures: Figures,
+}
+
+/// A process that was started.
+#[derive(Clone, Copy)]
+struct Started {
+    pid: i32,
+    /// When it is to be killed, and from when on it may not be there any more.
+    kill: Instant,
+    late: Instant,
+}
+
+impl Run {
+    /// Starts workers, and new ones for those that end, for a while; then kills all that is left.
+    ///
+    /// After it nothing has the device open, so that the module can be unloaded.
+    fn one_round(&mut self) -> Outcome {
+        let lines = self.lay_lines().map_err(failed("making a socket"))?;
+        let leader = fork(|| loop {
+            // SAFETY: The call takes no arguments.
+            unsafe { libc::pause() };
+        })?;
+        join_group(leader, leader);
+        let end = Instant::now() + Duration::from_millis(self.rng.u64(100..2000));
+        let mut workers = vec![None; self.processes];
+        while Instant::now() < end {
+            for (place, worker) in workers.iter_mut().enumerate() {
+                match *worker {
+                    None => *worker = Some(self.start(place, leader)?),
+                    Some(started) if self.has_ended(started.pid)? => {
+                        self.tally.set_worker(place, 0);
+                        *worker = None;
+                    }
+                    Some(started) if Instant::now() > started.late => {
+                        return Err(stuck(leader));
+                    }
+                    Some(started) if Instant::now() > started.kill => kill(started.pid),
+                    Some(_) => (),
+                }
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        drop(lines);
+        kill(-leader);
+        let late = Instant::now() + PATIENCE;
+        let mut left = workers.into_iter().flatten().map(|worker| worker.pid);
+        let mut known: Vec<i32> = left.by_ref().collect();
+        known.push(leader);
+        while self.reap_group(leader, &known)? {
+            if Instant::now() > late {
+                return Err(stuck(leader));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        for place in 0..MOST_WORKERS {
+            self.tally.set_worker(place, 0);
+        }
+        self.figures.rounds += 1;
+        // Sometimes the next ones come while the module is on its way out.
+        thread::sleep(Duration::from_micros(self.rng.u64(0..5000)));
+        Ok(())
+    }
+
+    /// Makes the line that all workers of a round pass files over.
+    fn lay_lines(&self) -> io::Result<Lines> {
+        let (one, two) = UnixStream::pair()?;
+        for (end, fd) in [one, two].iter().zip(LINE_FDS) {
+            end.set_nonblocking(true)?;
+            tally::place_at(end, fd)?;
+        }
+        Ok(Lines)
+    }
+
+    /// Starts a worker.
+    fn start(&mut self, place: usize, leader: i32) -> Outcome<Started> {
+        let plan = worker::Plan {
+            // Two that differ by one have nothing in common.
+            seed: Rng::with_seed(self.seed ^ self.figures.started).u64(..),
+            threads: self.threads,
+            group: self.group.as_ref(),
+        };
+        let tally = self.tally;
+        let pid = fork(|| worker::run(&plan, tally, leader))?;
+        join_group(pid, leader);
+        self.tally.set_worker(place, pid);
+        self.figures.started += 1;
+        let kill = Instant::now() + Duration::from_millis(self.rng.u64(10..1500));
+        let late = kill + PATIENCE;
+        Ok(Started { pid, kill, late })
+    }
+
+    /// Reaps a worker if it has ended, and takes note of how.
+    fn has_ended(&mut self, pid: i32) -> Outcome<bool> {
+        let mut status = 0;
+        // SAFETY: `status` may be written.
+        let reaped = check(unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) })?;
+        if reaped != 0 {
+            self.take_note(status, true);
+        }
+        Ok(reaped != 0)
+    }
+
+    /// Reaps what has ended of a group; returns whether there may be more.
+    fn reap_group(&mut self, leader: i32, known: &[i32]) -> Outcome<bool> {
+        loop {
+            let mut status = 0;
+            // SAFETY: `status` may be written.
+            match check(unsafe { libc::waitpid(-leader, &mut status, libc::WNOHANG) }) {
+                Ok(0) => return Ok(true),
+                Ok(pid) if pid == leader => (),
+                Ok(pid) => self.take_note(status, known.contains(&pid)),
+                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn take_note(&mut self, status: i32, is_worker: bool) {
+        let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+        match (is_worker, signal) {
+            (false, _) => self.figures.orphans += 1,
+            (true, None) => self.figures.ended += 1,
+            (true, Some(_)) => self.figures.killed += 1,
+        }
+        let failed = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) != 0;
+        if failed || signal.is_some_and(|signal| BROKEN.contains(&signal)) {
+            self.tally
+                .wrong(&format!("a process ended with status {status:#x}"));
+        }
+    }
+}
+
+/// The line of a round. Files that nobody has received go away with it.
+struct Lines;
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        for fd in LINE_FDS {
+            // SAFETY: The descriptor was opened for this.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// Forks a child that runs `body` and never returns.
+fn fork<T>(body: impl FnOnce() -> T) -> io::Result<i32> {
+    // SAFETY: There is only this thread, so that the child may do whatever the parent may.
+    match check(unsafe { libc::fork() })? {
+        0 => {
+            body();
+            // SAFETY: Ends the process, without the parent's exit handlers.
+            unsafe { libc::_exit(0) }
+        }
+        pid => Ok(pid),
+    }
+}
+
+/// Puts a child into a group, unless it is gone already.
+fn join_group(pid: i32, leader: i32) {
+    // SAFETY: The call takes no pointer.
+    unsafe { libc::setpgid(pid, leader) };
+}
+
+/// Kills a process or, below 0, a group, unless it is gone already.
+fn kill(pid: i32) {
+    // SAFETY: The call takes no pointer.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+/// What is left of a group that was killed, and where in the kernel it is.
+fn stuck(leader: i32) -> Failure {
+    kill(-leader);
+    let mut seen = String::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let path = entry.path();
+        let of = |file| fs::read_to_string(path.join(file)).unwrap_or_default();
+        let stat = of("stat");
+        // After the name: state, parent, group.
+        let group = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.split(' ').nth(2)?.parse().ok());
+        if group == Some(leader) {
+            seen += &format!("{stat}{}{}\n", of("stack"), of("wchan"));
+        }
+    }
+    Failure::new("killed processes", "their end", seen)
+}
+
+/// Another process, which unloads and loads the module as often as it can.
+struct Reloader(Child);
+
+impl Reloader {
+    fn start(tally: &'static Tally, path: Option<&OsStr>, seed: u64) -> Outcome<Self> {
+        let module = Module::find(path)?;
+        Child::fork(|_| {
+            let mut rng = Rng::with_seed(!seed);
+            while !tally.is_over() {
+                match Module::remove() {
+                    Ok(()) => {
+                        expect::success("loading the module", module.insert(c""))?;
+                        tally.count_unload();
+                        // To be used, it has to be there for some time.
+                        thread::sleep(Duration::from_millis(rng.u64(0..2000)));
+                    }
+                    error => {
+                        in_use(error)?;
+                        tally.count_refusal();
+                    }
+                }
+                thread::sleep(Duration::from_micros(500));
+            }
+            // Nothing has the device open any more, or will not have soon: io_uring gives back its
+            // files when it has the time.
+            let late = Instant::now() + PATIENCE;
+            while let error @ Err(_) = Module::remove() {
+                in_use(error)?;
+                expect::that("the module", Instant::now() < late, "no users", "some")?;
+                thread::sleep(Duration::from_millis(10));
+            }
+            expect::success("loading the module", module.load(""))
+        })
+        .map(Self)
+        .map_err(Failure::from)
+    }
+
+    fn stop(self, tally: &Tally) -> Outcome {
+        tally.set_over();
+        self.0.join()
+    }
+}
+
+/// Expects the module to be in use.
+fn in_use(result: io::Result<()>) -> Outcome {
+    let errors = [libc::EWOULDBLOCK, libc::EBUSY];
+    expect::one_of("unloading the module", result, &errors)
+}

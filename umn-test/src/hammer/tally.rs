@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The figures of a run, in memory that all its processes share, executed ones too.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    ptr,
+    sync::atomic::{
+        AtomicBool,
+        AtomicI32,
+        AtomicU64,
+        Ordering, //
+    }, //
+};
+
+use crate::{
+    device::check,
+    expect::errno_name,
+    mem, //
+};
+
+use super::calls::CALLS;
+
+/// Error numbers end below this.
+const ERRORS: usize = 134;
+
+/// Places for calls in the table: more than there are.
+const ROWS: usize = 64;
+
+/// The most worker processes.
+pub const MOST_WORKERS: usize = 16;
+
+/// What came of the calls of one kind.
+#[repr(C)]
+struct Row {
+    successes: AtomicU64,
+    errors: [AtomicU64; ERRORS],
+}
+
+/// What all processes of a run share. All-zero bytes are valid.
+#[repr(C)]
+pub struct Tally {
+    rows: [Row; ROWS],
+    wrong: AtomicU64,
+    /// The worker processes there are, for each other to do things to.
+    workers: [AtomicI32; MOST_WORKERS],
+    unloads: AtomicU64,
+    refusals: AtomicU64,
+    over: AtomicBool,
+}
+
+impl Tally {
+    /// Makes the memory of a new run, as a file to be handed on.
+    pub fn create() -> io::Result<File> {
+        mem::memory_file(size_of::<Self>().next_multiple_of(mem::PAGE as usize) as u64 / mem::PAGE)
+    }
+
+    /// Maps it, until the process ends.
+    pub fn map(file: &impl AsRawFd) -> io::Result<&'static Self> {
+        // SAFETY: A new mapping, where the kernel likes.
+        let address = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                size_of::<Self>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: The mapping is large enough, aligned to a page, stays, and is only ever accessed
+        // atomically.
+        Ok(unsafe { &*address.cast() })
+    }
+
+    /// Counts what came of a call.
+    pub fn count(&self, call: usize, result: &io::Result<i64>) {
+        let row = &self.rows[call];
+        match result {
+            Ok(_) => &row.successes,
+            Err(error) => {
+                let number = error.raw_os_error().unwrap_or(0) as usize;
+                &row.errors[number.min(ERRORS - 1)]
+            }
+        }
+        .fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells of something that must not happen.
+    pub fn wrong(&self, what: &str) {
+        // First of all, as this process may be killed at any time.
+        eprintln!("umn-test: {what}");
+        self.wrong.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How much has happened that must not.
+    pub fn wrongs(&self) -> u64 {
+        self.wrong.load(Ordering::Relaxed)
+    }
+
+    /// Says which process is the worker in a place, or that none is: 0.
+    pub fn set_worker(&self, place: usize, pid: i32) {
+        self.workers[place].store(pid, Ordering::Relaxed);
+    }
+
+    /// The worker in a place; 0 where there is none.
+    pub fn worker(&self, place: usize) -> i32 {
+        self.workers[place].load(Ordering::Relaxed)
+    }
+
+    /// Counts that the module was unloaded and loaded.
+    pub fn count_unload(&self) {
+        self.unloads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it was.
+    pub fn unloads(&self) -> u64 {
+        self.unloads.load(Ordering::Relaxed)
+    }
+
+    /// Counts that the module could not be unloaded, because the device was in use.
+    pub fn count_refusal(&self) {
+        self.refusals.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it could not.
+    pub fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+
+    /// Says that the run is over.
+    pub fn set_over(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// Prints a line for each kind of call; returns the number of calls.
+    pub fn print(&self) -> u64 {
+        println!("{:14}{:>9}{:>10}  errors", "call", "calls", "succeeded");
+        let mut all = 0;
+        for (call, row) in CALLS.iter().zip(&self.rows) {
+            let successes = row.successes.load(Ordering::Relaxed);
+            let errors: Vec<_> = (0..ERRORS)
+                .map(|number| (number, row.errors[number].load(Ordering::Relaxed)))
+                .filter(|(_, count)| *count > 0)
+                .collect();
+            let calls = successes + errors.iter().map(|(_, count)| count).sum::<u64>();
+            let errors: Vec<_> = errors
+                .into_iter()
+                .map(|(number, count)| format!("{} {count}", errno_name(number as i32)))
+                .collect();
+            println!(
+                "{:14}{calls:>9}{successes:>10}  {}",
+                call.name,
+                errors.join(", ")
+            );
+            all += calls;
+        }
+        all
+    }
+}
+
+/// Duplicates a file to a number of one's own choice, where `exec` leaves it open.
+pub fn place_at(file: &impl AsRawFd, number: i32) -> io::Result<()> {
+    // SAFETY: Whoever calls this sees to it that the number is nothing else's.
+    check(unsafe { libc::dup2(file.as_raw_fd(), number) }).map(drop)
+}
+
+const _: () = assert!(CALLS.len() <= ROWS);

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A process of threads that make calls, until it is killed or leaves.
+
+use std::{
+    mem,
+    os::unix::process::CommandExt,
+    panic,
+    process::{
+        self,
+        ExitCode, //
+    },
+    sync::atomic::Ordering,
+    thread,
+    time::Duration, //
+};
+
+use fastrand::Rng;
+
+use super::{
+    caller::{
+        self,
+        Caller,
+        TALLY_FD,
+        THREADS, //
+    },
+    calls,
+    tally::Tally, //
+};
+use crate::{
+    device::check,
+    expect::Outcome,
+    process::{
+        catch_signal,
+        drop_privilege,
+        signal_thread,
+        Cgroup, //
+    },
+};
+
+/// What a worker is to do.
+pub struct Plan<'a> {
+    /// What its choices follow from.
+    pub seed: u64,
+    /// How many threads it has.
+    pub threads: usize,
+    /// Where it belongs.
+    pub group: Option<&'a Cgroup>,
+}
+
+/// Is a worker, in a forked child.
+pub fn run(plan: &Plan<'_>, tally: &'static Tally, leader: i32) {
+    super::join_group(0, leader);
+    match prepare(plan) {
+        Ok(is_apart) => make_calls(plan, tally, !is_apart),
+        Err(failure) => tally.wrong(&format!("a worker could not start: {failure:?}")),
+    }
+}
+
+/// Sets limits; returns whether it has become a user that nobody else is.
+fn prepare(plan: &Plan<'_>) -> Outcome<bool> {
+    if let Some(group) = plan.group {
+        group.enter()?;
+    }
+    // SAFETY: The call takes no arguments.
+    let is_apart = unsafe { libc::geteuid() } == 0;
+    if is_apart {
+        drop_privilege()?;
+    }
+    set_limit(libc::RLIMIT_NOFILE, 160)?;
+    set_limit(libc::RLIMIT_NPROC, 400)?;
+    set_limit(libc::RLIMIT_CORE, 0)?;
+    // SAFETY: The calls take no pointer.
+    unsafe {
+        // Whoever has changed its user is not to be looked at, unless it says so.
+        check(libc::prctl(libc::PR_SET_DUMPABLE, 1))?;
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+    }
+    let restart = if plan.seed % 2 == 0 {
+        libc::SA_RESTART
+    } else {
+        0
+    };
+    catch_signal(libc::SIGUSR1, restart)?;
+    catch_signal(libc::SIGIO, 0)?;
+    caller::map_memory()?;
+    panic::set_hook(Box::new(|info| {
+        eprintln!("umn-test: {info}");
+        process::abort();
+    }));
+    Ok(is_apart)
+}
+
+fn set_limit(resource: libc::__rlimit_resource_t, most: u64) -> std::io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    // SAFETY: `limit` is valid.
+    check(unsafe { libc::setrlimit(resource, &limit) }).map(drop)
+}
+
+/// Starts the threads, interrupts one now and then, and leaves when it likes.
+fn make_calls(plan: &Plan<'_>, tally: &'static Tally, spares_strangers: bool) {
+    let mut rng = Rng::with_seed(plan.seed);
+    Caller::new(rng.u64(..), tally, spares_strangers).begin();
+    for place in &THREADS[..plan.threads] {
+        let seed = rng.u64(..);
+        let thread = thread::Builder::new().spawn(move || {
+            // SAFETY: The call takes no arguments.
+            place.store(unsafe { libc::gettid() }, Ordering::Relaxed);
+            let mut caller = Caller::new(seed, tally, spares_strangers);
+            loop {
+                caller.call();
+            }
+        });
+        // There may be too many processes at this moment, or too little memory.
+        mem::forget(thread);
+    }
+    for _ in 0..rng.u32(5..1000) {
+        thread::sleep(Duration::from_micros(rng.u64(500..3000)));
+        let place = rng.usize(0..plan.threads);
+        if let tid @ 1.. = THREADS[place].load(Ordering::Relaxed) {
+            // It may not be there any more, when a thread has executed something.
+            let _ = signal_thread(tid, libc::SIGUSR1);
+        }
+    }
+    if rng.bool() {
+        // Another program takes the place of all threads. It gets no further where memory is short.
+        let _ = calls::executed(rng.u64(..)).exec();
+    }
+    // Otherwise the process ends while its threads are at work, or sleep.
+}
+
+/// Is the program that a worker executes: it has the files, but another address space.
+pub fn executed(seed: u64) -> ExitCode {
+    let ready = Tally::map(&TALLY_FD).and_then(|tally| {
+        caller::map_memory()?;
+        catch_signal(libc::SIGUSR1, 0)?;
+        catch_signal(libc::SIGIO, 0)?;
+        Ok(tally)
+    });
+    // Memory may be short.
+    if let Ok(tally) = ready {
+        let mut caller = Caller::new(seed, tally, true);
+        caller.be_child();
+        for _ in 0..caller.rng.u32(10..200) {
+            caller.call();
+        }
+    }
+    ExitCode::SUCCESS
+}
