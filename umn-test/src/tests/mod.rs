@@ -5,6 +5,7 @@
 mod causes;
 mod faults;
 pub mod fork;
+mod gap;
 mod ioctl;
 mod last;
 mod limits;
@@ -88,6 +89,7 @@ pub fn all() -> Vec<Test> {
         fork::TESTS,
         causes::TESTS,
         others::TESTS,
+        gap::TESTS,
         races::TESTS,
         limits::TESTS,
         faults::TESTS,
