@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     env,
+    fmt::Display,
     io::{
         self,
         IsTerminal,
@@ -28,6 +29,10 @@ use std::{
         ExitCode,
         ExitStatus,
         Stdio, //
+    },
+    sync::atomic::{
+        AtomicU64,
+        Ordering, //
     },
     thread,
     time::{
@@ -54,6 +59,27 @@ pub struct Test {
     pub about: &'static str,
     /// Runs it, in a process that does nothing else.
     pub run: fn() -> Outcome,
+}
+
+/// How often a test repeats what it does, where it was told so with `--rounds`; else 0.
+static ROUNDS: AtomicU64 = AtomicU64::new(0);
+
+/// Has all tests that repeat something do so this often.
+pub fn set_rounds(rounds: u64) {
+    ROUNDS.store(rounds, Ordering::Relaxed);
+}
+
+/// How often a test is to repeat what it does, which usually is `usual` times.
+pub fn rounds(usual: u64) -> u64 {
+    match ROUNDS.load(Ordering::Relaxed) {
+        0 => usual,
+        told => told,
+    }
+}
+
+/// Has a figure printed beside the test's name, where it passes.
+pub fn note(figure: impl Display) {
+    print!("{figure}");
 }
 
 /// Makes the table of a file's tests: `function: "what it shows",` for each.
@@ -124,9 +150,10 @@ pub fn run(tests: &[Test], options: &Options) -> ExitCode {
         let result = run_apart(test, options.limit)
             .unwrap_or_else(|error| Err(Failure::new("starting the test", "success", error)));
         let (word, colour, detail) = match result {
-            Ok(()) => {
+            Ok(note) => {
                 passed += 1;
-                ("ok", 32, String::new())
+                let separator = if note.is_empty() { "" } else { ": " };
+                ("ok", 32, format!("{separator}{note}"))
             }
             Err(Failure::Failed(why)) => {
                 failed += 1;
@@ -156,9 +183,12 @@ pub fn run(tests: &[Test], options: &Options) -> ExitCode {
 }
 
 /// Runs a test in a process group of its own, which is killed when the time is over or the test is.
-fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome> {
+///
+/// Returns what the test has noted, where it passed.
+fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
     let mut child = Command::new(env::current_exe()?)
         .args(["--in-this-process", test.name])
+        .args(["--rounds", &rounds(0).to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .process_group(0)
@@ -177,7 +207,8 @@ fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome> {
     let status = child.wait()?;
     let report = report.join().expect("the reader does not panic")?;
     if in_time {
-        Ok(judge(status, report.trim_end()))
+        let report = report.trim_end();
+        Ok(judge(status, report).map(|()| report.to_string()))
     } else {
         Ok(Err(Failure::Failed(format!(
             "expected an end, saw none within {} s; killed",

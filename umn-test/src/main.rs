@@ -50,6 +50,10 @@ struct Cli {
     #[arg(long, default_value_t = 60)]
     limit: u32,
 
+    /// Have the tests that repeat something do so this often, rather than as often as each does
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    rounds: u64,
+
     /// Run one test in this very process
     #[arg(long, hide = true, value_name = "NAME")]
     in_this_process: Option<String>,
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         return harness::finish(tests::fork::executed(name, argument));
     }
 
+    harness::set_rounds(cli.rounds);
     let all = tests::all();
     let names = cli.in_this_process.as_ref().map(std::slice::from_ref);
     let chosen = match harness::select(&all, names.unwrap_or(&cli.names)) {

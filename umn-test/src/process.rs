@@ -360,6 +360,29 @@ pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
     false
 }
 
+/// Keeps this thread, and those it starts, on the processor that it is on.
+pub fn stay_here() -> io::Result<()> {
+    // SAFETY: All-zero bytes are an empty set, and the calls get what they take.
+    unsafe {
+        let mut set: libc::cpu_set_t = mem::zeroed();
+        libc::CPU_SET(check(libc::sched_getcpu())? as usize, &mut set);
+        check(libc::sched_setaffinity(0, mem::size_of_val(&set), &set)).map(drop)
+    }
+}
+
+/// Gives a thread a real-time priority, which those that it starts do not inherit.
+///
+/// It gets its processor in the very moment in which it is woken, unless one with a priority as high
+/// has it. `tid` 0 is this thread.
+pub fn set_priority(tid: i32, priority: i32) -> io::Result<()> {
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    let parameter = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: The parameter is valid.
+    check(unsafe { libc::sched_setscheduler(tid, policy, &parameter) }).map(drop)
+}
+
 /// How often [`count_signal`] was called.
 static SIGNALS: AtomicI32 = AtomicI32::new(0);
 
