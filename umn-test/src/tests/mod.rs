@@ -3,6 +3,7 @@
 //! The self-tests, by subject, and what they have in common.
 
 mod causes;
+mod counter;
 mod faults;
 pub mod fork;
 mod gap;
@@ -83,6 +84,7 @@ pub fn all() -> Vec<Test> {
         ioctl::TESTS,
         regions::TESTS,
         last::TESTS,
+        counter::TESTS,
         read::TESTS,
         poll::TESTS,
         mmap::TESTS,
