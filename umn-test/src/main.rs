@@ -3,6 +3,7 @@
 //! Tests, demonstration and event viewer for `/dev/ummunotify`.
 
 mod command;
+#[cfg(target_pointer_width = "64")] // as the crate io-uring is
 mod demo;
 mod device;
 mod expect;
@@ -65,6 +66,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    #[cfg(target_pointer_width = "64")]
     Demo(demo::Args),
     Hammer(hammer::Args),
     Watch(watch::Args),
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Some(command) = cli.command {
         return match command {
+            #[cfg(target_pointer_width = "64")]
             Command::Demo(args) => demo::run(&args),
             Command::Hammer(args) => hammer::run(&args),
             Command::Watch(args) => watch::run(&args),

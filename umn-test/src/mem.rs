@@ -307,7 +307,7 @@ pub fn memory_file(pages: u64) -> io::Result<File> {
 pub fn punch_hole(file: &File, pages: Range<u64>) -> io::Result<()> {
     // SAFETY: The call takes no pointer.
     check(unsafe {
-        libc::fallocate(
+        libc::fallocate64(
             file.as_raw_fd(),
             libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
             (pages.start * PAGE) as i64,

@@ -321,7 +321,7 @@ fn cause_shmdt() -> Outcome {
         .or_skip("shmget")?;
         let at = libc::shmat(id, ptr::null(), 0);
         check(libc::shmctl(id, libc::IPC_RMID, ptr::null_mut()))?;
-        check(at as isize)? as u64
+        check(at as isize)? as usize as u64
     };
     mem::write_byte(at, 1);
     let region = at..at + 2 * PAGE;
@@ -542,11 +542,11 @@ fn cause_mbind() -> Outcome {
             check(unsafe {
                 libc::syscall(
                     libc::SYS_mbind,
-                    page.start,
-                    page.end - page.start,
+                    page.start as usize,
+                    (page.end - page.start) as usize,
                     libc::MPOL_BIND,
                     &mask,
-                    64u64,
+                    64usize,
                     MPOL_MF_MOVE,
                 )
             })

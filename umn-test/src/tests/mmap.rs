@@ -36,7 +36,7 @@ table! {
 fn map(device: &Device, length: usize, access: i32, flags: i32, offset: i64) -> io::Result<u64> {
     let fd = device.as_raw_fd();
     // SAFETY: A new mapping, where the kernel likes.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), length, access, flags, fd, offset) };
+    let at = unsafe { libc::mmap64(std::ptr::null_mut(), length, access, flags, fd, offset) };
     if at == libc::MAP_FAILED {
         Err(io::Error::last_os_error())
     } else {

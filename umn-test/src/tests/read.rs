@@ -11,12 +11,6 @@ use std::{
     thread, //
 };
 
-use io_uring::{
-    opcode,
-    types::Fd,
-    IoUring, //
-};
-
 use super::prelude::*;
 
 table! {
@@ -575,7 +569,19 @@ fn read_nowait() -> Outcome {
     expect::error("preadv2 of an empty queue", read(), libc::EAGAIN)
 }
 
+#[cfg(not(target_pointer_width = "64"))]
 fn read_io_uring() -> Outcome {
+    Err(Failure::Skipped("the crate io-uring is for 64 bits".into()))
+}
+
+#[cfg(target_pointer_width = "64")]
+fn read_io_uring() -> Outcome {
+    use io_uring::{
+        opcode,
+        types::Fd,
+        IoUring, //
+    };
+
     for blocking in [true, false] {
         let bench = if blocking {
             Bench::blocking(1)?
