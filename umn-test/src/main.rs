@@ -2,6 +2,7 @@
 
 //! Tests, demonstration and event viewer for `/dev/ummunotify`.
 
+mod absent;
 mod command;
 #[cfg(target_pointer_width = "64")] // as the crate io-uring is
 mod demo;

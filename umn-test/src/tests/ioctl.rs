@@ -5,7 +5,8 @@
 use std::{
     ffi::c_void,
     io,
-    ptr, //
+    ptr,
+    thread, //
 };
 
 use super::prelude::*;
@@ -25,6 +26,7 @@ table! {
     exchange_twice: "EXCHANGE_FEATURES after EXCHANGE_FEATURES gives EINVAL",
     exchange_after_register: "EXCHANGE_FEATURES after REGISTER_REGION gives EINVAL",
     exchange_after_read: "EXCHANGE_FEATURES after a read gives EINVAL",
+    exchange_overtaken: "EXCHANGE_FEATURES that a REGISTER_REGION overtakes gives EINVAL",
     exchange_bad_pointer: "a bad pointer gives EFAULT and does not use up the chance",
     exchange_read_only_word: "a word that cannot be written gives EFAULT and keeps the chance",
     register_bad_pointer: "a bad pointer gives EFAULT, and the file does not count as used",
@@ -274,6 +276,19 @@ fn exchange_after_read() -> Outcome {
     let bench = Bench::new(1)?;
     bench.is_silent()?;
     too_late_to_exchange(&bench.device)
+}
+
+fn exchange_overtaken() -> Outcome {
+    let bench = Bench::new(1)?;
+    let mask = Absent::new()?;
+    let result = thread::scope(|scope| -> Outcome<_> {
+        let exchange = scope.spawn(|| bench.device.ioctl_raw(EXCHANGE_FEATURES, mask.pointer()));
+        mask.is_awaited()?;
+        bench.watch(1, &bench.area.all())?;
+        mask.provide(&[])?;
+        Ok(exchange.join().expect("the thread does not panic"))
+    })?;
+    expect::error("EXCHANGE_FEATURES", result, libc::EINVAL)
 }
 
 fn exchange_bad_pointer() -> Outcome {

@@ -37,6 +37,7 @@ mod prelude {
         Bench, //
     };
     pub(super) use crate::{
+        absent::Absent,
         device::{
             self,
             check,

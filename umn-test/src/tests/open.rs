@@ -16,7 +16,8 @@ use std::{
             FileTypeExt,
             PermissionsExt, //
         },
-    }, //
+    },
+    thread, //
 };
 
 use super::prelude::*;
@@ -26,6 +27,7 @@ table! {
     open_write_modes: "any write mode gives EINVAL",
     open_node: "the device is a character device called ummunotify that everybody may open",
     open_as_ordinary_user: "a process without privilege opens it and is told of its events",
+    open_interrupted: "a signal during open does not make it fail",
     open_many_files: "256 files in one process, each with its own region, all hit by one munmap",
     open_files_are_independent: "cookies, events, LAST and counters of two files are separate",
     open_same_inode_other_state: "a duplicate of a file is the same file, a second open is not",
@@ -92,6 +94,28 @@ fn open_as_ordinary_user() -> Outcome {
         bench.reads(&[hit(1, &bench.area.all()), last(1)])
     })?
     .join()
+}
+
+fn open_interrupted() -> Outcome {
+    open()?;
+    process::catch_signal(libc::SIGUSR1, 0)?;
+    // While the kernel waits for the name of the file, it is too early for a system call to fail.
+    let path = Absent::new()?;
+    let tid = Tid::default();
+    let opened = thread::scope(|scope| -> Outcome<_> {
+        let opener = scope.spawn(|| {
+            tid.set();
+            // SAFETY: What the page is going to hold is a C string.
+            check(unsafe { libc::open(path.pointer().cast(), libc::O_RDONLY) })
+        });
+        path.is_awaited()?;
+        expect::same("signals before", process::caught().count, 0)?;
+        process::signal_thread(tid.get(), libc::SIGUSR1)?;
+        path.provide(device::PATH.as_bytes())?;
+        Ok(opener.join().expect("the opener does not panic"))
+    })?;
+    expect::success("open", opened)?;
+    expect::same("signals", process::caught().count, 1)
 }
 
 fn open_many_files() -> Outcome {
