@@ -18,6 +18,7 @@ table! {
     region_across_mappings: "a region over several mappings and holes",
     region_next_door: "what touches the neighbouring bytes alone does not hit",
     event_hint_is_clamped: "the hint of a first hit is the invalidated part of the region",
+    event_hint_up_to_a_tebibyte: "the hint of what is larger than a TiB is the whole region",
     event_second_hit_is_whole: "a hit of a queued region clears HINT and tells the whole region",
     event_at_most_one_per_region: "a thousand hits make one event",
     event_again_after_read: "a region stays armed; after a read the next hit has a hint again",
@@ -198,6 +199,21 @@ fn event_hint_is_clamped() -> Outcome {
         bench.reads(&[hit(1, &bench.area.span(hint)), last(counter)])?;
     }
     bench.counts(4)
+}
+
+fn event_hint_up_to_a_tebibyte() -> Outcome {
+    const TIB: u64 = 1 << 40;
+    let bench = Bench::new(1)?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let start =
+        mem::map(None, 3 * TIB, libc::PROT_NONE, flags, None).or_skip("address space of 3 TiB")?;
+    let region = start..start + 3 * TIB;
+    bench.watch(1, &region)?;
+    let largest = start..start + TIB - PAGE;
+    mem::unmap(&largest)?;
+    bench.reads(&[hit(1, &largest), last(1)])?;
+    mem::unmap(&(largest.end..largest.end + TIB))?;
+    bench.reads(&[whole(1, &region), last(2)])
 }
 
 fn event_second_hit_is_whole() -> Outcome {
