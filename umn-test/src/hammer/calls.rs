@@ -132,8 +132,8 @@ calls! {
     protect, 10, [EINVAL EACCES];
     remap, 10, [EINVAL EFAULT EAGAIN EACCES];
     advise, 15, [EINTR EINVAL EACCES EPERM EFAULT EBUSY EIO EAGAIN EOPNOTSUPP];
-    peek, 10, [EFAULT];
-    poke, 5, [EFAULT];
+    peek, 10, [EFAULT ENOSYS];
+    poke, 5, [EFAULT ENOSYS];
     poll, 15, [EINTR EINVAL EFAULT];
     select, 8, [EINTR];
     epoll, 8, [EPERM EEXIST EINTR EMFILE ENFILE];

@@ -27,7 +27,7 @@ table! {
 }
 
 /// The limit where the module's parameter says nothing else.
-const DEFAULT_LIMIT: u64 = 2_097_152;
+pub(super) const DEFAULT_LIMIT: u64 = 2_097_152;
 
 /// A number that fdinfo tells.
 pub(super) fn fdinfo(text: &str, name: &str) -> Outcome<u64> {
@@ -43,7 +43,7 @@ pub(super) fn fdinfo_path(device: &Device) -> String {
 }
 
 /// What it tells.
-fn fdinfo_text(device: &Device) -> Outcome<String> {
+pub(super) fn fdinfo_text(device: &Device) -> Outcome<String> {
     fs::read_to_string(fdinfo_path(device)).or_skip("no fdinfo")
 }
 

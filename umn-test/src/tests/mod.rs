@@ -4,6 +4,7 @@
 
 mod causes;
 mod counter;
+mod exhaustion;
 mod faults;
 pub mod fork;
 mod gap;
@@ -96,6 +97,7 @@ pub fn all() -> Vec<Test> {
         races::TESTS,
         limits::TESTS,
         faults::TESTS,
+        exhaustion::TESTS,
     ]
     .concat()
 }

@@ -1,0 +1,448 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! More of everything than there is, and so much that whatever is done for each of it shows.
+
+use std::{
+    env,
+    fs,
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::process::CommandExt, //
+    },
+    process::{
+        Command,
+        Stdio, //
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    }, //
+};
+
+use super::{
+    limits::{
+        fdinfo,
+        fdinfo_text,
+        DEFAULT_LIMIT, //
+    },
+    prelude::*, //
+};
+
+table! {
+    exhaustion_of_regions: "as many regions as the default limit allows, and no more; all goes on",
+    exhaustion_of_a_group: "a full memory cgroup gives ENOMEM; the file goes on, so do others",
+    exhaustion_of_a_group_kills: "a full memory cgroup has a process killed in it, and none else",
+    exhaustion_of_memory_reaps: "the OOM reaper's work on a process that cannot end is reported",
+    exhaustion_by_files: "a process with a thousand files: one munmap is reported in each",
+    exhaustion_by_processes: "many processes with many files each",
+    exhaustion_exit: "exit with a million regions takes as long as they are many, and holds up nobody",
+    exhaustion_exec: "so does exec",
+    exhaustion_close: "so does close",
+    exhaustion_munmap: "so does an munmap that hits them all",
+}
+
+/// Where nothing is mapped; regions need no memory.
+const NOWHERE: u64 = 0x20_0000_0000;
+
+/// Registers a page for each of these numbers, from an address on.
+fn register_pages(device: &Device, from: u64, count: u64) -> Outcome {
+    for number in 0..count {
+        let start = from + number * PAGE;
+        expect::success(
+            "REGISTER_REGION",
+            device.register(start, start + PAGE, number),
+        )?;
+    }
+    Ok(())
+}
+
+/// How many regions this machine can register in some time, about.
+fn possible_in(time: Duration) -> Outcome<u64> {
+    const SOME: u64 = 10_000;
+    let device = open()?;
+    let began = Instant::now();
+    register_pages(&device, NOWHERE, SOME)?;
+    let times = time.as_nanos() / began.elapsed().as_nanos().max(1);
+    Ok(SOME * times as u64)
+}
+
+fn exhaustion_of_regions() -> Outcome {
+    /// What a region takes, and what the kernel needs to keep an account of it.
+    const REGION: u64 = 192;
+    let bench = Bench::new(2)?;
+    let limit = fdinfo(&fdinfo_text(&bench.device)?, "limit")?;
+    expect::same("the default limit", limit, DEFAULT_LIMIT)?;
+    if available_memory()? < limit * REGION {
+        let megabytes = (limit * REGION) >> 20;
+        return Err(Failure::Skipped(format!(
+            "less than {megabytes} MB of memory free"
+        )));
+    }
+    if possible_in(Duration::from_secs(30))? < limit {
+        let why = format!("{limit} regions take this machine more than 30 s");
+        return Err(Failure::Skipped(why));
+    }
+    register_pages(&bench.device, NOWHERE, limit - 1)?;
+    bench.watch(limit, &bench.area.page(0))?;
+    for _ in 0..3 {
+        let result = bench.device.register(NOWHERE, NOWHERE + PAGE, limit + 1);
+        expect::error("one more", result, libc::ENOSPC)?;
+    }
+    bench.hit(0)?;
+    bench.reads(&[hit(limit, &bench.area.page(0)), last(1)])?;
+    bench.device.unregister(limit / 2)?;
+    bench.watch(limit + 1, &bench.area.page(1))?;
+    let result = bench.device.register(NOWHERE, NOWHERE + PAGE, limit / 2);
+    expect::error("one more", result, libc::ENOSPC)?;
+    bench.hit(1)?;
+    bench.reads(&[hit(limit + 1, &bench.area.page(1)), last(2)])?;
+    let text = fdinfo_text(&bench.device)?;
+    expect::same("regions", fdinfo(&text, "regions")?, limit)
+}
+
+/// How much memory could be used now.
+fn available_memory() -> Outcome<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let kilobytes = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.strip_suffix("kB"))
+        .and_then(|number| number.trim().parse::<u64>().ok());
+    kilobytes
+        .map(|number| number << 10)
+        .ok_or_else(|| Failure::Skipped("meminfo has no MemAvailable".into()))
+}
+
+// --- memory ------------------------------------------------------------------------------------
+
+/// What a full cgroup holds: many regions, and the process that has them.
+const FULL: u64 = 16 << 20;
+
+/// A memory cgroup that holds so much, and cannot put any of it elsewhere.
+fn small_group(name: &str, bytes: u64) -> Outcome<Cgroup> {
+    let group = Cgroup::new(name).or_skip("a memory cgroup")?;
+    group.write("memory.max", &bytes.to_string())?;
+    // Without swapping there is no such file.
+    let _ = group.write("memory.swap.max", "0");
+    Ok(group)
+}
+
+/// What a cgroup is charged with.
+fn charge(group: &Cgroup) -> Outcome<u64> {
+    let text = group.read("memory.current")?;
+    text.trim()
+        .parse()
+        .map_err(|_| Failure::new("memory.current", "a number", text))
+}
+
+/// Expects that a cgroup is charged with nearly nothing soon.
+fn is_given_back(group: &Cgroup) -> Outcome {
+    process::eventually(|| charge(group).is_ok_and(|bytes| bytes < FULL / 4));
+    let bytes = charge(group)?;
+    expect::that("bytes still charged", bytes < FULL / 4, FULL / 4, bytes)
+}
+
+/// Goes through all that a file is for, again and again, until a child ends.
+fn go_on_beside(bench: &Bench, child: &Child) -> Outcome {
+    thread::scope(|scope| {
+        let end = scope.spawn(|| child.ended_by());
+        let page = bench.area.page(0);
+        let mut rounds = 0;
+        while !end.is_finished() {
+            rounds += 1;
+            bench.watch(rounds, &page)?;
+            bench.hit(0)?;
+            bench.counts(rounds)?;
+            bench.reads(&[hit(rounds, &page), last(rounds)])?;
+            bench.device.unregister(rounds)?;
+        }
+        expect::at_least("rounds meanwhile", rounds, 10)
+    })
+}
+
+/// Registers regions until that fails.
+fn fill_up(device: &Device) -> (u64, io::Error) {
+    let mut number = 0;
+    loop {
+        let start = NOWHERE + number * PAGE;
+        match device.register(start, start + PAGE, number) {
+            Ok(()) => number += 1,
+            Err(error) => return (number, error),
+        }
+    }
+}
+
+fn exhaustion_of_a_group() -> Outcome {
+    let outside = Bench::new(1)?;
+    let group = small_group("full", FULL)?;
+    let child = Child::fork(|_| {
+        group.enter().or_skip("entering a memory cgroup")?;
+        // So there is nobody to be killed.
+        fs::write("/proc/self/oom_score_adj", "-1000").or_skip("being spared")?;
+        let bench = Bench::new(1)?;
+        bench.watch(!0, &bench.area.all())?;
+        let (count, error) = fill_up(&bench.device);
+        expect::error("REGISTER_REGION", Err::<(), _>(error), libc::ENOMEM)?;
+        bench.hit(0)?;
+        bench.counts(1)?;
+        bench.reads(&[hit(!0, &bench.area.all()), last(1)])?;
+        // To read what the charge is takes memory, too, and so does one more region.
+        for number in 0..count / 4 {
+            bench.device.unregister(number)?;
+        }
+        expect::at_least("bytes charged", charge(&group)?, FULL / 2)?;
+        bench.watch(0, &bench.area.all())?;
+        drop(bench.device);
+        drop(bench.counter);
+        is_given_back(&group)
+    })?;
+    let result = go_on_beside(&outside, &child);
+    child.join()?;
+    result
+}
+
+fn exhaustion_of_a_group_kills() -> Outcome {
+    let outside = Bench::new(1)?;
+    let group = small_group("kill", FULL)?;
+    let child = Child::fork(|_| {
+        group.enter().or_skip("entering a memory cgroup")?;
+        let (_, error) = fill_up(&open()?);
+        // It may be told so before it is killed.
+        expect::error("REGISTER_REGION", Err::<(), _>(error), libc::ENOMEM)?;
+        loop {
+            thread::park();
+        }
+    })?;
+    go_on_beside(&outside, &child)?;
+    if let Ok(None) = child.ended_by() {
+        return child.join();
+    }
+    expect::same("killed by", child.ended_by()?, Some(libc::SIGKILL))?;
+    is_given_back(&group)
+}
+
+fn exhaustion_of_memory_reaps() -> Outcome {
+    const PAGES: u64 = 4096;
+    /// Of one region.
+    const SPAN: u64 = 8;
+    const COUNT: u64 = PAGES / SPAN;
+    open()?;
+    let group = small_group("reap", 2 * PAGES * PAGE)?;
+    let area = Guarded::unpopulated(PAGES)?;
+    let region = |number: u64| area.span(number * SPAN..(number + 1) * SPAN);
+    let child = Child::fork(|line| {
+        group.enter().or_skip("entering a memory cgroup")?;
+        let device = open()?;
+        area.fill();
+        for number in 0..COUNT {
+            device.register(region(number).start, region(number).end, number)?;
+        }
+        line.pass(&device)?;
+        line.hear()?;
+        loop {
+            Guarded::new(64)?;
+        }
+    })?;
+    let device = Device::from(child.receive()?);
+    stop_at_exit(&child).or_skip("tracing")?;
+    child.tell()?;
+    // The process is killed, but gets no further than to where it would free its memory. So when the
+    // reaper has waited for long enough it does that, and must not sleep for it.
+    let mut status = 0;
+    // SAFETY: `status` may be written.
+    check(unsafe { libc::waitpid(child.pid(), &mut status, libc::__WALL) })?;
+    let at_exit = libc::SIGTRAP | (libc::PTRACE_EVENT_EXIT << 8);
+    expect::same("where it stopped", status >> 8, at_exit)?;
+    let queued = || fdinfo(&fdinfo_text(&device)?, "queued");
+    process::eventually(|| queued().is_ok_and(|count| count == COUNT));
+    expect::same("events queued before its end", queued()?, COUNT)?;
+    let ready = device.poll(libc::POLLIN, Duration::ZERO)?;
+    expect::same("poll before its end", ready, libc::POLLIN)?;
+
+    // SAFETY: The call takes no pointer.
+    check(unsafe { libc::ptrace(libc::PTRACE_DETACH, child.pid(), 0, 0) })?;
+    expect::same("killed by", child.ended_by()?, Some(libc::SIGKILL))?;
+    let events = device.read_events(COUNT as usize + 2)?;
+    let hits = (0..COUNT).map(|number| hit(number, &region(number)));
+    let wanted: Vec<_> = hits.chain([last(1)]).collect();
+    expect::events("what it has left", &events, &wanted)
+}
+
+/// Has a child stop before it gives up its memory, whatever ends it.
+fn stop_at_exit(child: &Child) -> io::Result<()> {
+    let options = libc::PTRACE_O_TRACEEXIT;
+    // SAFETY: The call takes no pointer.
+    check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, child.pid(), 0, options) }).map(drop)
+}
+
+// --- files -------------------------------------------------------------------------------------
+
+/// Opens many files, each with a region and a counter, and expects one munmap to be reported in all.
+fn many_files(count: u64) -> Outcome {
+    let limit = libc::rlimit {
+        rlim_cur: count + 1000,
+        rlim_max: count + 1000,
+    };
+    // SAFETY: `limit` is valid.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).or_skip("so many files")?;
+    let area = Guarded::new(1)?;
+    let page = area.all();
+    let files = (0..count)
+        .map(|number| {
+            let device = open()?;
+            device.register(page.start, page.end, number)?;
+            let counter = device.map_counter()?;
+            Ok((device, counter))
+        })
+        .collect::<Outcome<Vec<_>>>()?;
+    mem::unmap(&page)?;
+    for (number, (device, counter)) in (0..).zip(&files) {
+        expect::same("the counter", counter.get(), 1)?;
+        let wanted = [hit(number, &page), last(1)];
+        expect::events("read", &device.read_events(3)?, &wanted)?;
+    }
+    Ok(())
+}
+
+fn exhaustion_by_files() -> Outcome {
+    many_files(1000)
+}
+
+fn exhaustion_by_processes() -> Outcome {
+    const PROCESSES: usize = 50;
+    const FILES: u64 = 20;
+    let children = (0..PROCESSES)
+        .map(|_| {
+            Child::fork(|line| {
+                // All of them have their files at the same time.
+                let result = many_files(FILES);
+                line.tell()?;
+                line.hear()?;
+                result
+            })
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    for child in &children {
+        child.hear()?;
+    }
+    for child in &children {
+        child.tell()?;
+    }
+    children.into_iter().try_for_each(Child::join)
+}
+
+// --- a million regions ---------------------------------------------------------------------------
+
+/// How many are many: as many as can be registered in some time, and not more than this.
+const MANY: u64 = 1_000_000;
+
+/// How many times more than few.
+const TIMES: u32 = 10;
+
+/// How many times longer than proportional it may take: far less than what is quadratic would.
+const SLACK: u32 = 4;
+
+/// How long nobody may be held up: the kernel itself complains after a few times that.
+const HELD_UP: Duration = Duration::from_secs(5);
+
+/// What is done with many regions.
+type Act = fn(Device, u64) -> Outcome;
+
+/// Has a process do something to many regions and another one to few; expects it to take
+/// proportionally long, and a third process not to notice.
+fn is_proportional(what: &str, act: Act) -> Outcome {
+    let many = MANY.min(possible_in(Duration::from_secs(4))?);
+    let mut seen = String::new();
+    // The machine may have other things to do meanwhile. What is quadratic is so each time.
+    for _ in 0..4 {
+        let (few, _) = time(act, many / u64::from(TIMES))?;
+        let (all, held_up) = time(act, many)?;
+        seen = format!("{all:?} for {many} regions, {few:?} for 1/{TIMES} of them");
+        eprintln!("{what}: {seen}; another munmap took {held_up:?} at most");
+        expect::that(
+            "another munmap",
+            held_up < HELD_UP,
+            "less",
+            format!("{held_up:?}"),
+        )?;
+        if all < few * TIMES * SLACK {
+            return Ok(());
+        }
+    }
+    Err(Failure::new(what, "about as much more", seen))
+}
+
+/// How long it takes a process to do something to so many regions, and how long the longest munmap
+/// of another process took meanwhile.
+fn time(act: Act, count: u64) -> Outcome<(Duration, Duration)> {
+    let child = Child::fork(|line| {
+        let device = open()?;
+        let length = count * PAGE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let from = mem::map(None, length, libc::PROT_NONE, flags, None)?;
+        register_pages(&device, from, count)?;
+        line.tell()?;
+        line.hear()?;
+        act(device, from)
+    })?;
+    child.hear()?;
+    let bench = Bench::one_page()?;
+    let began = Instant::now();
+    child.tell()?;
+    thread::scope(|scope| {
+        let end = scope.spawn(|| {
+            let result = child.ended_by();
+            (began.elapsed(), result)
+        });
+        let mut longest = Duration::ZERO;
+        let mut rounds = 0;
+        while !end.is_finished() {
+            let before = Instant::now();
+            bench.hit(0)?;
+            longest = longest.max(before.elapsed());
+            rounds += 1;
+        }
+        bench.counts(rounds)?;
+        let (took, result) = end.join().expect("the thread does not panic");
+        result?;
+        Ok((took, longest))
+    })
+    .and_then(|times| child.join().map(|()| times))
+}
+
+fn exhaustion_exit() -> Outcome {
+    is_proportional("exit", |device, _| {
+        // Not before the address space goes.
+        std::mem::forget(device);
+        Ok(())
+    })
+}
+
+fn exhaustion_exec() -> Outcome {
+    is_proportional("exec", |device, _| {
+        // SAFETY: The call takes no pointer.
+        check(unsafe { libc::fcntl(device.as_raw_fd(), libc::F_SETFD, 0) })?;
+        let error = Command::new(env::current_exe()?)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .exec();
+        Err(error.into())
+    })
+}
+
+fn exhaustion_close() -> Outcome {
+    is_proportional("close", |device, _| {
+        drop(device);
+        Ok(())
+    })
+}
+
+fn exhaustion_munmap() -> Outcome {
+    is_proportional("munmap", |device, from| {
+        let regions = fdinfo(&fdinfo_text(&device)?, "regions")?;
+        mem::unmap(&(from..from + regions * PAGE))?;
+        let queued = fdinfo(&fdinfo_text(&device)?, "queued")?;
+        expect::same("queued", queued, regions)
+    })
+}
