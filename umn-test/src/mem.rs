@@ -272,15 +272,21 @@ pub fn write_byte(address: u64, value: u8) {
     unsafe { ptr::write_volatile(address as *mut u8, value) }
 }
 
-/// The byte at an address, or `None` where nothing can be read: to look costs no signal.
-///
-/// Nor does it take a lock of the address space, as long as the page is there.
-pub fn peek(address: u64) -> io::Result<Option<u8>> {
+/// A pipe: its end to read from, and that to write to.
+pub fn pipe() -> io::Result<(File, File)> {
     let mut ends = [0; 2];
     // SAFETY: There is room for two descriptors.
     check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
     // SAFETY: The files were just opened and are nobody else's.
-    let [mut out, into] = ends.map(|fd| unsafe { File::from_raw_fd(fd) });
+    let [out, into] = ends.map(|fd| unsafe { File::from_raw_fd(fd) });
+    Ok((out, into))
+}
+
+/// The byte at an address, or `None` where nothing can be read: to look costs no signal.
+///
+/// Nor does it take a lock of the address space, as long as the page is there.
+pub fn peek(address: u64) -> io::Result<Option<u8>> {
+    let (mut out, into) = pipe()?;
     // SAFETY: The kernel checks the address.
     match check(unsafe { libc::write(into.as_raw_fd(), address as *const c_void, 1) }) {
         Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Ok(None),

@@ -7,6 +7,8 @@ use std::{
         HashMap,
         HashSet, //
     },
+    os::fd::AsRawFd,
+    ptr,
     sync::atomic::{
         AtomicBool,
         Ordering, //
@@ -15,6 +17,7 @@ use std::{
 };
 
 use super::prelude::*;
+use crate::harness;
 
 table! {
     v2_self_test: "the self-test that the V2 patch shipped",
@@ -24,10 +27,13 @@ table! {
     client_reuses_cookies_at_once: "a client that registers a cookie again right after it is free",
     client_unregisters_in_a_batch: "a client that unregisters while it works off a batch of events",
     client_has_heap_pointers_as_cookies: "a client whose cookies are pointers to its own records",
+    client_counts_its_cookies_up: "a client that never uses a cookie twice",
     client_finds_by_hint: "a client that drops what overlaps the hint range",
     client_spins_until_last: "a client that reads until LAST equals the mapped counter",
+    client_waits_until_last: "the same with reads that block and return one event each",
     client_checks_the_counter_first: "a client that reads only when the counter has moved",
     client_never_negotiates: "a client that opens, registers and reads, and nothing else",
+    client_splices: "splice of the device is refused, and takes nothing",
 }
 
 /// In the words of `uapi-v2.md`, and with its constants: nothing here is from our helpers.
@@ -176,6 +182,26 @@ fn lost_cookie() -> expect::Failure {
     expect::Failure::new("an event's cookie", "one that was registered", "another")
 }
 
+fn client_counts_its_cookies_up() -> Outcome {
+    let bench = Bench::new(1)?;
+    let page = bench.area.all();
+    // A cookie has 64 bits, also where a client's counter begins with fewer.
+    let first = u64::from(u32::MAX) - 20;
+    bench.watch(first, &page)?;
+    for (round, cookie) in (1..=40).zip(first..) {
+        bench.hit(0)?;
+        // An event that is still queued goes with its region.
+        if round % 2 == 0 {
+            bench.reads(&[hit(cookie, &page), last(round)])?;
+        }
+        bench.device.unregister(cookie)?;
+        bench.watch(cookie + 1, &page)?;
+        let again = bench.device.unregister(cookie);
+        expect::error("UNREGISTER_REGION of an old cookie", again, libc::EINVAL)?;
+    }
+    bench.is_silent()
+}
+
 fn client_finds_by_hint() -> Outcome {
     let bench = Bench::new(8)?;
     // One region for all, while the client keeps what it has cached by address.
@@ -193,7 +219,6 @@ fn client_finds_by_hint() -> Outcome {
 }
 
 fn client_spins_until_last() -> Outcome {
-    const ROUNDS: u64 = 300;
     let bench = Bench::new(4)?;
     bench.watch_pages()?;
     let done = AtomicBool::new(false);
@@ -210,7 +235,7 @@ fn client_spins_until_last() -> Outcome {
             }
             Ok(())
         });
-        let changed = (0..ROUNDS).try_for_each(|round| -> Outcome {
+        let changed = (0..harness::rounds(300)).try_for_each(|round| -> Outcome {
             let page = round % 4;
             bench.hit(page)?;
             // The only queued event may vanish in this way.
@@ -220,6 +245,37 @@ fn client_spins_until_last() -> Outcome {
         done.store(true, Ordering::Release);
         reader.join().expect("the reader does not panic")?;
         changed
+    })
+}
+
+fn client_waits_until_last() -> Outcome {
+    let bench = Bench::blocking(2)?;
+    bench.watch_pages()?;
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let other = scope.spawn(|| -> Outcome {
+            while !done.load(Ordering::Acquire) {
+                bench.hit(1)?;
+                thread::yield_now();
+            }
+            Ok(())
+        });
+        let read = (0..harness::rounds(100)).try_for_each(|_| -> Outcome {
+            bench.hit(0)?;
+            bench.device.unregister(1)?;
+            bench.watch(1, &bench.area.page(0))?;
+            // There is something to read for as long as the counter was not reported.
+            let wanted = bench.counter.get();
+            loop {
+                let event = bench.device.read_events(1)?[0];
+                if event.kind == EVENT_LAST && event.user_cookie_counter >= wanted {
+                    return Ok(());
+                }
+            }
+        });
+        done.store(true, Ordering::Release);
+        other.join().expect("the thread does not panic")?;
+        read
     })
 }
 
@@ -259,4 +315,24 @@ fn client_never_negotiates() -> Outcome {
     expect::events("the read", &events, &[hit(1, &area.all()), last(1)])?;
     drop(device);
     open().map(drop)
+}
+
+fn client_splices() -> Outcome {
+    let bench = Bench::one_page()?;
+    bench.hit(0)?;
+    let (from, into) = mem::pipe()?;
+    // SAFETY: There are no offsets.
+    let spliced = check(unsafe {
+        libc::splice(
+            bench.device.as_raw_fd(),
+            ptr::null_mut(),
+            into.as_raw_fd(),
+            ptr::null_mut(),
+            64,
+            0,
+        )
+    });
+    expect::error("splice", spliced, libc::EINVAL)?;
+    drop(from);
+    bench.reads(&[hit(1, &bench.area.all()), last(1)])
 }
