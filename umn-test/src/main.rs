@@ -15,6 +15,7 @@ mod module;
 mod process;
 mod tests;
 mod uapi;
+mod userfault;
 mod watch;
 
 use std::{

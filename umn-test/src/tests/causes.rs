@@ -3,7 +3,11 @@
 //! What a process can do to its own mappings; each is reported, and only where it happens.
 
 use std::{
-    fs::File,
+    ffi::CString,
+    fs::{
+        self,
+        File, //
+    },
     io,
     ops::Range,
     os::{
@@ -11,12 +15,17 @@ use std::{
             AsRawFd,
             FromRawFd,
             OwnedFd, //
-        }, //
+        },
+        unix::fs::FileExt, //
     },
     ptr, //
 };
 
 use super::prelude::*;
+use crate::userfault::{
+    self,
+    UserFault, //
+};
 
 table! {
     cause_munmap: "munmap",
@@ -52,6 +61,11 @@ table! {
     cause_mbind: "mbind to another node",
     cause_soft_dirty: "clear_refs 4, which starts to track what is written",
     cause_write_protected: "userfaultfd write-protects",
+    cause_moved: "userfaultfd moves a page away",
+    cause_scan: "PAGEMAP_SCAN write-protects what was written",
+    cause_uprobe: "a breakpoint comes into a page of code, and goes",
+    cause_poisoned: "MADV_HWPOISON",
+    cause_soft_offline: "MADV_SOFT_OFFLINE",
     cause_without_effect: "MADV_COLD, mlock, first touch and the like raise nothing",
     cause_unwatched: "whatever happens to memory that is not watched raises nothing",
 }
@@ -570,73 +584,155 @@ fn cause_soft_dirty() -> Outcome {
 }
 
 fn cause_write_protected() -> Outcome {
-    /// `struct uffdio_api` of `linux/userfaultfd.h`.
-    #[repr(C)]
-    struct Api {
-        api: u64,
-        features: u64,
-        ioctls: u64,
-    }
-    /// `struct uffdio_register`.
-    #[repr(C)]
-    struct Register {
-        start: u64,
-        length: u64,
-        mode: u64,
-        ioctls: u64,
-    }
-    /// `struct uffdio_writeprotect`.
-    #[repr(C)]
-    struct WriteProtect {
-        start: u64,
-        length: u64,
-        mode: u64,
-    }
-    const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-    const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
-    const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
-    const UFFD_API: u64 = 0xaa;
-    const UFFD_FEATURE_PAGEFAULT_FLAG_WP: u64 = 1;
-    const UFFDIO_REGISTER_MODE_WP: u64 = 2;
-    const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1;
-
-    // SAFETY: The call takes no pointer.
-    let fd = check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })
-        .or_skip("userfaultfd")?;
-    // SAFETY: The file was just opened and is nobody else's.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let mut api = Api {
-        api: UFFD_API,
-        features: UFFD_FEATURE_PAGEFAULT_FLAG_WP,
-        ioctls: 0,
-    };
-    // SAFETY: The argument is what the command takes.
-    if check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &mut api) }).is_err() {
-        return Err(Failure::Skipped("userfaultfd cannot write-protect".into()));
-    }
+    let fault = UserFault::new(userfault::FEATURE_WRITE_PROTECT)?;
     let make = || {
         let area = private()?;
-        let mut register = Register {
-            start: area.all().start,
-            length: 3 * PAGE,
-            mode: UFFDIO_REGISTER_MODE_WP,
-            ioctls: 0,
+        fault.register(&area.all(), userfault::MODE_WRITE_PROTECT)?;
+        Ok(area)
+    };
+    only_the_middle(make, |page| Ok(fault.write_protect(page)?)).map(drop)
+}
+
+fn cause_moved() -> Outcome {
+    let fault = UserFault::new(userfault::FEATURE_MOVE)?;
+    only_the_middle(private, |page| {
+        let target = Guarded::unpopulated(1)?.all();
+        fault.register(&target, userfault::MODE_MISSING)?;
+        fault.move_pages(page, &target)?;
+        expect::same("the byte that was moved", mem::read_byte(target.start), 1)
+    })
+    .map(drop)
+}
+
+fn cause_scan() -> Outcome {
+    /// `struct pm_scan_arg` of `linux/fs.h`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Scan {
+        size: u64,
+        flags: u64,
+        start: u64,
+        end: u64,
+        walk_end: u64,
+        vec: u64,
+        vec_len: u64,
+        max_pages: u64,
+        category_inverted: u64,
+        category_mask: u64,
+        category_anyof_mask: u64,
+        return_mask: u64,
+    }
+    const PAGEMAP_SCAN: u32 = 0xc060_6610;
+    const PM_SCAN_WP_MATCHING: u64 = 1;
+    const PM_SCAN_CHECK_WPASYNC: u64 = 2;
+    const PAGE_IS_WRITTEN: u64 = 2;
+
+    let map = File::open("/proc/self/pagemap").or_skip("pagemap")?;
+    let scan = |range: &Range<u64>, flags| {
+        let mut scan = Scan {
+            size: size_of::<Scan>() as u64,
+            flags,
+            start: range.start,
+            end: range.end,
+            category_mask: PAGE_IS_WRITTEN,
+            return_mask: PAGE_IS_WRITTEN,
+            ..Scan::default()
         };
-        // SAFETY: The argument is what the command takes.
-        check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &mut register) })?;
+        // SAFETY: The argument is what the command takes, and asks for no more to be written.
+        check(unsafe { libc::ioctl(map.as_raw_fd(), PAGEMAP_SCAN as _, &mut scan) })
+    };
+    if scan(&(0..0), 0).is_err() {
+        return Err(Failure::Skipped("no PAGEMAP_SCAN".into()));
+    }
+    let fault = UserFault::new(userfault::FEATURE_WRITE_PROTECT_ASYNC)?;
+    let make = || {
+        let area = private()?;
+        fault.register(&area.all(), userfault::MODE_WRITE_PROTECT)?;
         Ok(area)
     };
     only_the_middle(make, |page| {
-        let mut protect = WriteProtect {
-            start: page.start,
-            length: PAGE,
-            mode: UFFDIO_WRITEPROTECT_MODE_WP,
-        };
-        // SAFETY: The argument is what the command takes.
-        check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_WRITEPROTECT, &mut protect) })?;
+        scan(page, PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC)?;
         Ok(())
     })
     .map(drop)
+}
+
+fn cause_uprobe() -> Outcome {
+    /// `struct perf_event_attr` of `linux/perf_event.h`, as far as version 1 of it.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        kind: u32,
+        size: u32,
+        others: [u64; 6],
+        path: u64,
+        offset: u64,
+    }
+    /// What there is an instruction of, in each byte.
+    const NOP: u8 = 0x90;
+
+    let kind =
+        fs::read_to_string("/sys/bus/event_source/devices/uprobe/type").or_skip("uprobes")?;
+    let kind = kind.trim().parse().expect("a number");
+    let file = mem::memory_file(3)?;
+    file.write_all_at(&[NOP; 3 * PAGE as usize], 0)?;
+    let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("no zero in it");
+    let make = || {
+        let area = Guarded::copy_of_file(&file, 3)?;
+        mem::protect(&area.all(), libc::PROT_READ | libc::PROT_EXEC)?;
+        Ok(area)
+    };
+    only_the_middle(make, |page| {
+        let attributes = Attributes {
+            kind,
+            size: size_of::<Attributes>() as u32,
+            path: path.as_ptr() as u64,
+            offset: PAGE + 8,
+            ..Attributes::default()
+        };
+        let (call, pid, any) = (libc::SYS_perf_event_open, 0, -1);
+        // SAFETY: The attributes say how large they are, and the path is a C string.
+        let fd = check(unsafe { libc::syscall(call, &attributes, pid, any, any, 0) })
+            .or_skip("perf_event_open")?;
+        // SAFETY: The file was just opened and is nobody else's.
+        let probe = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let instruction = page.start + 8;
+        let probed = mem::read_byte(instruction);
+        expect::that("the instruction", probed != NOP, "a breakpoint", "none")?;
+        drop(probe);
+        Ok(())
+    })
+    .map(drop)
+}
+
+/// Gives up a page of the machine for good, in a guest, where that does not matter.
+fn only_in_a_guest() -> Outcome {
+    match std::env::var_os("UMN_MODULE") {
+        Some(_) => Ok(()),
+        None => Err(Failure::Skipped("costs a page until the next boot".into())),
+    }
+}
+
+/// [`only_the_middle`] for advice that a kernel without memory failures does not know.
+fn failing_memory(advice: i32) -> Outcome {
+    only_in_a_guest()?;
+    only_the_middle(private, |page| match mem::advise(page, advice) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            Err(Failure::Skipped("no memory failures".into()))
+        }
+        result => result.or_skip("memory failures"),
+    })
+    .map(drop)
+}
+
+fn cause_poisoned() -> Outcome {
+    // The process is told of what it asked for.
+    process::catch_signal(libc::SIGBUS, 0)?;
+    failing_memory(libc::MADV_HWPOISON)
+}
+
+fn cause_soft_offline() -> Outcome {
+    failing_memory(libc::MADV_SOFT_OFFLINE)
 }
 
 fn cause_without_effect() -> Outcome {

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What of `userfaultfd` changes mappings: it write-protects pages and moves them.
+
+use std::{
+    io,
+    ops::Range,
+    os::fd::{
+        AsRawFd,
+        FromRawFd,
+        OwnedFd, //
+    },
+};
+
+use crate::{
+    device::check,
+    expect::{
+        Failure,
+        OrSkip,
+        Outcome, //
+    },
+};
+
+/// Pages can be write-protected.
+pub const FEATURE_WRITE_PROTECT: u64 = 1 << 0;
+/// A write to such a page is let through, and noted.
+pub const FEATURE_WRITE_PROTECT_ASYNC: u64 = 1 << 15;
+/// Pages can be moved; since Linux 6.8.
+pub const FEATURE_MOVE: u64 = 1 << 16;
+
+/// A range is registered for pages that are missing.
+pub const MODE_MISSING: u64 = 1 << 0;
+/// A range is registered for pages that are write-protected.
+pub const MODE_WRITE_PROTECT: u64 = 1 << 1;
+
+/// A userfaultfd.
+pub struct UserFault(OwnedFd);
+
+impl UserFault {
+    /// Opens one with these features; skips where the kernel lacks them.
+    pub fn new(features: u64) -> Outcome<Self> {
+        const UFFDIO_API: u32 = 0xc018_aa3f;
+        const UFFD_API: u64 = 0xaa;
+        // SAFETY: The call takes no pointer.
+        let fd = check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })
+            .or_skip("userfaultfd")?;
+        // SAFETY: The file was just opened and is nobody else's.
+        let this = Self(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+        match this.ioctl(UFFDIO_API, [UFFD_API, features, 0]) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                let why = format!("userfaultfd lacks one of the features {features:#x}");
+                Err(Failure::Skipped(why))
+            }
+            result => Ok(result.map(|()| this)?),
+        }
+    }
+
+    /// Registers a range.
+    pub fn register(&self, range: &Range<u64>, mode: u64) -> io::Result<()> {
+        const UFFDIO_REGISTER: u32 = 0xc020_aa00;
+        let length = range.end - range.start;
+        self.ioctl(UFFDIO_REGISTER, [range.start, length, mode, 0])
+    }
+
+    /// Write-protects a registered range.
+    pub fn write_protect(&self, range: &Range<u64>) -> io::Result<()> {
+        const UFFDIO_WRITEPROTECT: u32 = 0xc018_aa06;
+        const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1;
+        let length = range.end - range.start;
+        let argument = [range.start, length, UFFDIO_WRITEPROTECT_MODE_WP];
+        self.ioctl(UFFDIO_WRITEPROTECT, argument)
+    }
+
+    /// Moves pages to a registered range where there are none.
+    pub fn move_pages(&self, from: &Range<u64>, to: &Range<u64>) -> io::Result<()> {
+        const UFFDIO_MOVE: u32 = 0xc028_aa05;
+        let length = from.end - from.start;
+        self.ioctl(UFFDIO_MOVE, [to.start, from.start, length, 0, 0])
+    }
+
+    /// All arguments are structures of words.
+    fn ioctl<const WORDS: usize>(
+        &self,
+        command: u32,
+        mut argument: [u64; WORDS],
+    ) -> io::Result<()> {
+        // SAFETY: The argument is as large as the command says.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), command as _, argument.as_mut_ptr()) })
+            .map(drop)
+    }
+}
