@@ -8,6 +8,7 @@ mod command;
 mod demo;
 mod device;
 mod expect;
+#[cfg(target_pointer_width = "64")]
 mod hammer;
 mod harness;
 mod mem;
@@ -70,6 +71,7 @@ struct Cli {
 enum Command {
     #[cfg(target_pointer_width = "64")]
     Demo(demo::Args),
+    #[cfg(target_pointer_width = "64")]
     Hammer(hammer::Args),
     Watch(watch::Args),
 }
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         return match command {
             #[cfg(target_pointer_width = "64")]
             Command::Demo(args) => demo::run(&args),
+            #[cfg(target_pointer_width = "64")]
             Command::Hammer(args) => hammer::run(&args),
             Command::Watch(args) => watch::run(&args),
         };

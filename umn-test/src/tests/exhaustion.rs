@@ -281,8 +281,8 @@ fn stop_at_exit(child: &Child) -> io::Result<()> {
 /// Opens many files, each with a region and a counter, and expects one munmap to be reported in all.
 fn many_files(count: u64) -> Outcome {
     let limit = libc::rlimit {
-        rlim_cur: count + 1000,
-        rlim_max: count + 1000,
+        rlim_cur: (count + 1000) as libc::rlim_t,
+        rlim_max: (count + 1000) as libc::rlim_t,
     };
     // SAFETY: `limit` is valid.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).or_skip("so many files")?;

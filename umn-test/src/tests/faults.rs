@@ -452,7 +452,7 @@ fn faults_poll() -> Outcome {
         }; FILES];
         // Nothing to read, so that all of them are waited for.
         // SAFETY: `fds` are so many.
-        let call = || check(unsafe { libc::poll(fds.as_mut_ptr(), FILES as u64, 1) });
+        let call = || check(unsafe { libc::poll(fds.as_mut_ptr(), FILES as libc::nfds_t, 1) });
         let attempt = faults.inject(nth, call)?;
         let hit = attempt.hit;
         if let Some(ready) = attempt.may_fail("poll", EITHER)? {
