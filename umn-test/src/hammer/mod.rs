@@ -167,8 +167,8 @@ fn hammer(args: &Args) -> Outcome {
     drop(run.group);
     reloader.map_or(Ok(()), |reloader| reloader.stop(tally))?;
 
-    let calls = tally.print();
-    println!("{calls} calls in {} rounds", figures.rounds);
+    tally.print();
+    println!("{} calls in {} rounds", tally.calls(), figures.rounds);
     println!(
         "processes: {} started; {} ended, {} were killed",
         figures.started, figures.ended, figures.killed
@@ -219,13 +219,33 @@ struct Run {
     figures: Figures,
 }
 
+/// How long something is to go on: until some more calls were made, as machines differ in how many
+/// that is in a second. But not for ever, as all threads may sleep.
+#[derive(Clone, Copy)]
+struct Term {
+    calls: u64,
+    latest: Instant,
+}
+
+impl Term {
+    fn new(tally: &Tally, calls: u64) -> Self {
+        Self {
+            calls: tally.calls() + calls,
+            latest: Instant::now() + Duration::from_secs(10),
+        }
+    }
+
+    fn is_over(&self, tally: &Tally) -> bool {
+        tally.calls() >= self.calls || Instant::now() > self.latest
+    }
+}
+
 /// A process that was started.
 #[derive(Clone, Copy)]
 struct Started {
     pid: i32,
-    /// When it is to be killed, and from when on it may not be there any more.
-    kill: Instant,
-    late: Instant,
+    /// When it is to be killed.
+    term: Term,
 }
 
 impl Run {
@@ -239,9 +259,9 @@ impl Run {
             unsafe { libc::pause() };
         })?;
         join_group(leader, leader);
-        let end = Instant::now() + Duration::from_millis(self.rng.u64(100..2000));
+        let term = Term::new(self.tally, self.rng.u64(300..4000));
         let mut workers = vec![None; self.processes];
-        while Instant::now() < end {
+        while !term.is_over(self.tally) && self.tally.wrongs() == 0 {
             for (place, worker) in workers.iter_mut().enumerate() {
                 match *worker {
                     None => *worker = Some(self.start(place, leader)?),
@@ -249,10 +269,12 @@ impl Run {
                         self.tally.set_worker(place, 0);
                         *worker = None;
                     }
-                    Some(started) if Instant::now() > started.late => {
-                        return Err(stuck(leader));
+                    Some(Started { pid, term }) if term.is_over(self.tally) => {
+                        if Instant::now() > term.latest + PATIENCE {
+                            return Err(stuck(leader));
+                        }
+                        kill(pid);
                     }
-                    Some(started) if Instant::now() > started.kill => kill(started.pid),
                     Some(_) => (),
                 }
             }
@@ -261,9 +283,7 @@ impl Run {
         drop(lines);
         kill(-leader);
         let late = Instant::now() + PATIENCE;
-        let mut left = workers.into_iter().flatten().map(|worker| worker.pid);
-        let mut known: Vec<i32> = left.by_ref().collect();
-        known.push(leader);
+        let known: Vec<i32> = workers.iter().flatten().map(|worker| worker.pid).collect();
         while self.reap_group(leader, &known)? {
             if Instant::now() > late {
                 return Err(stuck(leader));
@@ -302,9 +322,8 @@ impl Run {
         join_group(pid, leader);
         self.tally.set_worker(place, pid);
         self.figures.started += 1;
-        let kill = Instant::now() + Duration::from_millis(self.rng.u64(10..1500));
-        let late = kill + PATIENCE;
-        Ok(Started { pid, kill, late })
+        let term = Term::new(self.tally, self.rng.u64(50..3000));
+        Ok(Started { pid, term })
     }
 
     /// Reaps a worker if it has ended, and takes note of how.
