@@ -169,12 +169,14 @@ fn counter_in_a_forked_child() -> Outcome {
         )
     })?;
     // Without other threads a change takes much less time.
-    for _ in 0..harness::rounds(30 * ROUNDS) {
+    let rounds = harness::rounds(30 * ROUNDS);
+    for _ in 0..rounds {
         bench.hit(0)?;
         parent_saw.store(bench.counter.get(), Ordering::Release);
     }
     done.store(1, Ordering::Release);
-    child.join()
+    child.join()?;
+    expect::at_least("the counter", bench.counter.get(), rounds)
 }
 
 fn counter_and_last_agree() -> Outcome {
