@@ -218,7 +218,7 @@ fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
 }
 
 /// Waits until a child has ended, but does not reap it; returns whether it did in time.
-fn wait_for_exit(pid: i32, limit: Duration) -> io::Result<bool> {
+pub fn wait_for_exit(pid: i32, limit: Duration) -> io::Result<bool> {
     // SAFETY: The call takes no pointer.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })? as i32;
     // SAFETY: The file was just opened and is nobody else's.

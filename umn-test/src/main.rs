@@ -12,6 +12,8 @@ mod expect;
 mod hammer;
 mod harness;
 mod mem;
+#[cfg(target_pointer_width = "64")]
+mod model;
 mod module;
 mod process;
 mod tests;
@@ -73,6 +75,8 @@ enum Command {
     Demo(demo::Args),
     #[cfg(target_pointer_width = "64")]
     Hammer(hammer::Args),
+    #[cfg(target_pointer_width = "64")]
+    Model(model::Args),
     Watch(watch::Args),
 }
 
@@ -84,6 +88,8 @@ fn main() -> ExitCode {
             Command::Demo(args) => demo::run(&args),
             #[cfg(target_pointer_width = "64")]
             Command::Hammer(args) => hammer::run(&args),
+            #[cfg(target_pointer_width = "64")]
+            Command::Model(args) => model::run(&args),
             Command::Watch(args) => watch::run(&args),
         };
     }

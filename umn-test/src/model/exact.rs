@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One thread, which checks after each operation that exactly what had to be told was told.
+//!
+//! Two files watch the same memory, each with regions of its own and read at different times. The
+//! kernel is kept from doing things by itself (see [`super::quieten`]), so whatever is told must be
+//! the doing of an operation.
+
+use std::{
+    io,
+    ops::Range, //
+};
+
+use super::{
+    calls,
+    figures::Figures,
+    op::{
+        Op,
+        Sequence,
+        What, //
+    },
+    oracle::{
+        Asked,
+        Oracle, //
+    },
+    world::{
+        Effect,
+        World,
+        MARGIN, //
+    },
+};
+use crate::{
+    device::{
+        Counter,
+        Device, //
+    },
+    expect::{
+        self,
+        Failure,
+        OrSkip,
+        Outcome, //
+    },
+    mem::PAGE,
+    uapi::{
+        Event,
+        Register, //
+    },
+};
+
+/// How many files watch.
+const FILES: usize = 2;
+
+/// The most regions of a file.
+const MOST_REGIONS: usize = 24;
+
+/// Most records that a read has room for.
+const MOST_RECORDS: usize = 48;
+
+/// An address that nothing is mapped at.
+const NOWHERE: u64 = 8;
+
+/// An open file, and what it has to tell.
+struct Watcher {
+    device: Device,
+    counter: Counter,
+    oracle: Oracle,
+    next_cookie: u64,
+    /// A cookie that was given back.
+    free_cookie: Option<u64>,
+}
+
+impl Watcher {
+    fn open(figures: &'static Figures) -> Outcome<Self> {
+        let device = Device::open_nonblocking().or_skip("no /dev/ummunotify to open")?;
+        let counter = device.map_counter()?;
+        expect::same("the counter of a new file", counter.get(), 0)?;
+        Ok(Self {
+            oracle: Oracle::new(figures, 0),
+            device,
+            counter,
+            next_cookie: 0,
+            free_cookie: None,
+        })
+    }
+
+    /// Unregisters and reads everything, so that the next sequence begins with nothing.
+    fn reset(&mut self, figures: &'static Figures) -> Outcome {
+        while let Some((cookie, _)) = self.oracle.pick(0) {
+            self.device.unregister(cookie)?;
+            self.oracle.unregister(cookie);
+        }
+        while self.device.read_events(MOST_RECORDS).is_ok() {}
+        self.oracle = Oracle::new(figures, self.counter.get());
+        self.next_cookie = 0;
+        self.free_cookie = None;
+        Ok(())
+    }
+
+    /// A cookie for a new region: often one that was just given back.
+    fn cookie(&mut self, with: u8) -> u64 {
+        match self.free_cookie.take() {
+            Some(cookie) if with & 4 != 0 => cookie,
+            _ => {
+                self.next_cookie += 1;
+                // The smallest and the largest are cookies like any other.
+                [0, u64::MAX]
+                    .get(self.next_cookie as usize - 1)
+                    .copied()
+                    .unwrap_or(self.next_cookie)
+            }
+        }
+    }
+
+    fn register(&mut self, op: Op, world: &World) -> Outcome {
+        let Range { start, end } = world.range(op);
+        let arena = world.arena();
+        let with = op.with >> 1;
+        let odd = u64::from(with) * 37 % PAGE;
+        if self.oracle.len() == MOST_REGIONS {
+            return Ok(());
+        }
+        let other = self.oracle.pick(with.into());
+        let (start, end) = match with {
+            0..48 => (start, end),
+            48..68 => (start + odd, end - odd / 2),
+            68..74 => (start + odd, start + odd + 1),
+            74..80 => (start + odd, start + odd),
+            80..88 => other.map_or((start, end), |(_, region)| (region.start, region.end)),
+            88..96 => other.map_or((start, end), |(_, region)| {
+                (
+                    region.start.saturating_sub(odd),
+                    region.end.saturating_sub(odd / 2),
+                )
+            }),
+            96..102 => (start - MARGIN / 2, end + MARGIN / 2),
+            102..108 => (start - PAGE, end),
+            108 => (0, u64::MAX),
+            109 => (arena.start, u64::MAX),
+            110 => (0, start),
+            111 => (u64::MAX, u64::MAX),
+            112..116 => return self.register_wrongly(with, start, end),
+            _ => (start + odd, end),
+        };
+        if end < start {
+            return self.register_wrongly(113, end, start);
+        }
+        let cookie = self.cookie(with);
+        let region = Register {
+            start,
+            end,
+            user_cookie: cookie,
+            // Without negotiated features they are ignored.
+            flags: u32::from(with) * 0x0101_0101,
+            reserved: u32::from(op.with),
+        };
+        expect::success("REGISTER_REGION", self.device.register_with(region))?;
+        self.oracle.register(cookie, start, end, &known(arena));
+        Ok(())
+    }
+
+    fn register_wrongly(&mut self, with: u8, start: u64, end: u64) -> Outcome {
+        match with {
+            112 => {
+                let result = self
+                    .device
+                    .ioctl_raw(crate::uapi::REGISTER_REGION, NOWHERE as *mut _);
+                expect::error("REGISTER_REGION, bad pointer", result, libc::EFAULT)
+            }
+            113 => {
+                let result = self.device.register(end, start, 0x999);
+                expect::error("REGISTER_REGION, end before start", result, libc::EINVAL)
+            }
+            _ => match self.oracle.pick(start as usize / PAGE as usize) {
+                Some((cookie, _)) => {
+                    let result = self.device.register(start, end, cookie);
+                    expect::error("REGISTER_REGION, cookie taken", result, libc::EINVAL)
+                }
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn unregister(&mut self, op: Op) -> Outcome {
+        if op.with >= 248 {
+            let result = self
+                .device
+                .ioctl_raw(crate::uapi::UNREGISTER_REGION, NOWHERE as *mut _);
+            return expect::error("UNREGISTER_REGION, bad pointer", result, libc::EFAULT);
+        }
+        match self.oracle.pick(usize::from(op.with >> 1)) {
+            Some((cookie, _)) if op.with < 232 => {
+                expect::success("UNREGISTER_REGION", self.device.unregister(cookie))?;
+                self.oracle.unregister(cookie);
+                self.free_cookie = Some(cookie);
+                Ok(())
+            }
+            _ => {
+                let result = self.device.unregister(0xbad);
+                expect::error("UNREGISTER_REGION, unknown cookie", result, libc::EINVAL)
+            }
+        }
+    }
+
+    /// Reads in one of many ways; expects what that must return.
+    fn read(&mut self, op: Op) -> Outcome {
+        let mut records = [Event::default(); MOST_RECORDS];
+        let memory = records.as_mut_ptr() as u64;
+        let all = size_of_val(&records);
+        let end = World::buffer_end();
+        let short = usize::from(op.at) % 31 + 1;
+        // Where the buffers are, which of their bytes can be written, and where these are.
+        let buffers: &[(u64, usize)] = match op.with >> 1 {
+            0..4 => &[(memory, 0)],
+            4..8 => &[(memory, short)],
+            8..14 => &[(memory, 33)],
+            14..20 => &[(memory, 48)],
+            20..36 => &[(memory, 32)],
+            36..48 => &[(memory, 64 + short)],
+            48..54 => &[(NOWHERE, 64)],
+            54..58 => &[(end - 48, 64)],
+            58..62 => &[(end - 64, 96)],
+            62..66 => &[(end - 31, 32)],
+            66..72 => &[(end - 256, 256)],
+            72..78 => &[
+                (memory, 7),
+                (memory + 7, 25),
+                (memory + 32, 3),
+                (memory + 35, all - 35),
+            ],
+            78..82 => &[(memory, 32), (NOWHERE, 64)],
+            82..86 => &[(memory, 40), (NOWHERE, 64)],
+            86..88 => &[(memory, 5), (memory, 0), (memory + 5, 6)],
+            _ => &[(memory, all)],
+        };
+        let room = buffers.iter().map(|(_, length)| length).sum();
+        let mut writable = 0;
+        for (at, length) in buffers {
+            let beyond = (at + *length as u64).saturating_sub(end) as usize;
+            let valid = match *at {
+                NOWHERE => 0,
+                at if at < end => length - beyond,
+                _ => *length,
+            };
+            writable += valid;
+            if valid < *length {
+                break;
+            }
+        }
+        let result = match buffers {
+            [(at, length)] => self.device.read_raw(*at as *mut _, *length),
+            several => calls::readv(&self.device, several),
+        };
+        // At the start of the first buffer, as all of them that can be written follow each other.
+        let at = buffers[0].0 as *const Event;
+        let result = result.and_then(|bytes| {
+            if bytes % size_of::<Event>() != 0 {
+                return Err(io::Error::other("not whole records"));
+            }
+            let record = |index| {
+                // SAFETY: So many bytes have been written there.
+                unsafe { at.add(index).read_unaligned() }
+            };
+            Ok((0..bytes / size_of::<Event>()).map(record).collect())
+        });
+        let counter = self.counter.get();
+        self.oracle.read(Asked { room, writable }, &result, counter)
+    }
+
+    fn poll(&self) -> Outcome {
+        let events = libc::POLLIN | libc::POLLRDNORM;
+        let seen = self.device.poll(events, std::time::Duration::ZERO)?;
+        self.oracle.poll(seen)
+    }
+}
+
+/// The memory in which nothing happens without the model.
+fn known(arena: &Range<u64>) -> Range<u64> {
+    arena.start - MARGIN..arena.end + MARGIN
+}
+
+/// What sequences are run in.
+pub struct Session {
+    figures: &'static Figures,
+    world: World,
+    watchers: Vec<Watcher>,
+}
+
+impl Session {
+    /// Makes one, in a process with one thread.
+    pub fn new(figures: &'static Figures) -> Outcome<Self> {
+        let world = World::new()?;
+        let watchers = (0..FILES)
+            .map(|_| Watcher::open(figures))
+            .collect::<Outcome<_>>()?;
+        Ok(Self {
+            figures,
+            world,
+            watchers,
+        })
+    }
+
+    /// Ends it, orderly.
+    pub fn end(self) -> Outcome {
+        drop(self.watchers);
+        self.world.end()
+    }
+
+    /// Runs a sequence, from its beginning, and reads all that is left.
+    pub fn run(&mut self, sequence: &Sequence) -> Outcome {
+        self.world.reset(sequence.huge)?;
+        for watcher in &mut self.watchers {
+            watcher.reset(self.figures)?;
+        }
+        for (index, op) in sequence.ops.iter().enumerate() {
+            self.step(*op)
+                .map_err(|failure| after(failure, index + 1, op))?;
+        }
+        let rest = Op {
+            what: What::Read,
+            at: 0,
+            len: 1,
+            with: 255,
+        };
+        for index in 0..FILES {
+            for _ in 0..2 {
+                self.watchers[index]
+                    .read(rest)
+                    .map_err(|failure| after(failure, sequence.ops.len() + 1, &rest))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, op: Op) -> Outcome {
+        self.figures.count(op.what);
+        let watcher = &mut self.watchers[usize::from(op.with) % FILES];
+        let effect = match op.what {
+            What::Register => watcher.register(op, &self.world).map(|()| None)?,
+            What::Unregister => watcher.unregister(op).map(|()| None)?,
+            What::Read => watcher.read(op).map(|()| None)?,
+            What::Poll => watcher.poll().map(|()| None)?,
+            What::Reopen => {
+                *watcher = Watcher::open(self.figures)?;
+                None
+            }
+            _ => Some(self.world.perform(op)?),
+        };
+        let effect = match effect {
+            Some(effect) => effect,
+            None => {
+                let stood = |watcher: &Watcher| watcher.counter.get() == watcher.oracle.counter();
+                if self.watchers.iter().all(stood) {
+                    return Ok(());
+                }
+                // These change nothing. If something happened all the same, let it be explained.
+                Effect {
+                    lost: self.world.look()?,
+                    ..Effect::default()
+                }
+            }
+        };
+        for watcher in &mut self.watchers {
+            watcher
+                .oracle
+                .apply(op.what, &effect, watcher.counter.get())?;
+        }
+        Ok(())
+    }
+}
+
+fn after(failure: Failure, number: usize, op: &Op) -> Failure {
+    match failure {
+        Failure::Failed(why) => Failure::Failed(format!("operation {number}, {op}: {why}")),
+        skipped => skipped,
+    }
+}

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Random sequences of everything that can be done, against an oracle that knows what must follow.
+
+mod calls;
+mod exact;
+mod figures;
+mod op;
+mod oracle;
+mod world;
+
+use std::{
+    process::ExitCode,
+    time::{
+        Duration,
+        Instant, //
+    }, //
+};
+
+use proptest::strategy::ValueTree;
+
+use self::{
+    exact::Session,
+    figures::{
+        get,
+        Figures, //
+    },
+    op::{
+        Sequence,
+        Sequences, //
+    },
+};
+use crate::{
+    command,
+    expect::{
+        Failure,
+        Outcome, //
+    },
+    harness,
+    process::{
+        self,
+        Child,
+        Setting, //
+    },
+};
+
+/// Do things at random, and compare what the device tells with what it must tell.
+///
+/// One thread does one operation after the other: it registers and unregisters regions, reads in
+/// all ways, and changes mappings in all ways that the kernel has, by itself and from another
+/// process. After each one, the counter and the events are compared with what follows from what
+/// was done, from the VMAs before it, and from the page frames before and after it. So nothing may
+/// be missed, and nothing told without a cause.
+///
+/// Operations come in sequences. Where one fails, it is made as short as it can be, and printed in
+/// a form that --replay takes.
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment, after_help = command::EXIT_STATUS)]
+pub struct Args {
+    /// How many operations to do, about
+    #[arg(long, default_value_t = 10_000)]
+    ops: u64,
+
+    /// Which random sequences; 0 chooses by the clock
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+
+    /// The most operations of a sequence
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+    length: u16,
+
+    /// Run only the sequence with this number
+    #[arg(long, value_name = "NUMBER")]
+    only: Option<u64>,
+
+    /// Run this sequence, as a failure prints it
+    #[arg(long, value_name = "SEQUENCE")]
+    replay: Option<Sequence>,
+
+    /// Do not make a failing sequence shorter
+    #[arg(long)]
+    no_shrink: bool,
+
+    /// Seconds without an operation after which the process counts as hung
+    #[arg(long, default_value_t = 60)]
+    limit: u64,
+
+    /// Print what was done how often
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// Sequences that a process runs before the next one takes over.
+const BATCH: u64 = 64;
+
+/// How often a run says how far it is.
+const PROGRESS: Duration = Duration::from_secs(10);
+
+/// The most attempts to make a sequence shorter.
+const SHRINK_TRIES: usize = 3000;
+
+/// Runs the model.
+pub fn run(args: &Args) -> ExitCode {
+    let _settings = quieten();
+    let figures = match Figures::shared() {
+        Ok(figures) => figures,
+        Err(error) => return command::exit(Err(error.into())),
+    };
+    let model = Model {
+        args,
+        figures,
+        seed: match args.seed {
+            0 => std::process::id().into(),
+            seed => seed,
+        },
+    };
+    let outcome = match &args.replay {
+        Some(sequence) => model.apart(std::slice::from_ref(sequence)),
+        None => model.run(),
+    };
+    model.report(&outcome);
+    conclude(&[("model_exact", outcome)])
+}
+
+/// Keeps the kernel from changing mappings by itself, as far as it can be kept.
+fn quieten() -> Vec<Setting> {
+    // Where this is not possible, there is nothing of the kind either.
+    let _ = process::balance_numa(false);
+    let huge = "/sys/kernel/mm/transparent_hugepage/khugepaged";
+    let settings = [
+        (format!("{huge}/scan_sleep_millisecs"), "4000000000"),
+        (format!("{huge}/alloc_sleep_millisecs"), "4000000000"),
+        ("/proc/sys/vm/compaction_proactiveness".into(), "0"),
+        ("/sys/kernel/mm/ksm/run".into(), "0"),
+    ];
+    let changed = settings
+        .into_iter()
+        .map(|(path, value)| Setting::change(path, value));
+    changed.flatten().collect()
+}
+
+struct Model<'a> {
+    args: &'a Args,
+    figures: &'static Figures,
+    seed: u64,
+}
+
+impl Model<'_> {
+    fn run(&self) -> Outcome {
+        let sequences = Sequences::new(self.seed, self.args.length.into());
+        if let Some(number) = self.args.only {
+            return self.one(&sequences, number);
+        }
+        println!("seed {}", self.seed);
+        let began = Instant::now();
+        let mut said = began;
+        let mut next = 0;
+        while get(&self.figures.done) < self.args.ops {
+            let batch = next..next + BATCH;
+            next = batch.end;
+            let outcome = self.watched(|figures| {
+                let mut session = Session::new(figures)?;
+                for number in batch {
+                    if get(&figures.done) >= self.args.ops {
+                        break;
+                    }
+                    figures
+                        .current
+                        .store(number, std::sync::atomic::Ordering::Relaxed);
+                    session.run(&sequences.tree(number).current())?;
+                }
+                session.end()
+            });
+            match outcome {
+                Err(Failure::Failed(why)) => {
+                    println!("failed after {} operations: {why}", get(&self.figures.done));
+                    return self.one(&sequences, get(&self.figures.current)).and(Err(
+                        Failure::Failed(format!("{why}; not by this sequence alone")),
+                    ));
+                }
+                outcome => outcome?,
+            }
+            if said.elapsed() >= PROGRESS {
+                said = Instant::now();
+                let done = get(&self.figures.done);
+                println!("{done} operations, {} s", began.elapsed().as_secs());
+            }
+        }
+        println!(
+            "{} sequences in {:.1} s",
+            next,
+            began.elapsed().as_secs_f64()
+        );
+        Ok(())
+    }
+
+    /// Runs the sequence of a number, and makes it shorter if it fails.
+    fn one(&self, sequences: &Sequences, number: u64) -> Outcome {
+        let mut tree = sequences.tree(number);
+        println!(
+            "sequence {number} of seed {}: {}",
+            self.seed,
+            tree.current()
+        );
+        let mut outcome = self.apart(&[tree.current()]);
+        if outcome.is_ok() || self.args.no_shrink {
+            return outcome;
+        }
+        let mut shortest = tree.current();
+        let mut going = tree.simplify();
+        for _ in 0..SHRINK_TRIES {
+            if !going {
+                break;
+            }
+            let now = tree.current();
+            match self.apart(std::slice::from_ref(&now)) {
+                Err(failure) => {
+                    (shortest, outcome) = (now, Err(failure));
+                    going = tree.simplify();
+                }
+                Ok(()) => going = tree.complicate(),
+            }
+        }
+        // That leaves out operations before it makes others simpler, and not after.
+        let mut index = shortest.ops.len();
+        while index > 0 {
+            index -= 1;
+            let mut now = shortest.clone();
+            now.ops.remove(index);
+            if let Err(failure) = self.apart(std::slice::from_ref(&now)) {
+                (shortest, outcome) = (now, Err(failure));
+            }
+        }
+        println!(
+            "{} operations are enough: --replay '{shortest}'",
+            shortest.ops.len()
+        );
+        outcome
+    }
+
+    /// Runs sequences in a process of their own.
+    fn apart(&self, sequences: &[Sequence]) -> Outcome {
+        self.watched(|figures| {
+            let mut session = Session::new(figures)?;
+            for sequence in sequences {
+                session.run(sequence)?;
+            }
+            session.end()
+        })
+    }
+
+    /// Runs something in a process of its own, for as long as it goes on.
+    fn watched(&self, body: impl FnOnce(&'static Figures) -> Outcome) -> Outcome {
+        let figures = self.figures;
+        let child = Child::fork(|_| body(figures))?;
+        let mut done = get(&figures.done);
+        while !harness::wait_for_exit(child.pid(), Duration::from_secs(self.args.limit))? {
+            let now = get(&figures.done);
+            if now == done {
+                return Err(Failure::new("the process", "it to go on", "it hang"));
+            }
+            done = now;
+        }
+        child.join()
+    }
+
+    fn report(&self, outcome: &Outcome) {
+        let figures = self.figures;
+        if self.args.verbose || outcome.is_ok() {
+            figures.print();
+        }
+        println!(
+            "{} operations; {} events: {} of a region with a changed page, {} that a call has reached, \
+             {} of a region beyond the arena; {} LAST",
+            get(&figures.done),
+            figures.events(),
+            get(&figures.changed),
+            figures.events() - get(&figures.changed) - get(&figures.beyond),
+            get(&figures.beyond),
+            get(&figures.lasts),
+        );
+        println!(
+            "{} changed pages in regions, {} missed; {} pages moved unasked, {} unexplained events",
+            get(&figures.claims),
+            u64::from(outcome.is_err()),
+            get(&figures.unasked),
+            u64::from(outcome.is_err()),
+        );
+    }
+}
+
+/// Prints outcomes as those of tests are printed.
+fn conclude(outcomes: &[(&str, Outcome)]) -> ExitCode {
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for (name, outcome) in outcomes {
+        match outcome {
+            Ok(()) => {
+                passed += 1;
+                println!("ok {name}");
+            }
+            Err(Failure::Failed(why)) => {
+                failed += 1;
+                println!("FAIL {name}: {why}");
+            }
+            Err(Failure::Skipped(why)) => {
+                skipped += 1;
+                println!("SKIP {name}: {why}");
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    ExitCode::from(u8::from(failed > 0))
+}

@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The operations of a sequence, as text and at random.
+//!
+//! All of them have the same shape, so that any sequence can be written down, read back, and made
+//! shorter: what to do, at which units of the arena, how many of them, and a number that chooses
+//! among variants.
+
+use std::{
+    fmt,
+    str::FromStr, //
+};
+
+use clap::ValueEnum;
+use proptest::{
+    collection,
+    strategy::{
+        BoxedStrategy,
+        Strategy,
+        ValueTree, //
+    },
+    test_runner::{
+        Config,
+        RngAlgorithm,
+        TestRng,
+        TestRunner, //
+    },
+};
+
+/// How many units an arena has.
+pub const UNITS: u64 = 48;
+
+/// What can be done. The simplest come first, as a shorter sequence is made of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum What {
+    /// Look into memory.
+    Load,
+    /// Write to memory.
+    Store,
+    /// REGISTER_REGION.
+    Register,
+    /// `read` or `readv`.
+    Read,
+    /// UNREGISTER_REGION.
+    Unregister,
+    /// `poll`.
+    Poll,
+    /// Close the file and open it again.
+    Reopen,
+    /// `munmap`.
+    Munmap,
+    /// `mmap` with `MAP_FIXED`.
+    Map,
+    /// `mremap` onto another place.
+    Move,
+    /// `mremap` onto another place, longer than before.
+    MoveGrown,
+    /// `mremap` with `MREMAP_DONTUNMAP`.
+    MoveKept,
+    /// `mremap` to a shorter length.
+    Shrink,
+    /// `mremap` to a longer length, in place.
+    Grow,
+    /// `mprotect`.
+    Protect,
+    /// `MADV_DONTNEED`.
+    Dontneed,
+    /// `MADV_FREE`.
+    Free,
+    /// `MADV_REMOVE`.
+    Remove,
+    /// `MADV_PAGEOUT`.
+    Pageout,
+    /// Advice that changes no mapping.
+    Advise,
+    /// `MADV_POPULATE_WRITE`.
+    Populate,
+    /// `MADV_GUARD_INSTALL`.
+    Guard,
+    /// `MADV_GUARD_REMOVE`.
+    Unguard,
+    /// `mlock`, and `munlock`.
+    Lock,
+    /// `MADV_COLLAPSE`.
+    Collapse,
+    /// `ftruncate` of the mapped file.
+    Truncate,
+    /// `fallocate` punches a hole into the mapped file.
+    Punch,
+    /// `fork` of a child that holds what is there.
+    Fork,
+    /// A write by such a child.
+    ChildStore,
+    /// The end of such a child.
+    ChildEnd,
+    /// `move_pages` to the other node.
+    Migrate,
+    /// `mbind` to one node.
+    Bind,
+    /// `clear_refs 4`.
+    SoftDirty,
+    /// Another process truncates the file.
+    OtherTruncate,
+    /// Another process punches a hole into the file.
+    OtherPunch,
+    /// Another process gives advice.
+    OtherAdvise,
+    /// Another process writes, as a debugger does.
+    OtherStore,
+    /// Another process moves pages to the other node.
+    OtherMigrate,
+    /// userfaultfd write-protects, or no longer.
+    UffdProtect,
+    /// userfaultfd moves pages.
+    UffdMove,
+    /// KSM merges what is equal.
+    Merge,
+}
+
+/// How often each comes, of the sum of all.
+const WEIGHTS: &[(What, u32)] = &[
+    (What::Load, 30),
+    (What::Store, 120),
+    (What::Register, 170),
+    (What::Read, 150),
+    (What::Unregister, 60),
+    (What::Poll, 25),
+    (What::Reopen, 1),
+    (What::Munmap, 40),
+    (What::Map, 70),
+    (What::Move, 25),
+    (What::MoveGrown, 8),
+    (What::MoveKept, 10),
+    (What::Shrink, 12),
+    (What::Grow, 8),
+    (What::Protect, 40),
+    (What::Dontneed, 40),
+    (What::Free, 20),
+    (What::Remove, 15),
+    (What::Pageout, 12),
+    (What::Advise, 15),
+    (What::Populate, 20),
+    (What::Guard, 8),
+    (What::Unguard, 8),
+    (What::Lock, 8),
+    (What::Collapse, 3),
+    (What::Truncate, 12),
+    (What::Punch, 12),
+    (What::Fork, 8),
+    (What::ChildStore, 8),
+    (What::ChildEnd, 6),
+    (What::Migrate, 10),
+    (What::Bind, 5),
+    (What::SoftDirty, 5),
+    (What::OtherTruncate, 6),
+    (What::OtherPunch, 8),
+    (What::OtherAdvise, 8),
+    (What::OtherStore, 6),
+    (What::OtherMigrate, 4),
+    (What::UffdProtect, 10),
+    (What::UffdMove, 6),
+];
+
+/// One sequence of this many also merges pages, since that takes as long as many of the others.
+const MERGING: u64 = 50;
+
+/// An operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Op {
+    /// What to do.
+    pub what: What,
+    /// The first unit of the arena that it is about.
+    pub at: u8,
+    /// How many units.
+    pub len: u8,
+    /// Which variant of it.
+    pub with: u8,
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            what,
+            at,
+            len,
+            with,
+        } = self;
+        let name = what.to_possible_value().expect("none is hidden");
+        write!(f, "{} {at}+{len}/{with}", name.get_name())
+    }
+}
+
+impl FromStr for Op {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is not like 'munmap 3+2/0'");
+        let (what, rest) = text.trim().split_once(' ').ok_or_else(wrong)?;
+        let (at, rest) = rest.split_once('+').ok_or_else(wrong)?;
+        let (len, with) = rest.split_once('/').ok_or_else(wrong)?;
+        let number = |text: &str| text.parse().map_err(|_| wrong());
+        let op = Self {
+            what: What::from_str(what, false)?,
+            at: number(at)?,
+            len: number(len)?,
+            with: number(with)?,
+        };
+        if u64::from(op.at) < UNITS && op.len > 0 {
+            Ok(op)
+        } else {
+            Err(wrong())
+        }
+    }
+}
+
+/// A sequence of operations, and the kind of memory it begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// In an arena of several huge pages, rather than one in which no huge page has room.
+    pub huge: bool,
+    /// What is done.
+    pub ops: Vec<Op>,
+}
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.huge { "huge: " } else { "small: " })?;
+        for (index, op) in self.ops.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{op}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Sequence {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, ops) = text
+            .split_once(':')
+            .ok_or("'small:' or 'huge:' is missing")?;
+        let huge = match kind.trim() {
+            "small" => false,
+            "huge" => true,
+            other => return Err(format!("'{other}' is neither 'small' nor 'huge'")),
+        };
+        let ops = ops.split(',').filter(|op| !op.trim().is_empty());
+        let ops = ops.map(str::parse).collect::<Result<_, _>>()?;
+        Ok(Self { huge, ops })
+    }
+}
+
+/// Sequences at random, of up to some operations.
+pub struct Sequences {
+    seed: u64,
+    strategy: [BoxedStrategy<Sequence>; 2],
+}
+
+impl Sequences {
+    /// Those of a seed.
+    pub fn new(seed: u64, length: usize) -> Self {
+        let strategy = [vec![], vec![(What::Merge, 15)]].map(|more| {
+            let table: Vec<What> = WEIGHTS
+                .iter()
+                .chain(&more)
+                .flat_map(|(what, weight)| std::iter::repeat_n(*what, *weight as usize))
+                .collect();
+            let op = (0..table.len(), 0..UNITS as u8, length_of_range(), 0..=255u8);
+            let op = op.prop_map(move |(index, at, len, with)| Op {
+                what: table[index],
+                at,
+                len,
+                with,
+            });
+            (0..8u8, collection::vec(op, 1..=length))
+                .prop_map(|(kind, ops)| Sequence {
+                    huge: kind == 7,
+                    ops,
+                })
+                .boxed()
+        });
+        Self { seed, strategy }
+    }
+
+    /// The sequence with a number, always the same, and all that is simpler.
+    pub fn tree(&self, number: u64) -> impl ValueTree<Value = Sequence> + use<> {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.seed.to_le_bytes());
+        seed[8..16].copy_from_slice(&number.to_le_bytes());
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+        let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+        let merging = number % MERGING == MERGING - 1;
+        self.strategy[usize::from(merging)]
+            .new_tree(&mut runner)
+            .expect("nothing is filtered out")
+    }
+}
+
+/// Mostly short ranges, some long.
+fn length_of_range() -> impl Strategy<Value = u8> {
+    (1..=4u8, 0..=9u8).prop_map(|(short, long)| if long == 9 { short * 11 } else { short })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequence_can_be_written_down_and_read_back() {
+        let sequences = Sequences::new(1, 60);
+        for number in 0..100 {
+            let sequence = sequences.tree(number).current();
+            assert_eq!(sequence.to_string().parse(), Ok(sequence));
+        }
+        assert!("small: munmap 48+1/0".parse::<Sequence>().is_err());
+        assert!("small: munmap 3".parse::<Sequence>().is_err());
+        assert!("munmap 3+1/0".parse::<Sequence>().is_err());
+    }
+
+    #[test]
+    fn a_seed_makes_the_same_sequences_again() {
+        let sequence = |seed, number| Sequences::new(seed, 60).tree(number).current();
+        assert_eq!(sequence(1, 2), sequence(1, 2));
+        assert_ne!(sequence(1, 2), sequence(1, 3));
+        assert_ne!(sequence(1, 2), sequence(2, 2));
+    }
+
+    #[test]
+    fn each_operation_comes_and_has_a_weight() {
+        for what in What::value_variants() {
+            let weighted = WEIGHTS.iter().any(|(weighted, _)| weighted == what);
+            assert_eq!(weighted, *what != What::Merge);
+        }
+    }
+}

@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a file of the device must and may tell, kept in the plainest way.
+//!
+//! For each region it is noted how often it was hit for sure, and how often it may have been, since
+//! its event was last read. From that follows what an event has to look like:
+//!
+//! - hit once for sure, and no more than that: one event, with a hint of exactly what was hit;
+//! - hit more than once for sure: one event, of the whole region;
+//! - a page in it lost: one event, whose hint, if it has one, covers that page;
+//! - never hit, and could not have been: no event.
+
+use std::{
+    io,
+    ops::Range, //
+};
+
+use super::{
+    calls::common,
+    figures::{
+        add,
+        Figures, //
+    },
+    op::What,
+    world::{
+        Effect,
+        MANY, //
+    },
+};
+use crate::{
+    expect::{
+        self,
+        that,
+        Failure,
+        Outcome, //
+    },
+    uapi::{
+        Event,
+        EVENT_FLAG_HINT,
+        EVENT_INVAL,
+        EVENT_LAST, //
+    },
+};
+
+/// A registered region.
+struct Watch {
+    cookie: u64,
+    /// The addresses that are watched: at least one.
+    region: Range<u64>,
+    /// It reaches beyond what the model knows of.
+    beyond: bool,
+    /// What has happened to it since its event was last read.
+    pending: Pending,
+}
+
+/// What has happened to a region.
+#[derive(Default)]
+struct Pending {
+    /// Hits for sure, and how many more there may have been.
+    sure: u64,
+    maybe: u64,
+    /// A page was lost.
+    lost: bool,
+    /// What was hit for sure, or lost, and what may have been hit at most: the hulls of these.
+    covered: Option<Range<u64>>,
+    bounds: Option<Range<u64>>,
+    /// The step at which it may first have been hit, and that at which it was for sure.
+    first: Option<u64>,
+    since: Option<u64>,
+    /// What hit it first.
+    what: Option<What>,
+}
+
+impl Pending {
+    fn must(&self) -> bool {
+        self.sure > 0 || self.lost
+    }
+
+    fn note(&mut self, part: &Range<u64>, sure: bool, step: u64, what: What) {
+        extend(&mut self.bounds, part);
+        self.first.get_or_insert(step);
+        self.what.get_or_insert(what);
+        if sure {
+            extend(&mut self.covered, part);
+            self.since.get_or_insert(step);
+        }
+    }
+}
+
+fn extend(hull: &mut Option<Range<u64>>, part: &Range<u64>) {
+    *hull = Some(match hull.take() {
+        Some(hull) => hull.start.min(part.start)..hull.end.max(part.end),
+        None => part.clone(),
+    });
+}
+
+/// What a read asked for.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    /// Bytes.
+    pub room: usize,
+    /// As many of these can be written, from the first.
+    pub writable: usize,
+}
+
+/// The oracle of one file.
+pub struct Oracle {
+    figures: &'static Figures,
+    watches: Vec<Watch>,
+    counter: u64,
+    /// The counter in the last LAST.
+    reported: u64,
+    step: u64,
+    /// The latest step at which one of the events that were read may first have been queued.
+    order: u64,
+}
+
+impl Oracle {
+    /// That of a file that shows this counter, with everything read.
+    pub fn new(figures: &'static Figures, counter: u64) -> Self {
+        Self {
+            figures,
+            watches: vec![],
+            counter,
+            reported: counter,
+            step: 0,
+            order: 0,
+        }
+    }
+
+    /// How many regions are registered.
+    pub fn len(&self) -> usize {
+        self.watches.len()
+    }
+
+    /// The cookie and the addresses of a region, chosen by any number.
+    pub fn pick(&self, number: usize) -> Option<(u64, Range<u64>)> {
+        let count = self.watches.len().max(1);
+        let watch = self.watches.get(number % count)?;
+        Some((watch.cookie, watch.region.clone()))
+    }
+
+    /// Takes note of a region.
+    pub fn register(&mut self, cookie: u64, start: u64, end: u64, known: &Range<u64>) {
+        // An empty region watches a byte, and the last byte of all has no end.
+        let region = start..end.max(start.saturating_add(1));
+        self.watches.push(Watch {
+            cookie,
+            beyond: region.start < known.start || region.end > known.end,
+            region,
+            pending: Pending::default(),
+        });
+    }
+
+    /// Forgets a region.
+    pub fn unregister(&mut self, cookie: u64) {
+        self.watches.retain(|watch| watch.cookie != cookie);
+    }
+
+    /// Whether the counter may move by itself.
+    fn is_disturbed(&self) -> bool {
+        self.watches.iter().any(|watch| watch.beyond)
+    }
+
+    /// Whether a read returns something.
+    fn is_readable(&self) -> bool {
+        self.counter != self.reported
+    }
+
+    /// The counter as it was last seen.
+    pub fn counter(&self) -> u64 {
+        self.counter
+    }
+
+    /// Takes note of what an operation did; expects the counter to have moved by that.
+    pub fn apply(&mut self, what: What, effect: &Effect, counter: u64) -> Outcome {
+        self.step += 1;
+        let step = self.step;
+        let (mut least, mut most) = (0u64, 0u64);
+        for range in &effect.sure {
+            let mut hit = false;
+            for (watch, part) in hits(&mut self.watches, range) {
+                watch.pending.note(&part, true, step, what);
+                watch.pending.sure += 1;
+                hit = true;
+            }
+            least += u64::from(hit);
+        }
+        most += least;
+        for (range, times) in &effect.maybe {
+            let mut hit = false;
+            for (watch, part) in hits(&mut self.watches, range) {
+                watch.pending.note(&part, false, step, what);
+                watch.pending.maybe = watch.pending.maybe.saturating_add(*times);
+                hit = true;
+            }
+            most = most.saturating_add(if hit { *times } else { 0 });
+        }
+        let mut others = 0;
+        for page in &effect.lost {
+            let covers = |range: &Range<u64>| range.start <= page.start && page.end <= range.end;
+            let sure = effect.sure.iter().any(covers);
+            let asked = sure || effect.maybe.iter().any(|(range, _)| covers(range));
+            if !asked {
+                add(&self.figures.unasked, 1);
+            }
+            let mut hit = false;
+            for (watch, part) in hits(&mut self.watches, page) {
+                watch.pending.note(&part, true, step, what);
+                watch.pending.lost = true;
+                if !asked {
+                    watch.pending.maybe += MANY;
+                }
+                add(&self.figures.claims, 1);
+                hit = true;
+            }
+            others += u64::from(hit && !sure);
+            most = most.saturating_add(if hit && !asked { MANY } else { 0 });
+        }
+        least += if effect.one_by_one {
+            others
+        } else {
+            others.min(1)
+        };
+
+        let moved = counter.wrapping_sub(self.counter);
+        let most = if self.is_disturbed() { u64::MAX } else { most };
+        that(
+            "how far the counter moved",
+            (least..=most).contains(&moved),
+            format_args!("{least} or more, {most} at most"),
+            format_args!("{} from {} to {counter}", moved as i64, self.counter),
+        )?;
+        self.counter = counter;
+        self.figures.count_invalidations(what, moved);
+        Ok(())
+    }
+
+    /// Expects of a read what it must return.
+    pub fn read(&mut self, asked: Asked, result: &io::Result<Vec<Event>>, counter: u64) -> Outcome {
+        let Asked { room, writable } = asked;
+        let most = writable / size_of::<Event>();
+        let disturbed = self.is_disturbed();
+        let error = match room {
+            0 => return expect::same("read of nothing", as_count(result), Ok(0)),
+            1..32 => Some(libc::EINVAL),
+            _ if !self.is_readable() => Some(libc::EAGAIN),
+            _ if most == 0 => Some(libc::EFAULT),
+            _ => None,
+        };
+        let events = match (error, result) {
+            (Some(error), Err(seen)) if seen.raw_os_error() == Some(error) => return Ok(()),
+            (None, Ok(events)) => events,
+            // What is beyond the arena may change between the look at the counter and the read.
+            (Some(libc::EAGAIN), Ok(events)) if disturbed && most > 0 => events,
+            (Some(libc::EAGAIN), Err(seen))
+                if disturbed && most == 0 && seen.raw_os_error() == Some(libc::EFAULT) =>
+            {
+                return Ok(());
+            }
+            (error, _) => {
+                let expected = error.map_or("records".into(), expect::errno_name);
+                let seen = as_count(result)
+                    .map_or_else(expect::errno_name, |count| format!("{count} records"));
+                return Err(Failure::new("read", expected, seen));
+            }
+        };
+        that(
+            "number of records",
+            (1..=most).contains(&events.len()),
+            format_args!("1 to {most}"),
+            events.len(),
+        )?;
+        let (last, before) = events.split_last().expect("there is a record");
+        for event in before {
+            self.deliver(event)?;
+        }
+        if last.kind != EVENT_LAST {
+            that(
+                "the end of a read with room left",
+                events.len() == most,
+                "LAST",
+                "none",
+            )?;
+            return self.deliver(last);
+        }
+        self.deliver_last(last, counter)
+    }
+
+    fn deliver_last(&mut self, last: &Event, counter: u64) -> Outcome {
+        add(&self.figures.lasts, 1);
+        let value = last.user_cookie_counter;
+        expect::same("fields of LAST", *last, expect::last(value))?;
+        let least = if self.is_disturbed() {
+            self.counter
+        } else {
+            counter
+        };
+        that(
+            "the counter in LAST",
+            (least..=counter).contains(&value),
+            format_args!("{least} to {counter}"),
+            value,
+        )?;
+        self.reported = value;
+        self.counter = value;
+        for watch in &mut self.watches {
+            if watch.pending.must() {
+                return Err(Failure::new(
+                    "what was read up to LAST",
+                    format_args!(
+                        "an event of region {:#x}, {:#x?}",
+                        watch.cookie, watch.region
+                    ),
+                    "none: MISSED",
+                ));
+            }
+            watch.pending = Pending::default();
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, event: &Event) -> Outcome {
+        expect::same("type of a record before the last", event.kind, EVENT_INVAL)?;
+        let cookie = event.user_cookie_counter;
+        let Some(watch) = self.watches.iter_mut().find(|watch| watch.cookie == cookie) else {
+            return Err(Failure::new(
+                "cookie of an event",
+                "one that is registered",
+                format_args!("{cookie:#x}"),
+            ));
+        };
+        let pending = std::mem::take(&mut watch.pending);
+        let hint = event.hint_start..event.hint_end;
+        let region = &watch.region;
+        let inside = region.start <= hint.start && hint.start < hint.end && hint.end <= region.end;
+        that(
+            "hint of an event",
+            inside,
+            format_args!("inside {region:#x?}"),
+            format_args!("{hint:#x?}"),
+        )?;
+        match event.flags {
+            EVENT_FLAG_HINT => {
+                that(
+                    "hint, hit more than once",
+                    pending.sure < 2,
+                    "none",
+                    format_args!("{hint:#x?}"),
+                )?;
+                let covers = |part: &Range<u64>| hint.start <= part.start && part.end <= hint.end;
+                that(
+                    "hint, of what was hit",
+                    pending.covered.as_ref().is_none_or(covers),
+                    format_args!("{:#x?} or more", pending.covered),
+                    format_args!("{hint:#x?}"),
+                )?;
+                let within = |hull: &Range<u64>| common(hull, &hint).as_ref() == Some(&hint);
+                that(
+                    "hint, of what can have been hit",
+                    watch.beyond || pending.bounds.as_ref().is_some_and(within),
+                    format_args!("{:#x?} or less: UNEXPLAINED", pending.bounds),
+                    format_args!("{hint:#x?}"),
+                )?;
+                if pending.sure == 1 && pending.maybe == 0 && !watch.beyond {
+                    expect::same("the hint", Some(hint), pending.covered.clone())?;
+                }
+            }
+            0 => {
+                expect::same("range of an event without hint", &hint, region)?;
+                that(
+                    "event without hint",
+                    watch.beyond || pending.sure + pending.maybe > 1,
+                    format_args!("a hint, of {:#x?}", pending.bounds),
+                    "none",
+                )?;
+            }
+            other => return Err(Failure::new("flags of an event", "0 or HINT", other)),
+        }
+        // The first was queued before the second, unless that can have been the other way round.
+        let since = pending.since.unwrap_or(u64::MAX);
+        that(
+            "order of events",
+            watch.beyond || self.order <= since,
+            format_args!("region {cookie:#x}, hit in step {since}, first"),
+            format_args!("one hit no earlier than in step {}", self.order),
+        )?;
+        if !watch.beyond {
+            self.order = self.order.max(pending.first.unwrap_or(0));
+        }
+        match pending.what {
+            _ if pending.lost => add(&self.figures.changed, 1),
+            Some(what) if pending.first.is_some() => self.figures.count_reached(what),
+            _ => add(&self.figures.beyond, 1),
+        }
+        Ok(())
+    }
+
+    /// Expects of `poll` what it must return.
+    pub fn poll(&self, seen: i16) -> Outcome {
+        let readable = libc::POLLIN | libc::POLLRDNORM;
+        let expected = if self.is_readable() { readable } else { 0 };
+        let noise = self.is_disturbed() && seen == readable;
+        that("poll", seen == expected || noise, expected, seen)
+    }
+}
+
+/// The regions that a range hits, with what is hit of them.
+fn hits<'a>(
+    watches: &'a mut [Watch],
+    range: &'a Range<u64>,
+) -> impl Iterator<Item = (&'a mut Watch, Range<u64>)> {
+    watches
+        .iter_mut()
+        .filter_map(|watch| common(&watch.region, range).map(|part| (watch, part)))
+}
+
+fn as_count(result: &io::Result<Vec<Event>>) -> Result<usize, i32> {
+    match result {
+        Ok(events) => Ok(events.len()),
+        Err(error) => Err(error.raw_os_error().unwrap_or(0)),
+    }
+}
