@@ -24,7 +24,6 @@ use super::{
         Oracle, //
     },
     world::{
-        Effect,
         World,
         MARGIN, //
     },
@@ -40,7 +39,10 @@ use crate::{
         OrSkip,
         Outcome, //
     },
-    mem::PAGE,
+    mem::{
+        self,
+        PAGE, //
+    },
     uapi::{
         Event,
         Register, //
@@ -55,6 +57,9 @@ const MOST_REGIONS: usize = 24;
 
 /// Most records that a read has room for.
 const MOST_RECORDS: usize = 48;
+
+/// A page for the buffers of reads; the next one cannot be accessed.
+const BUFFER: u64 = 32 << 30;
 
 /// An address that nothing is mapped at.
 const NOWHERE: u64 = 8;
@@ -206,7 +211,7 @@ impl Watcher {
         let mut records = [Event::default(); MOST_RECORDS];
         let memory = records.as_mut_ptr() as u64;
         let all = size_of_val(&records);
-        let end = World::buffer_end();
+        let end = BUFFER + PAGE;
         let short = usize::from(op.at) % 31 + 1;
         // Where the buffers are, which of their bytes can be written, and where these are.
         let buffers: &[(u64, usize)] = match op.with >> 1 {
@@ -289,6 +294,11 @@ impl Session {
     /// Makes one, in a process with one thread.
     pub fn new(figures: &'static Figures) -> Outcome<Self> {
         let world = World::new()?;
+        let (access, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        mem::map(Some(BUFFER), PAGE, access, flags, None)?;
         let watchers = (0..FILES)
             .map(|_| Watcher::open(figures))
             .collect::<Outcome<_>>()?;
@@ -345,20 +355,13 @@ impl Session {
             }
             _ => Some(self.world.perform(op)?),
         };
-        let effect = match effect {
-            Some(effect) => effect,
-            None => {
-                let stood = |watcher: &Watcher| watcher.counter.get() == watcher.oracle.counter();
-                if self.watchers.iter().all(stood) {
-                    return Ok(());
-                }
-                // These change nothing. If something happened all the same, let it be explained.
-                Effect {
-                    lost: self.world.look()?,
-                    ..Effect::default()
-                }
-            }
-        };
+        let stood = |watcher: &Watcher| watcher.counter.get() == watcher.oracle.counter();
+        if effect.is_none() && self.watchers.iter().all(stood) {
+            return Ok(());
+        }
+        // If something happened all the same, let it be explained.
+        let mut effect = effect.unwrap_or_default();
+        effect.lost = self.world.look()?;
         for watcher in &mut self.watchers {
             watcher
                 .oracle

@@ -86,6 +86,11 @@ impl Figures {
         get(&self.changed) + get(&self.beyond) + reached
     }
 
+    /// How often counters were seen to move.
+    pub fn invalidations(&self) -> u64 {
+        self.invalidations.iter().map(get).sum()
+    }
+
     /// Prints a table of the operations, and what they did.
     pub fn print(&self) {
         println!(

@@ -3,6 +3,7 @@
 //! Random sequences of everything that can be done, against an oracle that knows what must follow.
 
 mod calls;
+mod concurrent;
 mod exact;
 mod figures;
 mod op;
@@ -10,7 +11,9 @@ mod oracle;
 mod world;
 
 use std::{
+    ops::Range,
     process::ExitCode,
+    sync::atomic::Ordering,
     time::{
         Duration,
         Instant, //
@@ -52,6 +55,9 @@ use crate::{
 /// was done, from the VMAs before it, and from the page frames before and after it. So nothing may
 /// be missed, and nothing told without a cause.
 ///
+/// After that, several threads and processes do all of this at the same time, and what must be told
+/// follows from when each call began and ended.
+///
 /// Operations come in sequences. Where one fails, it is made as short as it can be, and printed in
 /// a form that --replay takes.
 #[derive(clap::Args)]
@@ -64,6 +70,18 @@ pub struct Args {
     /// Which random sequences; 0 chooses by the clock
     #[arg(long, default_value_t = 1)]
     seed: u64,
+
+    /// Which of the two; without it, both
+    #[arg(long)]
+    mode: Option<Mode>,
+
+    /// Threads of each process, where they are concurrent
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=32))]
+    threads: u64,
+
+    /// Processes, where they are concurrent
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=32))]
+    processes: u64,
 
     /// The most operations of a sequence
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
@@ -90,8 +108,17 @@ pub struct Args {
     verbose: bool,
 }
 
+/// Who does things.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    /// One thread; everything is checked at once.
+    Exact,
+    /// Several threads and processes.
+    Concurrent,
+}
+
 /// Sequences that a process runs before the next one takes over.
-const BATCH: u64 = 64;
+const BATCH: u64 = 32;
 
 /// How often a run says how far it is.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -102,24 +129,37 @@ const SHRINK_TRIES: usize = 3000;
 /// Runs the model.
 pub fn run(args: &Args) -> ExitCode {
     let _settings = quieten();
-    let figures = match Figures::shared() {
-        Ok(figures) => figures,
-        Err(error) => return command::exit(Err(error.into())),
+    let seed = match args.seed {
+        0 => std::process::id().into(),
+        seed => seed,
     };
-    let model = Model {
-        args,
-        figures,
-        seed: match args.seed {
-            0 => std::process::id().into(),
-            seed => seed,
-        },
-    };
-    let outcome = match &args.replay {
-        Some(sequence) => model.apart(std::slice::from_ref(sequence)),
-        None => model.run(),
-    };
-    model.report(&outcome);
-    conclude(&[("model_exact", outcome)])
+    let alone = args.replay.is_some() || args.only.is_some();
+    let modes = [
+        ("model_exact", Mode::Exact, Model::exact as fn(&_) -> _),
+        ("model_concurrent", Mode::Concurrent, Model::concurrent),
+    ];
+    let wanted = modes.into_iter().filter(|(_, mode, _)| match args.mode {
+        Some(wanted) => *mode == wanted,
+        None => !alone || *mode == Mode::Exact,
+    });
+    let outcomes = wanted.map(|(name, mode, run)| {
+        let outcome = Figures::shared()
+            .map_err(Failure::from)
+            .and_then(|figures| {
+                let model = Model {
+                    args,
+                    figures,
+                    seed,
+                    began: Instant::now(),
+                };
+                println!("{name}: seed {seed}");
+                let outcome = run(&model);
+                model.report(mode, &outcome);
+                outcome
+            });
+        (name, outcome)
+    });
+    conclude(&outcomes.collect::<Vec<_>>())
 }
 
 /// Keeps the kernel from changing mappings by itself, as far as it can be kept.
@@ -143,54 +183,71 @@ struct Model<'a> {
     args: &'a Args,
     figures: &'static Figures,
     seed: u64,
+    began: Instant,
 }
 
 impl Model<'_> {
-    fn run(&self) -> Outcome {
+    fn exact(&self) -> Outcome {
+        if let Some(sequence) = &self.args.replay {
+            return self.apart(std::slice::from_ref(sequence));
+        }
         let sequences = Sequences::new(self.seed, self.args.length.into());
         if let Some(number) = self.args.only {
             return self.one(&sequences, number);
         }
-        println!("seed {}", self.seed);
-        let began = Instant::now();
-        let mut said = began;
-        let mut next = 0;
-        while get(&self.figures.done) < self.args.ops {
-            let batch = next..next + BATCH;
-            next = batch.end;
+        self.batches(|batch| {
             let outcome = self.watched(|figures| {
                 let mut session = Session::new(figures)?;
                 for number in batch {
                     if get(&figures.done) >= self.args.ops {
                         break;
                     }
-                    figures
-                        .current
-                        .store(number, std::sync::atomic::Ordering::Relaxed);
+                    figures.current.store(number, Ordering::Relaxed);
                     session.run(&sequences.tree(number).current())?;
                 }
                 session.end()
             });
-            match outcome {
-                Err(Failure::Failed(why)) => {
-                    println!("failed after {} operations: {why}", get(&self.figures.done));
-                    return self.one(&sequences, get(&self.figures.current)).and(Err(
-                        Failure::Failed(format!("{why}; not by this sequence alone")),
-                    ));
-                }
-                outcome => outcome?,
-            }
+            let Err(Failure::Failed(why)) = outcome else {
+                return outcome;
+            };
+            println!("failed after {} operations: {why}", get(&self.figures.done));
+            self.one(&sequences, get(&self.figures.current))?;
+            Err(Failure::Failed(format!(
+                "{why}; but the sequence alone does not fail"
+            )))
+        })
+    }
+
+    fn concurrent(&self) -> Outcome {
+        let plan = concurrent::Plan {
+            seed: self.seed,
+            threads: self.args.threads,
+            processes: self.args.processes,
+            length: self.args.length.into(),
+        };
+        if let Some(round) = self.args.only {
+            return self.watched(|figures| concurrent::run(figures, plan, round..round + 1));
+        }
+        // All of a batch is run, so it must not be much too long.
+        self.batches(|batch| self.watched(|figures| concurrent::run(figures, plan, batch)))
+    }
+
+    /// Runs batches until enough operations have been done.
+    fn batches(&self, mut run: impl FnMut(Range<u64>) -> Outcome) -> Outcome {
+        let mut said = self.began;
+        let mut next = 0;
+        while get(&self.figures.done) < self.args.ops {
+            run(next..next + BATCH)?;
+            next += BATCH;
             if said.elapsed() >= PROGRESS {
                 said = Instant::now();
-                let done = get(&self.figures.done);
-                println!("{done} operations, {} s", began.elapsed().as_secs());
+                println!(
+                    "{} operations, {} s",
+                    get(&self.figures.done),
+                    self.began.elapsed().as_secs()
+                );
             }
         }
-        println!(
-            "{} sequences in {:.1} s",
-            next,
-            began.elapsed().as_secs_f64()
-        );
         Ok(())
     }
 
@@ -264,28 +321,39 @@ impl Model<'_> {
         child.join()
     }
 
-    fn report(&self, outcome: &Outcome) {
+    fn report(&self, mode: Mode, outcome: &Outcome) {
         let figures = self.figures;
-        if self.args.verbose || outcome.is_ok() {
+        if self.args.verbose {
             figures.print();
         }
         println!(
-            "{} operations; {} events: {} of a region with a changed page, {} that a call has reached, \
-             {} of a region beyond the arena; {} LAST",
+            "{} operations in {:.1} s; counters moved {} times; {} events and {} LAST",
             get(&figures.done),
+            self.began.elapsed().as_secs_f64(),
+            figures.invalidations(),
             figures.events(),
-            get(&figures.changed),
-            figures.events() - get(&figures.changed) - get(&figures.beyond),
-            get(&figures.beyond),
             get(&figures.lasts),
         );
-        println!(
-            "{} changed pages in regions, {} missed; {} pages moved unasked, {} unexplained events",
-            get(&figures.claims),
-            u64::from(outcome.is_err()),
-            get(&figures.unasked),
-            u64::from(outcome.is_err()),
-        );
+        if mode == Mode::Exact {
+            println!(
+                "events: {} of a region with a page that was lost, {} of another that the call \
+                 reached, {} of one beyond the arena; {} pages lost unasked",
+                get(&figures.changed),
+                figures.events() - get(&figures.changed) - get(&figures.beyond),
+                get(&figures.beyond),
+                get(&figures.unasked),
+            );
+        }
+        if outcome.is_ok() {
+            let unexplained = match mode {
+                Mode::Exact => ", 0 unexplained",
+                Mode::Concurrent => "",
+            };
+            println!(
+                "{} times that something had to be told: 0 missed{unexplained}",
+                get(&figures.claims)
+            );
+        }
     }
 }
 

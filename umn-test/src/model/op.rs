@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use proptest::{
     collection,
     strategy::{
-        BoxedStrategy,
+        SBoxedStrategy,
         Strategy,
         ValueTree, //
     },
@@ -254,7 +254,7 @@ impl FromStr for Sequence {
 /// Sequences at random, of up to some operations.
 pub struct Sequences {
     seed: u64,
-    strategy: [BoxedStrategy<Sequence>; 2],
+    strategy: [SBoxedStrategy<Sequence>; 2],
 }
 
 impl Sequences {
@@ -278,7 +278,7 @@ impl Sequences {
                     huge: kind == 7,
                     ops,
                 })
-                .boxed()
+                .sboxed()
         });
         Self { seed, strategy }
     }

@@ -108,6 +108,8 @@ pub struct Oracle {
     figures: &'static Figures,
     watches: Vec<Watch>,
     counter: u64,
+    /// A region that reaches beyond what the model knows of was unregistered just now.
+    was_disturbed: bool,
     /// The counter in the last LAST.
     reported: u64,
     step: u64,
@@ -122,6 +124,7 @@ impl Oracle {
             figures,
             watches: vec![],
             counter,
+            was_disturbed: false,
             reported: counter,
             step: 0,
             order: 0,
@@ -154,12 +157,13 @@ impl Oracle {
 
     /// Forgets a region.
     pub fn unregister(&mut self, cookie: u64) {
+        self.was_disturbed |= self.is_disturbed();
         self.watches.retain(|watch| watch.cookie != cookie);
     }
 
     /// Whether the counter may move by itself.
     fn is_disturbed(&self) -> bool {
-        self.watches.iter().any(|watch| watch.beyond)
+        self.was_disturbed || self.watches.iter().any(|watch| watch.beyond)
     }
 
     /// Whether a read returns something.
@@ -232,6 +236,7 @@ impl Oracle {
             format_args!("{} from {} to {counter}", moved as i64, self.counter),
         )?;
         self.counter = counter;
+        self.was_disturbed = false;
         self.figures.count_invalidations(what, moved);
         Ok(())
     }

@@ -18,6 +18,7 @@ use std::{
             MetadataExt, //
         }, //
     },
+    sync::Mutex,
 };
 
 use super::{
@@ -105,14 +106,14 @@ impl Effect {
 const SMALL: u64 = (64 << 30) + 8 * HUGE - UNITS / 2 * PAGE;
 const LARGE: u64 = (128 << 30) + 8 * HUGE;
 
+/// Between the arenas of one world and of the next.
+const APART: u64 = 1 << 30;
+
 /// Pages of a unit of the large arena; all units are three huge pages.
 const LARGE_UNIT: u64 = 3 * HUGE / UNITS / PAGE;
 
 /// What is around an arena and belongs to nobody.
 pub const MARGIN: u64 = HUGE;
-
-/// Two pages for the buffers of reads, of which the second cannot be accessed.
-const BUFFER: u64 = 32 << 30;
 
 /// Length of the file, in units.
 const FILE_UNITS: u64 = 96;
@@ -125,6 +126,8 @@ const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 
 /// The memory of a process, and who else has to do with it.
 pub struct World {
+    /// Where the small and the large arena are.
+    places: [u64; 2],
     arena: Range<u64>,
     unit: u64,
     entries: Vec<Entry>,
@@ -134,6 +137,8 @@ pub struct World {
     file_size: u64,
     /// A call to `mremap` or `UFFDIO_MOVE` has moved pages.
     has_moved: bool,
+    /// Pages that are not there may be marked as write-protected.
+    has_markers: bool,
     scratch: File,
     maps: Maps,
     pagemap: Pagemap,
@@ -147,25 +152,28 @@ impl World {
     ///
     /// To be called in a process with one thread, before it has anything to watch.
     pub fn new() -> Outcome<Self> {
-        let file = mem::memory_file(0)?;
+        Self::with_file(0, mem::memory_file(0)?)
+    }
+
+    /// The same, with the file given, and with arenas that no world of another number has.
+    pub fn with_file(number: u64, file: File) -> Outcome<Self> {
         let scratch = mem::memory_file(1)?;
         scratch.write_all_at(&[0x5a, 0], 0)?;
         let other = Other::start(&file, &scratch)?;
-        let no_access = libc::PROT_NONE;
-        mem::map(Some(BUFFER), PAGE, READ_WRITE, PRIVATE, None)?;
-        mem::map(Some(BUFFER + PAGE), PAGE, no_access, PRIVATE, None)?;
         // Pages that stay, so that the upper levels of the page tables are always there.
         let pagemap = Pagemap::open()?;
         let mut zero = [Entry::default()];
-        for arena in [SMALL, LARGE] {
-            let anchor = arena >> 30 << 30;
+        let places = [SMALL, LARGE].map(|place| place + number * APART);
+        for place in places {
+            let anchor = place >> 30 << 30;
             mem::map(Some(anchor), PAGE, READ_WRITE, PRIVATE, None)?;
             mem::read_byte(anchor);
             pagemap.read(anchor, &mut zero)?;
             mem::write_byte(anchor, 1);
         }
         Ok(Self {
-            arena: SMALL..SMALL,
+            places,
+            arena: 0..0,
             unit: PAGE,
             entries: vec![],
             zero: zero[0].frame(),
@@ -173,6 +181,7 @@ impl World {
             file,
             file_size: 0,
             has_moved: false,
+            has_markers: false,
             scratch,
             maps: Maps::open()?,
             pagemap,
@@ -188,16 +197,28 @@ impl World {
         if !self.arena.is_empty() {
             mem::unmap(&self.arena)?;
         }
+        self.choose(huge);
+        self.populate()
+    }
+
+    /// Looks at an arena that a world of the same number has made.
+    pub fn choose(&mut self, huge: bool) {
         let (start, unit) = if huge {
-            (LARGE, LARGE_UNIT * PAGE)
+            (self.places[1], LARGE_UNIT * PAGE)
         } else {
-            (SMALL, PAGE)
+            (self.places[0], PAGE)
         };
         self.unit = unit;
         self.arena = start..start + UNITS * unit;
-        self.has_moved = false;
-        self.file.set_len(0)?;
+        self.entries = calls::entries(&self.arena);
         self.file_size = FILE_UNITS * unit;
+    }
+
+    fn populate(&mut self) -> Outcome {
+        let (start, unit) = (self.arena.start, self.unit);
+        self.has_moved = false;
+        self.has_markers = false;
+        self.file.set_len(0)?;
         self.file.set_len(self.file_size)?;
         // Half of it, and a quarter each of the file, shared and private.
         let part = UNITS / 4 * unit;
@@ -209,10 +230,10 @@ impl World {
         for (at, flags) in files {
             mem::map(Some(at), part, READ_WRITE, flags, Some(&self.file))?;
         }
-        for unit in (0..UNITS).step_by(2) {
-            mem::write_byte(start + unit * self.unit, unit as u8);
+        for number in (0..UNITS).step_by(2) {
+            // Another process may have shortened the file.
+            let _ = calls::store(&self.scratch, start + number * unit);
         }
-        self.entries = calls::entries(&self.arena);
         self.pagemap.read(self.arena.start, &mut self.entries)?;
         Ok(())
     }
@@ -235,17 +256,14 @@ impl World {
         self.arena.start + at * self.unit..self.arena.start + end * self.unit
     }
 
-    /// Where a buffer for reads ends that some bytes can be written to.
-    pub fn buffer_end() -> u64 {
-        BUFFER + PAGE
-    }
-
     /// Whether this is memory of huge pages.
     pub fn is_huge(&self) -> bool {
         self.unit > PAGE
     }
 
     /// Does something to the memory. Whether that succeeds is the kernel's to say.
+    ///
+    /// What was lost by it is to be asked for with [`Self::look`].
     pub fn perform(&mut self, op: Op) -> Outcome<Effect> {
         let mut effect = self.act(op)?;
         if self.is_huge() {
@@ -264,9 +282,12 @@ impl World {
                 .filter(|(place, _)| place.start < place.end)
                 .collect();
             places.dedup();
+            if self.has_moved {
+                // Parts of a huge page may be mapped elsewhere, and it is split everywhere.
+                places.push((self.arena.clone(), MANY));
+            }
             effect.maybe.extend(places);
         }
-        effect.lost = self.look()?;
         Ok(effect)
     }
 
@@ -384,6 +405,8 @@ impl World {
                 let _ = mem::advise(&range, libc::MADV_POPULATE_WRITE);
                 Effect::of_pages(pages(&range), 2)
             }
+            // The kernel tries for ever to put a guard where a userfaultfd has left a marker.
+            What::Guard if self.has_markers => Effect::default(),
             What::Guard => {
                 let result = mem::advise(&range, mem::MADV_GUARD_INSTALL);
                 let (full, empty): (Vec<_>, Vec<_>) = parts().partition(|part| {
@@ -504,6 +527,7 @@ impl World {
             }
             What::UffdProtect => match &self.uffd {
                 Some(uffd) if uffd.register(&range).is_ok() => {
+                    self.has_markers = true;
                     // That may have merged VMAs.
                     let vmas = self.maps.of(&range)?;
                     let result = uffd.protect(&range, op.with % 4 != 0);
@@ -688,6 +712,9 @@ fn pages(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
 
 /// A child that keeps the pages it was forked with, but for those it is told to write to.
 fn holder(scratch: &File) -> io::Result<Child> {
+    /// A child must not be forked while another thread holds the ends of a line that are not its.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock();
     Child::fork(|line| loop {
         let address = line.hear_number()?;
         if address == 0 {

@@ -1,0 +1,520 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Several threads and processes, which do what they like at the same time.
+//!
+//! # What can be claimed without an order of events
+//!
+//! Each process has one file, which its threads share. Each thread has regions of its own, an arena
+//! in which only it changes mappings, and a view on an arena that all threads share; the file that
+//! is mapped there belongs to all processes. There is one clock for all: who takes a ticket gets a
+//! number, and the later ticket has the higher one. Each call has a ticket from before it (B) and
+//! one from after it (E). Of what happened between these nothing is known but that it did.
+//!
+//! A *claim* is: something in range X was invalidated, such that whoever looked at it before a
+//! ticket C must be told after that. There are two ways to come by one:
+//!
+//! - A thread made a call that invalidates X, in its own arena: C is the B of the call. The driver
+//!   is called between C and the E of the call, so by then an event is queued.
+//! - A thread saw a page frame mapped in X, in a look that began after C, and later saw that it was
+//!   not there any more. Nobody needs to know who did it. As the page was there after C, a
+//!   registration that was complete by then, and that pinned it, is stale. It may be that the
+//!   invalidation has started before C, and that its event was read before C: then the driver has
+//!   to tell again when it ends. When that is is not known, so the claim is due at the end of the
+//!   round, when all calls have returned.
+//!
+//! A region R has *been registered* for a claim if its registration returned before C, and is held
+//! to it as long as nobody begins to unregister it. An event of R that a read returned whose E
+//! comes after C may be the one that was claimed; one whose E comes before C cannot be, since it was
+//! dequeued before C.
+//!
+//! A read L that returned LAST has found the queue empty at some time between its B and E. If its B
+//! comes after the claim was due, then the event has been dequeued by that time, by L or by another
+//! read: by one whose B comes before the E of L. So:
+//!
+//! > For each claim (X, C, due), each region R that overlaps X and was registered by C, and the
+//! > first read L with LAST to end, of those that began after it was due and ended before R began to
+//! > be unregistered, there is a read with an event of R that ended after C and began before the end of L.
+//!
+//! At the end of a round, when all threads have stopped, a last read takes all that is left, so that
+//! there is such an L for each region that is still registered.
+//!
+//! # What that does not see, and why a bug shows all the same
+//!
+//! An event of R for another reason, between C and the end of L, passes for the claimed one. So what
+//! is missed is seen only where R was not hit otherwise meanwhile. Threads read up to LAST all the
+//! time, which makes this time short, and most regions are in arenas that only one thread changes.
+//! A driver that misses one hit in a thousand is found in a few thousand operations.
+//!
+//! Besides, a thread knows without any clock that its own call has moved the counter, if one of its
+//! own regions is in the range; that LAST is between what the counter was before the read and after
+//! it; that no event is returned by a read that began after the region was unregistered; and that
+//! hints are inside the region.
+//!
+//! What is told without need is not counted here: whatever one thread does may be the reason.
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    sync::atomic::Ordering,
+    thread, //
+};
+
+use super::{
+    calls::common,
+    figures::{
+        add,
+        Figures, //
+    },
+    op::{
+        Op,
+        Sequences,
+        What, //
+    },
+    world::World, //
+};
+use crate::{
+    device::{
+        Counter,
+        Device, //
+    },
+    expect::{
+        self,
+        that,
+        Failure,
+        OrSkip,
+        Outcome, //
+    },
+    mem::PAGE,
+    process::Child,
+    uapi::{
+        Event,
+        EVENT_LAST, //
+    },
+};
+
+/// Regions of a thread.
+const REGIONS: usize = 8;
+
+/// Rounds after which memory begins anew.
+const RENEW: u64 = 8;
+
+/// A time, as tickets tell it.
+type Ticket = u64;
+
+/// A region that was registered, perhaps not for long.
+struct Region {
+    cookie: u64,
+    range: Range<u64>,
+    registered: Ticket,
+    /// When somebody began to unregister it, and when that was done.
+    leaving: Option<Ticket>,
+    left: Option<Ticket>,
+}
+
+/// Something was invalidated; see above.
+struct Claim {
+    range: Range<u64>,
+    after: Ticket,
+    due: Option<Ticket>,
+    op: Op,
+}
+
+/// A read that returned something.
+struct Read {
+    began: Ticket,
+    ended: Ticket,
+    events: Vec<Event>,
+}
+
+impl Read {
+    fn has_last(&self) -> bool {
+        self.events
+            .last()
+            .is_some_and(|event| event.kind == EVENT_LAST)
+    }
+}
+
+/// What a thread has done in a round.
+#[derive(Default)]
+struct Log {
+    gone: Vec<Region>,
+    claims: Vec<Claim>,
+    reads: Vec<Read>,
+}
+
+/// What the threads of a process share.
+struct Watcher {
+    figures: &'static Figures,
+    device: Device,
+    counter: Counter,
+}
+
+impl Watcher {
+    fn ticket(&self) -> Ticket {
+        self.figures.clock.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Reads once, if there is something.
+    fn read(&self, most: usize) -> Outcome<Option<Read>> {
+        let least = self.counter.get();
+        let began = self.ticket();
+        let events = match self.device.read_events(most) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => return Ok(None),
+            result => expect::success("read", result)?,
+        };
+        let ended = self.ticket();
+        if let Some(last) = events.last().filter(|event| event.kind == EVENT_LAST) {
+            add(&self.figures.lasts, 1);
+            let value = last.user_cookie_counter;
+            let bounds = least..=self.counter.get();
+            that(
+                "the counter in LAST",
+                bounds.contains(&value),
+                format_args!("{bounds:?}"),
+                value,
+            )?;
+        }
+        Ok(Some(Read {
+            began,
+            ended,
+            events,
+        }))
+    }
+}
+
+/// What a thread has to itself.
+struct Lane {
+    number: u64,
+    sequences: Sequences,
+    own: World,
+    view: World,
+    /// When each of them was looked at last, or before that.
+    looked: [Ticket; 2],
+    regions: Vec<Region>,
+    next: u64,
+    log: Log,
+}
+
+impl Lane {
+    fn round(&mut self, watcher: &Watcher, round: u64) -> Outcome {
+        if round % RENEW == 0 {
+            self.own.reset(false)?;
+        }
+        for world in [&mut self.own, &mut self.view] {
+            self.looked[usize::from(world.is_huge())] = watcher.ticket();
+            world.look()?;
+        }
+        let sequence = self.sequences.next(round);
+        for op in sequence {
+            watcher.figures.count(op.what);
+            match op.what {
+                What::Register => self.register(watcher, op)?,
+                What::Unregister => self.unregister(watcher, op)?,
+                What::Read | What::Poll | What::Reopen | What::Merge => {
+                    let most = [1, 2, 3, 17, 64][usize::from(op.with) % 5];
+                    self.log.reads.extend(watcher.read(most)?);
+                }
+                _ => self.change(watcher, op)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, watcher: &Watcher, op: Op) -> Outcome {
+        if self.regions.len() == REGIONS {
+            return self.unregister(watcher, op);
+        }
+        let world = if op.with % 4 == 0 {
+            &self.view
+        } else {
+            &self.own
+        };
+        let range = world.range(op);
+        let odd = u64::from(op.with) * 16 % PAGE;
+        let range = range.start + odd..range.end;
+        // No two regions of a process have the same cookie, so that events can be told apart.
+        self.next += 1;
+        let cookie = (self.next << 8) | self.number;
+        watcher.device.register(range.start, range.end, cookie)?;
+        self.regions.push(Region {
+            cookie,
+            range,
+            registered: watcher.ticket(),
+            leaving: None,
+            left: None,
+        });
+        Ok(())
+    }
+
+    fn unregister(&mut self, watcher: &Watcher, op: Op) -> Outcome {
+        if self.regions.is_empty() {
+            return Ok(());
+        }
+        let mut region = self
+            .regions
+            .swap_remove(usize::from(op.with) % self.regions.len());
+        region.leaving = Some(watcher.ticket());
+        watcher.device.unregister(region.cookie)?;
+        region.left = Some(watcher.ticket());
+        self.log.gone.push(region);
+        Ok(())
+    }
+
+    fn change(&mut self, watcher: &Watcher, op: Op) -> Outcome {
+        // A view does not know what others have left behind: see `World::act` on guards.
+        let alone = matches!(op.what, What::UffdProtect | What::UffdMove);
+        let shared = op.with % 4 == 0 && !alone;
+        let world = if shared {
+            &mut self.view
+        } else {
+            &mut self.own
+        };
+
+        let counter = watcher.counter.get();
+        let after = watcher.ticket();
+        let effect = world.perform(op)?;
+        let moved = watcher.counter.get() - counter;
+        let due = watcher.ticket();
+        if !shared {
+            let hits = |range: &&Range<u64>| {
+                let mut regions = self.regions.iter();
+                regions.any(|region| common(&region.range, range).is_some())
+            };
+            let least = effect.sure.iter().filter(hits).count() as u64;
+            expect::at_least(
+                "how far a thread's own call moved the counter",
+                moved,
+                least,
+            )?;
+            self.log
+                .claims
+                .extend(effect.sure.into_iter().map(|range| Claim {
+                    range,
+                    after,
+                    due: Some(due),
+                    op,
+                }));
+        }
+        let looked = &mut self.looked[usize::from(shared)];
+        let before = std::mem::replace(looked, watcher.ticket());
+        for page in world.look()? {
+            match self.log.claims.last_mut() {
+                // Most often it is several pages in a row.
+                Some(claim) if claim.due.is_none() && claim.range.end == page.start => {
+                    claim.range.end = page.end;
+                }
+                _ => self.log.claims.push(Claim {
+                    range: page,
+                    after: before,
+                    due: None,
+                    op,
+                }),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sequences {
+    /// What to do in a round.
+    fn next(&self, round: u64) -> Vec<Op> {
+        use proptest::strategy::ValueTree;
+        self.tree(round).current().ops
+    }
+}
+
+/// What to run.
+#[derive(Clone, Copy)]
+pub struct Plan {
+    /// Chooses the operations.
+    pub seed: u64,
+    /// Threads of each process.
+    pub threads: u64,
+    /// Processes.
+    pub processes: u64,
+    /// The most operations that a thread does in a round.
+    pub length: usize,
+}
+
+/// Runs some rounds, in this process and in the others that it takes.
+///
+/// To be called in a process with one thread, which ends after it.
+pub fn run(figures: &'static Figures, plan: Plan, rounds: Range<u64>) -> Outcome {
+    let shared = crate::mem::memory_file(0)?;
+    let others = (1..plan.processes).map(|number| {
+        let (shared, rounds) = (&shared, rounds.clone());
+        Child::fork(move |_| {
+            // SAFETY: The call takes no pointer.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            run_here(figures, plan, number, shared, rounds)
+        })
+    });
+    let others = others.collect::<io::Result<Vec<_>>>()?;
+    run_here(figures, plan, 0, &shared, rounds)?;
+    others.into_iter().try_for_each(Child::join)
+}
+
+fn run_here(
+    figures: &'static Figures,
+    plan: Plan,
+    process: u64,
+    shared: &File,
+    rounds: Range<u64>,
+) -> Outcome {
+    let mut lanes = vec![];
+    for number in 0..plan.threads {
+        let mut view = World::with_file(plan.threads, shared.try_clone()?)?;
+        view.choose(true);
+        let lane = process * plan.threads + number;
+        lanes.push(Lane {
+            number,
+            sequences: Sequences::new(plan.seed ^ (lane + 1).rotate_right(16), plan.length),
+            own: World::with_file(number, crate::mem::memory_file(0)?)?,
+            view,
+            looked: [0; 2],
+            regions: vec![],
+            next: 0,
+            log: Log::default(),
+        });
+    }
+    let device = Device::open_nonblocking().or_skip("no /dev/ummunotify to open")?;
+    let counter = device.map_counter()?;
+    let watcher = Watcher {
+        figures,
+        device,
+        counter,
+    };
+    for round in rounds {
+        figures.current.store(round, Ordering::Relaxed);
+        if round % RENEW == 0 {
+            lanes[0].view.reset(true)?;
+        }
+        thread::scope(|scope| {
+            let run = |lane| scope.spawn(|| Lane::round(lane, &watcher, round));
+            let threads: Vec<_> = lanes.iter_mut().map(run).collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().expect("the thread does not panic"))
+        })
+        .and_then(|()| check(&watcher, &mut lanes))
+        .map_err(|failure| in_round(failure, process, round))?;
+    }
+    lanes.into_iter().try_for_each(|lane| {
+        lane.own.end()?;
+        lane.view.end()
+    })
+}
+
+/// Reads what is left after a round, compares what was claimed with what was read, and forgets both.
+fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
+    let stopped = watcher.ticket();
+    let mut rest = vec![];
+    while let Some(read) = watcher.read(64)? {
+        rest.push(read);
+    }
+    let logs: Vec<Log> = lanes
+        .iter_mut()
+        .map(|lane| std::mem::take(&mut lane.log))
+        .collect();
+    let regions: Vec<&Region> = lanes
+        .iter()
+        .flat_map(|lane| &lane.regions)
+        .chain(logs.iter().flat_map(|log| &log.gone))
+        .collect();
+    let reads: Vec<&Read> = logs
+        .iter()
+        .flat_map(|log| &log.reads)
+        .chain(&rest)
+        .collect();
+    let mut lasts: Vec<&Read> = reads
+        .iter()
+        .copied()
+        .filter(|read| read.has_last())
+        .collect();
+    lasts.sort_unstable_by_key(|read| read.began);
+    let end = watcher.ticket();
+
+    // The reads that returned an event of each region.
+    let mut told: Vec<Vec<(Ticket, Ticket)>> = regions.iter().map(|_| vec![]).collect();
+    for read in &reads {
+        let records = read.events.len() - usize::from(read.has_last());
+        for event in &read.events[..records] {
+            let cookie = event.user_cookie_counter;
+            let index = regions.iter().position(|region| region.cookie == cookie);
+            let index =
+                index.ok_or_else(|| unknown(cookie, "none that was there in this round"))?;
+            let region = regions[index];
+            if region.left.is_some_and(|left| left < read.began) {
+                return Err(unknown(cookie, "one that was unregistered before the read"));
+            }
+            let hint = event.hint_start..event.hint_end;
+            that(
+                "hint of an event",
+                common(&hint, &region.range).as_ref() == Some(&hint),
+                format_args!("inside {:#x?}", region.range),
+                format_args!("{hint:#x?}"),
+            )?;
+            told[index].push((read.began, read.ended));
+            add(&watcher.figures.changed, 1);
+        }
+    }
+
+    for claim in logs.iter().flat_map(|log| &log.claims) {
+        let due = claim.due.unwrap_or(stopped);
+        let from = lasts.partition_point(|read| read.began <= due);
+        for (region, told) in regions.iter().zip(&told) {
+            let overlaps = common(&region.range, &claim.range).is_some();
+            if !overlaps || region.registered >= claim.after {
+                continue;
+            }
+            let stays = |ended: Ticket| region.leaving.is_none_or(|leaving| leaving > ended);
+            let until = lasts[from..]
+                .iter()
+                .map(|read| read.ended)
+                .filter(|at| stays(*at))
+                .min();
+            let until = match until {
+                Some(until) => until,
+                None if region.leaving.is_none() => end,
+                None => continue,
+            };
+            add(&watcher.figures.claims, 1);
+            if !told
+                .iter()
+                .any(|(began, ended)| *ended > claim.after && *began < until)
+            {
+                return Err(Failure::new(
+                    "what was read up to LAST",
+                    format_args!(
+                        "an event of region {:#x}, {:#x?}, registered at {}, after {} and before \
+                         {until}, since {:#x?} was lost by {}",
+                        region.cookie,
+                        region.range,
+                        region.registered,
+                        claim.after,
+                        claim.range,
+                        claim.op
+                    ),
+                    format_args!("events at {told:?}: MISSED"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unknown(cookie: u64, which: &str) -> Failure {
+    Failure::new(
+        "region of an event",
+        "one that is registered",
+        format_args!("{which}: {cookie:#x}"),
+    )
+}
+
+fn in_round(failure: Failure, process: u64, round: u64) -> Failure {
+    match failure {
+        Failure::Failed(why) => Failure::Failed(format!("process {process}, round {round}: {why}")),
+        skipped => skipped,
+    }
+}
