@@ -324,7 +324,7 @@ fn kernel_merges() -> Outcome {
     bench.counts(0)?;
     let frame = |page| Ok::<_, Failure>(mem::page_states(&page)?[0].frame());
     let mut merged = false;
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(120);
     while !merged && Instant::now() < end {
         thread::sleep(Duration::from_millis(5));
         merged = frame(bench.area.page(1))? == frame(twin.all())?;
@@ -350,7 +350,7 @@ fn kernel_collapses() -> Outcome {
     let directory = "/sys/kernel/mm/transparent_hugepage";
     let _settings = Setting::change_all(directory, &values).or_skip("khugepaged")?;
     mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(120);
     while !mem::is_huge(place.start)? {
         if Instant::now() > end {
             return Err(Failure::Skipped("khugepaged made no huge page".into()));
