@@ -7,6 +7,8 @@ by what.
 
 FILE = "driver/file.rs"
 REGIONS = "driver/regions.rs"
+GATE = "driver/gate.rs"
+HINT = "driver/hint.rs"
 EVENT = "driver/event.rs"
 IOCTL = "driver/ioctl.rs"
 DRIVER = "driver/mod.rs"
@@ -14,6 +16,7 @@ CHAR_FILE = "abstractions/char_file.rs"
 PAGE = "abstractions/shared_page.rs"
 FIFO = "abstractions/fifo.rs"
 IOV = "abstractions/iov.rs"
+CACHE = "abstractions/kmem_cache.rs"
 
 MUTANTS = [
     # Opening and the device node.
@@ -30,8 +33,8 @@ MUTANTS = [
     ("features-any-time-in-race", FILE,
      "if core::mem::replace(&mut self.state.lock().used, true) {", "if false {"),
     ("register-does-not-use", FILE,
-     "let new = NewRegion::new(GFP_KERNEL_ACCOUNT)?;\n        let mut state = self.state.lock();\n        state.used = true;",
-     "let new = NewRegion::new(GFP_KERNEL_ACCOUNT)?;\n        let mut state = self.state.lock();"),
+     "let new = NewRegion::new(&self.cache)?;\n        let mut state = self.state.lock();\n        state.used = true;",
+     "let new = NewRegion::new(&self.cache)?;\n        let mut state = self.state.lock();"),
     ("failed-register-uses", FILE, "let bounds = ioctl::read_bounds(arg)?;",
      "self.state.lock().used = true; let bounds = ioctl::read_bounds(arg)?;"),
     ("cookie-twice", FILE, "result.map(|()| 0).map_err(|_| EINVAL)", "let _ = result; Ok(0)"),
@@ -51,11 +54,11 @@ MUTANTS = [
     ("bad-pointer-is-no-cookie", IOCTL, "UserSlice::new(arg, size_of::<u64>()).reader().read()",
      "UserSlice::new(arg, size_of::<u64>()).reader().read().or(Ok(!0))"),
     ("unknown-cookie-is-fine", FILE, "old.map(|_| 0).ok_or(EINVAL)", "let _ = old; Ok(0)"),
-    ("queued-stays-registered", FILE, "let old = self.state.lock().regions.unregister(cookie);",
-     "let mut state = self.state.lock();\n        if state.regions.queued() > 0 { return Ok(0); }\n        let old = state.regions.unregister(cookie);\n        drop(state);"),
+    ("queued-stays-registered", FILE, "let old = self.state.lock().regions.unregister(&self.gate, cookie);",
+     "let mut state = self.state.lock();\n        if state.regions.queued() > 0 { return Ok(0); }\n        let old = state.regions.unregister(&self.gate, cookie);\n        drop(state);"),
     ("no-limit", FILE, "if state.regions.len() >= self.limit {", "if false {"),
     ("limit-is-enomem", FILE, "return Err(ENOSPC);", "return Err(ENOMEM);"),
-    ("memory-not-charged", FILE, "NewRegion::new(GFP_KERNEL_ACCOUNT)?", "NewRegion::new(GFP_KERNEL)?"),
+    ("memory-not-charged", CACHE, "self.cache.as_ptr(), bindings::GFP_KERNEL_ACCOUNT", "self.cache.as_ptr(), bindings::GFP_KERNEL"),
     ("compat-missing", CHAR_FILE, "compat_ioctl: bindings::compat_ptr_ioctl,", "compat_ioctl: None,"),
     # Whose address space it is.
     ("anybody-ioctl", FILE, "let command = Command::new(cmd, arg)?;\n        if !self.is_ours() {",
@@ -66,7 +69,7 @@ MUTANTS = [
     ("death-wakes-nobody", FILE, "self.state.lock().dead = true;\n        self.waiters.notify_all();",
      "self.state.lock().dead = true;"),
     ("others-are-ignored", FILE, "fn invalidate_range_start(&self, range: &Range) {",
-     "fn invalidate_range_start(&self, range: &Range) {\n        if !self.is_ours() { self.state.lock().regions.invalidate_start(0, 0); return; }"),
+     "fn invalidate_range_start(&self, range: &Range) {\n        if !self.is_ours() { self.state.lock().regions.hit(0, 0); return; }"),
     # Reading.
     ("read-zero-bytes", FILE, "if iov.is_empty() {\n            return Ok(0);", "if iov.is_empty() {\n            return Err(EINVAL);"),
     ("read-too-short", FILE, "if iov.len() < event::SIZE {\n            return Err(EINVAL);", "if iov.len() < event::SIZE {\n            return Ok(0);"),
@@ -78,7 +81,7 @@ MUTANTS = [
     ("read-waits-for-more", FILE, "if state.dead || has_read {", "if state.dead {"),
     ("read-does-not-use", FILE, "let mut state = self.state.lock();\n        state.used = true;\n        while", "let mut state = self.state.lock();\n        while"),
     ("one-batch-only", FILE, "while iov.len() >= event::SIZE {", "for _ in 0..1 {"),
-    ("fault-loses-events", FILE, "state.regions.take(records);", "state.regions.take(count);"),
+    ("fault-loses-events", FILE, "state.regions.take(&self.gate, records);", "state.regions.take(&self.gate, count);"),
     ("faults-not-served", FILE, "(tries == 0 || !iov::fault_in(iov, event::SIZE))", "true"),
     ("fault-drops-the-rest", FILE, "return if read > 0 { Ok(read) } else { Err(EFAULT) };", "return Err(EFAULT);"),
     ("torn-records", IOV, "unsafe { iov.revert(copied % size) };", "unsafe { iov.revert(0) };"),
@@ -93,15 +96,14 @@ MUTANTS = [
     ("last-one-behind", EVENT, "user_cookie_counter: counter,", "user_cookie_counter: counter - 1,"),
     ("hint-not-clamped", REGIONS, "(start.max(entry.start()), last.min(entry.last()))", "(start, last)"),
     ("hint-is-the-region", REGIONS, "(start.max(entry.start()), last.min(entry.last()))", "(entry.start(), entry.last())"),
-    ("hull-with-hint", REGIONS, "Pending::Part(..) | Pending::Whole => Pending::Whole,",
-     "Pending::Part(a, b) => Pending::Part(a.min(start), b.max(last)),\n            Pending::Whole => Pending::Whole,"),
-    ("first-hint-kept", REGIONS, "Pending::Part(..) | Pending::Whole => Pending::Whole,",
-     "pending => pending,"),
+    ("hull-with-hint", REGIONS, "*region.value() = Hint::WHOLE;",
+     "if let Some((a, b)) = region.value().bounds() { *region.value() = Hint::new(a.min(start), b.max(last)); }"),
+    ("first-hint-kept", REGIONS, "*region.value() = Hint::WHOLE;", ""),
     ("no-last-after-unregister", REGIONS, "self.counter != self.reported", "self.queued > 0"),
-    ("last-never", REGIONS, "if self.is_readable() {\n                        *slot", "if false {\n                        *slot"),
+    ("last-never", REGIONS, "if self.is_readable() {\n                        records", "if false {\n                        records"),
     ("last-again-and-again", REGIONS, "self.reported = self.counter;", ""),
     ("more-after-last", FILE, "if batch.ended {", "if false {"),
-    ("one-shot", REGIONS, "Pending::Nothing => Pending::Part(start, last),", "Pending::Nothing if self.cookie == !0 => Pending::Nothing,\n            Pending::Nothing => { self.cookie = !0; Pending::Part(start, last) }"),
+    ("one-shot", REGIONS, "if region.enqueue() {", "if !region.is_queued() && *region.value() != Hint::WHOLE { Hit::Not } else if region.enqueue() {"),
     # The counter.
     ("counter-not-published", FILE, "self.page.word::<COUNTER>().store(counter, Release);", "let _ = counter;"),
     ("page-starts-at-one", FILE, "let page = SharedPage::new()?;",
@@ -109,8 +111,8 @@ MUTANTS = [
     ("counter-elsewhere", FILE, "const COUNTER: usize = 0;", "const COUNTER: usize = 1;"),
     ("counter-starts-at-one", REGIONS, "counter: 0,\n            reported: 0,", "counter: 1,\n            reported: 1,"),
     ("counts-each-region", REGIONS, "let mut any = false;", "let mut any = false;\n        let mut hits = 0;",
-     "any = true;\n", "any = true;\n                hits += 1;\n", "u64::from(any)", "hits"),
-    ("queued-does-not-count", REGIONS, "any = true;\n                    *queued += usize::from(entry.enqueue());", "if entry.enqueue() { any = true; *queued += 1; }"),
+     "any |= hit != Hit::Not;", "any |= hit != Hit::Not;\n            hits += u64::from(hit != Hit::Not);", "u64::from(any)", "hits"),
+    ("queued-does-not-count", REGIONS, "any |= hit != Hit::Not;", "any |= hit == Hit::Queued;"),
     # Being told.
     ("poll-does-not-wait", FILE, "table.register_wait(file, &self.waiters);", "let _ = (file, table);"),
     ("poll-rdnorm-missing", CHAR_FILE, "bindings::POLLIN | bindings::POLLRDNORM", "bindings::POLLIN"),
@@ -119,7 +121,9 @@ MUTANTS = [
     ("poll-not-for-last", FILE, "if state.regions.is_readable() {\n            mask", "if state.regions.queued() > 0 {\n            mask"),
     ("poll-no-hup", FILE, "mask |= POLL_READABLE | POLL_HUNG_UP;", "mask |= POLL_READABLE;"),
     ("poll-hup-alone", FILE, "mask |= POLL_READABLE | POLL_HUNG_UP;", "mask |= POLL_HUNG_UP;"),
-    ("nobody-woken", FILE, "drop(state);\n\n        self.waiters.notify_all();", "drop(state);\n"),
+    ("nobody-woken", FILE, "if has_waiters {\n", "if has_waiters && false {\n"),
+    ("sleepers-forgotten", FILE, "state.polled || state.sleepers > 0", "state.polled"),
+    ("polls-forgotten", FILE, "state.polled || state.sleepers > 0", "state.sleepers > 0"),
     ("sigio-after-close", CHAR_FILE, "drop(unsafe { <T::Ptr as ForeignOwnable>::from_foreign((*file).private_data) });",
      "core::mem::forget(unsafe { <T::Ptr as ForeignOwnable>::from_foreign((*file).private_data) });",
      "from_result(|| unsafe { this.fasync().update(fd, file, on) }.map(|()| 0))",
@@ -134,14 +138,28 @@ MUTANTS = [
     ("map-gone-after-dontneed", PAGE, "Ok(()) | Err(EBUSY) => bindings::vm_fault_reason_VM_FAULT_NOPAGE",
      "Ok(()) | Err(EBUSY) => bindings::vm_fault_reason_VM_FAULT_SIGBUS"),
     # Invalidations.
-    ("start-ignored", REGIONS, "self.in_flight += 1;\n        self.hit(start, last, Region::hit)",
-     "self.in_flight += 1;\n        let _ = (start, last);\n        self.rearmed = true;\n        false"),
-    ("end-ignored", REGIONS, "rearmed && self.hit(start, last, Region::hit_again)", "rearmed && start > last"),
-    ("register-does-not-rearm", REGIONS, "self.map.insert(new, cookie, start, last, region)?;\n        self.note_rearmed();",
-     "self.map.insert(new, cookie, start, last, region)?;"),
-    ("read-does-not-rearm", REGIONS, "self.queued -= 1;\n                    self.note_rearmed();", "self.queued -= 1;"),
-    ("one-page-too-many", FILE, "regions.invalidate_start(range.start(), range.last())", "regions.invalidate_start(range.start(), range.last() + 1)"),
-    ("one-page-too-few", FILE, "regions.invalidate_start(range.start(), range.last())", "regions.invalidate_start(range.start(), range.last().saturating_sub(4096).max(range.start()))"),
+    ("start-ignored", FILE, "if self.gate.start(start, last) {", "if self.gate.start(start, last) && start > last {"),
+    ("end-ignored", FILE, "if self.gate.is_rearmed() {", "if false {"),
+    ("register-does-not-rearm", REGIONS, "gate.widen(start, last);\n        gate.note_rearmed();", "gate.widen(start, last);"),
+    ("read-does-not-rearm", REGIONS, "self.queued -= events;\n            gate.note_rearmed();", "self.queued -= events;"),
+    ("one-page-too-many", FILE, "self.invalidate(|regions| regions.hit(start, last));", "self.invalidate(|regions| regions.hit(start, last + 1));"),
+    ("one-page-too-few", FILE, "self.invalidate(|regions| regions.hit(start, last));", "self.invalidate(|regions| regions.hit(start, last.saturating_sub(4096).max(start)));"),
+    ("hit-again-unless-queued", REGIONS, "entry.is_queued() && entry.value().covers(start, last)", "entry.is_queued()"),
+    ("hit-again-always", REGIONS, "entry.is_queued() && entry.value().covers(start, last)", "false"),
+    # What is found out without the lock.
+    ("gate-never-widens-down", GATE, "if start < self.first.load(Relaxed) {", "if self.first.load(Relaxed) == usize::MAX {"),
+    ("gate-never-widens-up", GATE, "if last > self.last.load(Relaxed) {", "if self.last.load(Relaxed) == 0 {"),
+    ("gate-closes-too-early", REGIONS, "if self.map.len() == 0 {", "if self.map.len() <= 1 {"),
+    ("gate-misses-the-edges", GATE, "self.first.load(Relaxed) <= last && start <= self.last.load(Relaxed)",
+     "self.first.load(Relaxed) < last && start < self.last.load(Relaxed)"),
+    ("gate-counts-only-hits", GATE, "self.in_flight.fetch_add(1, Full);\n        self.first.load(Relaxed) <= last && start <= self.last.load(Relaxed)",
+     "let open = self.first.load(Relaxed) <= last && start <= self.last.load(Relaxed);\n        if open { self.in_flight.fetch_add(1, Full); }\n        open",
+     "pub(super) fn finish(&self) {\n        self.in_flight.fetch_sub(1, Release);",
+     "pub(super) fn finish(&self) {\n        if self.in_flight.load(Relaxed) > 0 { self.in_flight.fetch_sub(1, Release); }"),
+    ("rearmed-forgotten-too-early", GATE, "if self.in_flight.fetch_sub(1, Full) == 1 {", "self.in_flight.fetch_sub(1, Full);\n        {"),
+    # How much a hint can tell.
+    ("hint-loses-high-bits", HINT, "if count >> COUNT_BITS != 0 || first >> (u64::BITS - COUNT_BITS) != 0 {", "if false {"),
+    ("hint-one-page-short", HINT, "let count = last - first + 1;", "let count = (last - first).max(1);"),
     # What can be looked at.
     ("fdinfo-without-limit", FILE, 'seq_print!(out, "limit:\\t{}\\n", self.limit);', ""),
     ("fdinfo-counts-wrong", REGIONS, "    pub(super) fn queued(&self) -> usize {\n        self.queued", "    pub(super) fn queued(&self) -> usize {\n        self.queued + 1"),
