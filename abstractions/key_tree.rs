@@ -99,8 +99,16 @@ impl<K: Ord> KeyTree<K> {
     /// until no method of the tree is called any more.
     #[inline]
     pub(crate) unsafe fn insert(&mut self, node: NonNull<KeyNode<K>>) -> bool {
+        // Not by `Opaque::get()`, since a pointer that was made from a reference to the links could
+        // not be used to get from them to the node.
+        //
         // SAFETY: By the safety requirement the node is valid.
-        let (key, links) = unsafe { (&(*node.as_ptr()).key, (*node.as_ptr()).links.get()) };
+        let (key, links) = unsafe {
+            (
+                &(*node.as_ptr()).key,
+                Opaque::cast_into(&raw const (*node.as_ptr()).links),
+            )
+        };
         let mut parent = null_mut();
         let mut place = &raw mut self.root.rb_node;
         loop {
