@@ -56,12 +56,15 @@ impl Range {
 /// The callbacks of an MMU notifier.
 ///
 /// All of them may run at the same time as each other and on any CPU. All run in process context,
-/// but in whichever process changes the mapping, which need not be the one that is mapped; that
-/// process may hold the mmap lock, a VMA lock, or only the rmap locks of a page, and it may be
-/// reclaiming memory. So a callback must neither allocate memory that has to be reclaimed nor take
-/// a lock that is held anywhere over such an allocation, nor touch user memory, nor drop the
-/// [`Registration`] it belongs to. The range callbacks must not sleep, as the out-of-memory killer
+/// but in whichever task changes the mapping, which need not be one of the process that is mapped,
+/// and may be a kernel thread; it may hold the mmap lock, a VMA lock, or only the rmap locks of a
+/// page, and it may be reclaiming memory. So a callback must neither allocate memory that has to be
+/// reclaimed nor take a lock that is held anywhere over such an allocation (lockdep knows of both
+/// rules), nor touch user memory. The range callbacks must not sleep, as the out-of-memory reaper
 /// calls them too (`MMU_NOTIFIER_RANGE_BLOCKABLE` is unset then).
+///
+/// All of them run in a read section of the SRCU domain that all MMU notifiers share, so none may
+/// drop a [`Registration`], of whatever type: that waits for the end of these sections.
 pub(crate) trait MmuNotifier: Send + Sync {
     /// Called before the mappings in `range` are changed.
     ///
@@ -73,7 +76,8 @@ pub(crate) trait MmuNotifier: Send + Sync {
     /// Called after the mappings in `range` have been changed.
     ///
     /// Each call to [`invalidate_range_start`] is followed by one call to this method with the same
-    /// range, unless the address space or the registration goes away in between.
+    /// range, unless the address space or the registration goes away in between. There is no call
+    /// without one to [`invalidate_range_start`] before.
     ///
     /// [`invalidate_range_start`]: MmuNotifier::invalidate_range_start
     fn invalidate_range_end(&self, range: &Range);
@@ -170,8 +174,9 @@ impl<T: MmuNotifier> Registration<T> {
         notifier: *mut bindings::mmu_notifier,
         range: *const bindings::mmu_notifier_range,
     ) -> c_int {
-        // SAFETY: The core calls only registered notifiers, which are fields of a live `Self`:
-        // dropping it waits for running callbacks.
+        // SAFETY: The core calls only registered notifiers, which are fields of a `Self` that is
+        // live, or, while it is being registered, about to be: dropping it waits for running
+        // callbacks.
         let callbacks = unsafe { Self::callbacks_of(notifier) };
         // SAFETY: The core passes a valid range and does not change it during the call.
         callbacks.invalidate_range_start(unsafe { Range::from_raw(range) });
