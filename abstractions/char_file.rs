@@ -277,7 +277,8 @@ impl<T: CharFile> Operations<T> {
         // SAFETY: By the safety requirement.
         let (this, vma) = unsafe { (Self::of(file), VmaNew::from_raw(vma)) };
         // SAFETY: The page is borrowed from what the file owns, which is not released before the
-        // VMA is gone, since the VMA has a reference to the file.
+        // VMA is gone, since the VMA has a reference to the file. So has each copy of it that a
+        // fork or a move makes.
         from_result(|| unsafe { this.shared_page().map(vma) }.map(|()| 0))
     }
 

@@ -87,7 +87,8 @@ impl<T> KmemCache<T> {
 
 impl<T> Drop for KmemCache<T> {
     fn drop(&mut self) {
-        // SAFETY: The cache is valid by the type invariant, and nothing refers to it any more.
+        // SAFETY: The cache is valid by the type invariant, and not used for allocations any more.
+        // What was not freed by now may still be freed later: the kernel keeps the cache for it.
         unsafe { bindings::kmem_cache_destroy(self.cache.as_ptr()) };
     }
 }
