@@ -4,12 +4,26 @@
 //!
 //! # Locking
 //!
-//! There is one lock, the spinlock around [`State`]. It is taken by the MMU notifier callbacks,
-//! with mmap locks, VMA locks or rmap locks held or while memory is being reclaimed, in the context
-//! of any process. So under it nothing is allocated, nothing is freed, user memory is only written
-//! where no page fault is needed, and no other lock is taken. It is never taken in interrupt
-//! context, so that interrupts stay enabled under it. Waiters and `SIGIO` are seen to after it is
-//! released.
+//! There is one lock, the spinlock around [`State`]. Nothing here runs in interrupt context, so that
+//! interrupts stay enabled under it. This is what runs, and what the caller holds:
+//!
+//! - The callbacks for ranges, in any task, `kswapd` and the out-of-memory reaper among them: any of
+//!   the mmap lock, a VMA lock and the rmap locks, in an SRCU read section that is common to all MMU
+//!   notifiers, possibly while memory is being reclaimed. See [`MmuNotifier`].
+//! - [`release`](MmuNotifier::release), when the address space is torn down or the file is closed,
+//!   whichever comes first, or both at once: that SRCU read section, and nothing else.
+//! - [`open`](CharFile::open): `misc_mtx`. It takes the mmap lock for writing and then all VMA and
+//!   rmap locks of the address space.
+//! - To close the file takes no lock, but waits for the end of all SRCU read sections.
+//! - `mmap` and page faults of what is mapped: the mmap lock. They do not look at the state.
+//! - All else: locks of whoever waits for the file or reads its `fdinfo`, which are never held when
+//!   mappings are changed.
+//!
+//! So the order is: `misc_mtx`, mmap lock, VMA locks, rmap locks, the lock of the state, and the
+//! lock of the wait queue, which a reader takes before it sleeps. Under the lock of the state nothing
+//! is allocated, nothing is freed, nothing sleeps, user memory is only written where no page fault
+//! is needed, and but for the one of the wait queue no lock is taken. Waiters and `SIGIO` are seen to
+//! after it is released.
 //!
 //! # Order of what user space sees
 //!
