@@ -132,8 +132,8 @@ impl<K: Ord, T> IntervalMap<K, T> {
         let node = node.into_raw();
         // INVARIANT: The node is added to both trees or to none of them.
         //
-        // SAFETY: The node is new, so it is in no tree. It does not move in its memory, and `remove`
-        // takes it out of the trees first; after `drop` no method is called.
+        // SAFETY: The node is new, so it is in no tree. It does not move in its memory, and
+        // `remove` takes it out of the trees first; after `drop` no method is called.
         unsafe {
             if !self.by_key.insert(Node::key_of(node)) {
                 return Err(Removed {
@@ -150,8 +150,9 @@ impl<K: Ord, T> IntervalMap<K, T> {
     #[inline]
     pub(crate) fn remove(&mut self, key: &K) -> Option<(Removed<K, T>, bool)> {
         let found = self.by_key.find(key)?;
-        // SAFETY: By the type invariants it is the field of a `Node`, which is in `by_interval` too,
-        // and in no queue but `queue`. After this it is in none of them, and thus this one's alone.
+        // SAFETY: By the type invariants it is the field of a `Node`, which is in `by_interval`
+        // too, and in no queue but `queue`. After this it is in none of them, and thus this one's
+        // alone.
         unsafe {
             let node = Node::from_key(found);
             let links = Node::links_of(node);

@@ -4,12 +4,12 @@
 //!
 //! # Locking
 //!
-//! There is one lock, the spinlock around [`State`]. Nothing here runs in interrupt context, so that
-//! interrupts stay enabled under it. This is what runs, and what the caller holds:
+//! There is one lock, the spinlock around [`State`]. Nothing here runs in interrupt context, so
+//! that interrupts stay enabled under it. This is what runs, and what the caller holds:
 //!
-//! - The callbacks for ranges, in any task, `kswapd` and the out-of-memory reaper among them: any of
-//!   the mmap lock, a VMA lock and the rmap locks, in an SRCU read section that is common to all MMU
-//!   notifiers, possibly while memory is being reclaimed. See [`MmuNotifier`].
+//! - The callbacks for ranges, in any task, `kswapd` and the out-of-memory reaper among them: any
+//!   of the mmap lock, a VMA lock and the rmap locks, in an SRCU read section that is common to all
+//!   MMU notifiers, possibly while memory is being reclaimed. See [`MmuNotifier`].
 //! - [`release`](MmuNotifier::release), when the address space is torn down or the file is closed,
 //!   whichever comes first, or both at once: that SRCU read section, and nothing else.
 //! - [`open`](CharFile::open): `misc_mtx`. It takes the mmap lock for writing and then all VMA and
@@ -20,10 +20,10 @@
 //!   mappings are changed.
 //!
 //! So the order is: `misc_mtx`, mmap lock, VMA locks, rmap locks, the lock of the state, and the
-//! lock of the wait queue, which a reader takes before it sleeps. Under the lock of the state nothing
-//! is allocated, nothing is freed, nothing sleeps, user memory is only written where no page fault
-//! is needed, and but for the one of the wait queue no lock is taken. Waiters and `SIGIO` are seen to
-//! after it is released.
+//! lock of the wait queue, which a reader takes before it sleeps. Under the lock of the state
+//! nothing is allocated, nothing is freed, nothing sleeps, user memory is only written where no
+//! page fault is needed, and but for the one of the wait queue no lock is taken. Waiters and
+//! `SIGIO` are seen to after it is released.
 //!
 //! # Order of what user space sees
 //!

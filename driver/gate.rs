@@ -2,9 +2,10 @@
 
 //! What the callbacks find out without the lock: that there is nothing for them to do.
 //!
-//! A change of mappings is *in flight* from [`Gate::start`] to [`Gate::finish`]. Two questions decide
-//! whether a callback needs the lock. At the start: can there be a region in the range? At the end:
-//! was a region *rearmed*, that is registered or its event read, while a change was in flight?
+//! A change of mappings is *in flight* from [`Gate::start`] to [`Gate::finish`]. Two questions
+//! decide whether a callback needs the lock. At the start: can there be a region in the range? At
+//! the end: was a region *rearmed*, that is registered or its event read, while a change was in
+//! flight?
 //!
 //! # Why no answer is wrong
 //!
@@ -13,11 +14,11 @@
 //!   barrier between the two of each. So at least one of them sees what the other one wrote: the
 //!   change is told to the lock and thus to the region, or else the region counts as rearmed, and
 //!   the end of the change looks at it.
-//! - At the end. [`Gate::is_rearmed`] reads `rearmed` after the page tables were changed, and before
-//!   the change ceases to be in flight. Who rearms a region while the change is in flight writes
-//!   `rearmed`, and looks up the page tables after that. There is a full barrier between the two of
-//!   each. So if the end does not see that a region was rearmed, then whoever did that finds the
-//!   new page.
+//! - At the end. [`Gate::is_rearmed`] reads `rearmed` after the page tables were changed, and
+//!   before the change ceases to be in flight. Who rearms a region while the change is in flight
+//!   writes `rearmed`, and looks up the page tables after that. There is a full barrier between the
+//!   two of each. So if the end does not see that a region was rearmed, then whoever did that finds
+//!   the new page.
 //! - Forgetting. `rearmed` is reset, with the lock held, only when no change is in flight. A change
 //!   that has yet to read it is in flight, and to set it again takes the lock.
 
@@ -54,7 +55,8 @@ impl Gate {
         }
     }
 
-    /// A change to `start ..= last` is in flight from now on; returns whether there may be a region.
+    /// A change to `start ..= last` is in flight from now on; returns whether there may be a
+    /// region.
     #[inline]
     pub(super) fn start(&self, start: usize, last: usize) -> bool {
         self.in_flight.fetch_add(1, Full);

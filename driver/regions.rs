@@ -28,10 +28,10 @@
 //! - Registered, or its event read, between S and E: P may come before the change and pin the old
 //!   page, although the event that S queued is gone, or was never queued. So a register or a read
 //!   while a change is in flight rearms, and E then looks at the regions again. At E, a region in
-//!   the range with nothing queued can only be one of these: it was either not there at S, or queued
-//!   at S and read since. It is queued again. One that has an event queued already was possibly read
-//!   after S and then hit by another change; its event is extended unless it covers this range
-//!   anyway.
+//!   the range with nothing queued can only be one of these: it was either not there at S, or
+//!   queued at S and read since. It is queued again. One that has an event queued already was
+//!   possibly read after S and then hit by another change; its event is extended unless it covers
+//!   this range anyway.
 //! - Registered, or its event read, after E: P finds the new page.
 
 use kernel::prelude::*;
@@ -193,8 +193,8 @@ impl Regions {
 
     /// Fills `records` with what is queued, and with LAST where that is all; takes nothing away.
     ///
-    /// No more than `room` records are filled in. Those that are delivered are to be taken away with
-    /// [`Self::take`].
+    /// No more than `room` records are filled in. Those that are delivered are to be taken away
+    /// with [`Self::take`].
     #[inline]
     pub(super) fn peek<const N: usize>(&self, records: &mut Records<Event, N>, room: usize) {
         let mut queued = self.map.queued();
@@ -389,7 +389,8 @@ mod tests {
         }
     }
 
-    /// Does all the steps, on an empty set of regions; returns whether what is expected came of all.
+    /// Does all the steps, on an empty set of regions; returns whether what is expected came of
+    /// all.
     fn runs(steps: &[Step]) -> Result<bool> {
         let mut watched = Watched::new()?;
         for (number, step) in steps.iter().enumerate() {
