@@ -239,20 +239,29 @@ impl<K: Ord, T> Drop for IntervalMap<K, T> {
 }
 
 impl<K, T> Node<K, T> {
+    /// # Safety
+    ///
+    /// `node` must be valid.
     #[inline]
-    fn key_of(node: NonNull<Self>) -> NonNull<KeyNode<K>> {
-        // SAFETY: Callers only pass nodes of a map, so that the field is in bounds and not null.
+    unsafe fn key_of(node: NonNull<Self>) -> NonNull<KeyNode<K>> {
+        // SAFETY: By the safety requirement the field is in bounds, so that it is not at null.
         unsafe { NonNull::new_unchecked(&raw mut (*node.as_ptr()).key) }
     }
 
+    /// # Safety
+    ///
+    /// `node` must be valid.
     #[inline]
-    fn interval_of(node: NonNull<Self>) -> NonNull<IntervalNode> {
+    unsafe fn interval_of(node: NonNull<Self>) -> NonNull<IntervalNode> {
         // SAFETY: As above.
         unsafe { NonNull::new_unchecked(&raw mut (*node.as_ptr()).interval) }
     }
 
+    /// # Safety
+    ///
+    /// `node` must be valid.
     #[inline]
-    fn links_of(node: NonNull<Self>) -> NonNull<FifoLinks> {
+    unsafe fn links_of(node: NonNull<Self>) -> NonNull<FifoLinks> {
         // SAFETY: As above.
         unsafe { NonNull::new_unchecked(&raw mut (*node.as_ptr()).links) }
     }
@@ -324,7 +333,8 @@ impl<K, T> Entry<'_, K, T> {
     /// Returns whether the entry is queued.
     #[inline]
     pub(crate) fn is_queued(&self) -> bool {
-        // SAFETY: By the type invariants of the map the links are in no other queue.
+        // SAFETY: The node is valid by the type invariant. By those of the map its links are in no
+        // other queue.
         unsafe { self.queue.contains(Node::links_of(self.node)) }
     }
 
@@ -334,10 +344,9 @@ impl<K, T> Entry<'_, K, T> {
         if self.is_queued() {
             return false;
         }
-        let links = Node::links_of(self.node);
-        // SAFETY: The links are in no queue, and stay where they are until `IntervalMap::remove`
-        // takes them out.
-        unsafe { self.queue.push_back(links) };
+        // SAFETY: The node is valid by the type invariant. Its links are in no queue, and stay
+        // where they are until `IntervalMap::remove` takes them out.
+        unsafe { self.queue.push_back(Node::links_of(self.node)) };
         true
     }
 }
@@ -347,18 +356,19 @@ mod tests {
     use super::*;
 
     /// An entry of the list that a map is compared with.
-    #[derive(Clone, Copy, PartialEq, Eq)]
+    #[derive(Clone, Copy)]
     struct Listed {
         key: u64,
         start: usize,
         last: usize,
-        queued: bool,
     }
 
-    /// A map, and a list that is searched from end to end.
+    /// A map, and lists that are searched from end to end.
     struct Compared {
         map: IntervalMap<u64, u64>,
         list: KVec<Listed>,
+        /// The keys of what is queued, in the order in which it was.
+        queue: KVec<u64>,
         cache: NodeCache<u64, u64>,
         random: u64,
     }
@@ -368,6 +378,7 @@ mod tests {
             Ok(Self {
                 map: IntervalMap::new(),
                 list: KVec::new(),
+                queue: KVec::new(),
                 cache: NodeCache::new(c"interval_map_test")?,
                 random: 1,
             })
@@ -387,73 +398,69 @@ mod tests {
             let reservation = Reservation::new(&self.cache)?;
             let result = self.map.insert(reservation, key, start, last, !key);
             if is_new {
-                self.list.push(
-                    Listed {
-                        key,
-                        start,
-                        last,
-                        queued: false,
-                    },
-                    GFP_KERNEL,
-                )?;
+                self.list.push(Listed { key, start, last }, GFP_KERNEL)?;
             }
             Ok(result.is_ok() == is_new && self.map.len() == self.list.len())
         }
 
         fn remove(&mut self, key: u64) -> bool {
             let removed = self.map.remove(&key).map(|(_, queued)| queued);
-            let at = self.list.iter().position(|listed| listed.key == key);
-            let listed = at.map(|at| self.list[at].queued);
-            if let Some(at) = at {
-                let _ = self.list.remove(at);
-            }
+            let is_listed = self.list.iter().any(|listed| listed.key == key);
+            let listed = is_listed.then(|| self.queue.contains(&key));
+            self.list.retain(|listed| listed.key != key);
+            self.queue.retain(|queued| *queued != key);
             removed == listed && self.map.len() == self.list.len()
         }
 
         /// Queues all that overlap; returns whether they are those of the list, sorted by start.
-        fn queue(&mut self, start: usize, last: usize) -> bool {
+        fn queue(&mut self, start: usize, last: usize) -> Result<bool> {
+            let Self {
+                map, list, queue, ..
+            } = self;
+            queue.reserve(list.len(), GFP_KERNEL)?;
             let (mut found, mut previous, mut right) = (0, 0, true);
-            let list = &mut self.list;
-            self.map.for_each_overlap(start, last, |mut entry| {
+            map.for_each_overlap(start, last, |mut entry| {
                 let key = !*entry.value();
-                let listed = list.iter_mut().find(|listed| listed.key == key);
-                right &= listed.is_some_and(|listed| {
-                    let as_listed = (listed.start, listed.last) == (entry.start(), entry.last())
+                right &= list.iter().any(|listed| {
+                    listed.key == key
+                        && (listed.start, listed.last) == (entry.start(), entry.last())
                         && listed.start <= last
                         && start <= listed.last
-                        && listed.queued == entry.is_queued();
-                    listed.queued = true;
-                    as_listed
                 });
                 right &= previous <= entry.start();
                 previous = entry.start();
-                let was_queued = entry.is_queued();
+                let was_queued = queue.contains(&key);
+                right &= entry.is_queued() == was_queued;
                 right &= entry.enqueue() != was_queued;
+                if !was_queued {
+                    right &= queue.push_within_capacity(key).is_ok();
+                }
                 found += 1;
             });
             let overlap = |listed: &&Listed| listed.start <= last && start <= listed.last;
-            right && found == self.list.iter().filter(overlap).count()
+            Ok(right && found == list.iter().filter(overlap).count())
         }
 
-        /// Empties the queue; returns whether what was in it is as the list says.
-        fn dequeue(&mut self) -> bool {
-            let queued = self.map.queued().count();
-            let right = self.map.queued().all(|queued| {
-                self.list.iter().any(|listed| {
-                    listed.key == *queued.key
-                        && !listed.key == *queued.value
-                        && (listed.start, listed.last) == (queued.start, queued.last)
-                        && listed.queued
-                })
-            });
-            let listed = self.list.iter().filter(|listed| listed.queued).count();
-            for listed in self.list.iter_mut() {
-                listed.queued = false;
+        /// Takes some entries out of the queue; returns whether it is in the order of the list.
+        fn dequeue(&mut self, count: usize) -> bool {
+            let in_order = self.map.queued().count() == self.queue.len()
+                && self.map.queued().zip(&self.queue).all(|(queued, key)| {
+                    *queued.key == *key
+                        && *queued.value == !*key
+                        && self.list.iter().any(|listed| {
+                            listed.key == *key
+                                && (listed.start, listed.last) == (queued.start, queued.last)
+                        })
+                });
+            let mut right = in_order;
+            for _ in 0..count {
+                let is_listed = !self.queue.is_empty();
+                if is_listed {
+                    let _ = self.queue.remove(0);
+                }
+                right &= self.map.dequeue() == is_listed;
             }
-            for _ in 0..queued {
-                self.map.dequeue();
-            }
-            right && queued == listed && !self.map.dequeue()
+            right
         }
     }
 
@@ -462,14 +469,17 @@ mod tests {
         let mut compared = Compared::new()?;
         let mut wrong = 0;
         for _ in 0..5_000 {
-            let key = compared.random(300);
+            let key = compared.random(200);
             let start = compared.random(1000) as usize;
             let last = start + compared.random(50) as usize;
             let right = match compared.random(8) {
                 0..=3 => compared.insert(key, start, last)?,
                 4 | 5 => compared.remove(key),
-                6 => compared.queue(start, last),
-                _ => compared.random(10) > 0 || compared.dequeue(),
+                6 => compared.queue(start, last)?,
+                _ => {
+                    let count = compared.random(8) as usize;
+                    compared.dequeue(count)
+                }
             };
             wrong += usize::from(!right);
         }
@@ -485,11 +495,11 @@ mod tests {
             let start = key as usize * 2;
             assert!(compared.insert(key, start, start)?);
         }
-        assert!(compared.queue(0, usize::MAX));
+        assert!(compared.queue(0, usize::MAX)?);
         for key in (0..1000).rev() {
             assert!(compared.remove(key));
         }
-        assert!(compared.dequeue());
+        assert!(compared.dequeue(1));
         Ok(())
     }
 
@@ -507,8 +517,8 @@ mod tests {
             assert!(compared.insert(key, start, last)?);
         }
         for (start, last) in [(0, 0), (5, 5), (6, 6), (usize::MAX, usize::MAX), (4, 6)] {
-            assert!(compared.queue(start, last));
-            assert!(compared.dequeue());
+            assert!(compared.queue(start, last)?);
+            assert!(compared.dequeue(7));
         }
         assert!(compared.insert(3, 9, 9)?);
         Ok(())
@@ -521,7 +531,7 @@ mod tests {
         for key in 0..100 {
             compared.insert(key, 0, key as usize)?;
         }
-        assert!(compared.queue(0, 0));
+        assert!(compared.queue(0, 0)?);
         let Compared { map, cache, .. } = compared;
         let spare: Reservation<u64, u64> = Reservation::new(&cache)?;
         drop(spare);

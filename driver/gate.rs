@@ -19,11 +19,16 @@
 //!   writes `rearmed`, and looks up the page tables after that. There is a full barrier between the
 //!   two of each. So if the end does not see that a region was rearmed, then whoever did that finds
 //!   the new page.
+//! - After the end. Who rearms a region and finds that the change is not in flight any more leaves
+//!   `rearmed` alone, so it must find the new page too. That takes no full barrier, but that the
+//!   page tables are looked up after `in_flight` was read: to read it acquires what the end of the
+//!   change released.
 //! - Forgetting. `rearmed` is reset, with the lock held, only when no change is in flight. A change
 //!   that has yet to read it is in flight, and to set it again takes the lock.
 
 use kernel::sync::{
     atomic::{
+        Acquire,
         Atomic,
         Full,
         Relaxed,
@@ -73,14 +78,17 @@ impl Gate {
     /// A change is not in flight any more, after [`Self::is_rearmed`] was `false`.
     #[inline]
     pub(super) fn finish(&self) {
-        self.in_flight.fetch_sub(1, Release);
+        let before = self.in_flight.fetch_sub(1, Release);
+        debug_assert!(before > 0);
     }
 
     /// A change is not in flight any more, and has looked for regions that were rearmed.
     ///
     /// To be called with the lock held.
     pub(super) fn finish_locked(&self) {
-        if self.in_flight.fetch_sub(1, Full) == 1 {
+        let before = self.in_flight.fetch_sub(1, Full);
+        debug_assert!(before > 0);
+        if before == 1 {
             self.rearmed.store(false, Relaxed);
         }
     }
@@ -106,7 +114,7 @@ impl Gate {
     #[inline]
     pub(super) fn note_rearmed(&self) {
         smp_mb(Full);
-        if self.in_flight.load(Relaxed) > 0 {
+        if self.in_flight.load(Acquire) > 0 {
             self.rearmed.xchg(true, Full);
         }
     }

@@ -68,31 +68,35 @@ pub(super) struct Bounds {
     pub(super) cookie: u64,
 }
 
+impl Bounds {
+    /// Without negotiated features `flags` and `reserved` are ignored, whatever they hold: a
+    /// program is known that passes what happens to be on its stack.
+    #[inline]
+    fn new(region: ummunotify_register_ioctl) -> Result<Self> {
+        // On the 64-bit machines that the driver is for, both types are the same.
+        let (start, end) = (region.start as usize, region.end as usize);
+        let last = match end {
+            end if end < start => return Err(EINVAL),
+            // A program is known that passes the last address, so watch one byte at least.
+            end if end == start => start,
+            end => end - 1,
+        };
+        Ok(Self {
+            start,
+            last,
+            cookie: region.user_cookie,
+        })
+    }
+}
+
 /// Reads the argument of REGISTER_REGION.
-///
-/// Without negotiated features `flags` and `reserved` are ignored, whatever they hold: a program is
-/// known that passes what happens to be on its stack.
 #[inline]
 pub(super) fn read_bounds(arg: UserPtr) -> Result<Bounds> {
     let words: [u64; size_of::<ummunotify_register_ioctl>() / size_of::<u64>()] =
         UserSlice::new(arg, size_of::<ummunotify_register_ioctl>())
             .reader()
             .read()?;
-    let region: ummunotify_register_ioctl = zerocopy::transmute!(words);
-
-    // On the 64-bit machines that the driver is for, both types are the same.
-    let (start, end) = (region.start as usize, region.end as usize);
-    let last = match end {
-        end if end < start => return Err(EINVAL),
-        // A program is known that passes the last address, so watch one byte at least.
-        end if end == start => start,
-        end => end - 1,
-    };
-    Ok(Bounds {
-        start,
-        last,
-        cookie: region.user_cookie,
-    })
+    Bounds::new(zerocopy::transmute!(words))
 }
 
 /// Reads the argument of UNREGISTER_REGION.
@@ -121,6 +125,40 @@ mod tests {
         ] {
             assert_eq!(Command::new(cmd, 0).is_ok(), known);
         }
+    }
+
+    #[test]
+    fn regions_are_what_v2_takes() {
+        for (start, end, watched) in [
+            (0x1000, 0x3000, Some((0x1000, 0x2fff))),
+            (0x1001, 0x1003, Some((0x1001, 0x1002))),
+            // Where the end is not above the start, the byte at the start is watched.
+            (0x1000, 0x1000, Some((0x1000, 0x1000))),
+            (0, 0, Some((0, 0))),
+            (0, 1, Some((0, 0))),
+            (0, u64::MAX, Some((0, usize::MAX - 1))),
+            (u64::MAX, u64::MAX, Some((usize::MAX, usize::MAX))),
+            (0x1001, 0x1000, None),
+            (u64::MAX, 0, None),
+        ] {
+            // What V2 does not look at must not matter.
+            for (cookie, flags, reserved) in [(0, 0, 0), (u64::MAX, u32::MAX, 1)] {
+                let bounds = Bounds::new(ummunotify_register_ioctl {
+                    start,
+                    end,
+                    user_cookie: cookie,
+                    flags,
+                    reserved,
+                });
+                let expected = watched.ok_or(EINVAL);
+                assert!(bounds.map(|found| (found.start, found.last)) == expected);
+            }
+        }
+        let region = ummunotify_register_ioctl {
+            user_cookie: u64::MAX - 1,
+            ..Default::default()
+        };
+        assert!(Bounds::new(region).is_ok_and(|found| found.cookie == u64::MAX - 1));
     }
 
     #[test]
