@@ -30,10 +30,15 @@ use kernel::{
     types::{
         ForeignOwnable,
         Opaque, //
-    }, //
+    },
+    uaccess::UserPtr, //
 };
 
 use super::{
+    destination::{
+        Destination,
+        UserBuffer, //
+    },
     fasync::FasyncList,
     shared_page::SharedPage, //
 };
@@ -72,10 +77,15 @@ pub(crate) trait CharFile: Sized {
     /// Returns the operations of what a file owns.
     fn of(data: <Self::Ptr as ForeignOwnable>::Borrowed<'_>) -> &Self;
 
-    /// Reads into `iov`; returns the number of bytes.
+    /// Returns whether a read of `len` bytes that must not block would fail with `EAGAIN`.
+    ///
+    /// That is then all that it does. `false` is always right.
+    fn would_block(&self, len: usize) -> bool;
+
+    /// Reads into `destination`; returns the number of bytes.
     ///
     /// Where it would have to wait and `nonblocking` is set, it fails with `EAGAIN` instead.
-    fn read(&self, iov: &mut IovIterDest<'_>, nonblocking: bool) -> Result<usize>;
+    fn read(&self, destination: &mut impl Destination, nonblocking: bool) -> Result<usize>;
 
     /// Carries out the command `cmd`, of a 32-bit process too.
     fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize>;
@@ -156,6 +166,7 @@ impl<T: CharFile> Operations<T> {
         owner: this_module::<T::OwnerModule>().as_ptr(),
         open: Some(Self::open),
         release: Some(Self::release),
+        read: Some(Self::read),
         read_iter: Some(Self::read_iter),
         poll: Some(Self::poll),
         fasync: Some(Self::fasync),
@@ -215,6 +226,40 @@ impl<T: CharFile> Operations<T> {
         // called: whoever calls one has a reference to the file, and so has each mapping of it.
         drop(unsafe { <T::Ptr as ForeignOwnable>::from_foreign((*file).private_data) });
         0
+    }
+
+    /// What `read(2)` comes to.
+    ///
+    /// It would come to `read_iter` without it, by way of a `kiocb` and an `iov_iter` that cost
+    /// more than the read.
+    ///
+    /// # Safety
+    ///
+    /// `file` must have been opened with [`Self::open`].
+    unsafe extern "C" fn read(
+        file: *mut bindings::file,
+        buffer: *mut c_char,
+        len: usize,
+        _position: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: By the safety requirement; the caller has a reference to the file. It is a
+        // stream, so nobody holds a lock on its position.
+        let (this, file) = unsafe { (Self::of(file), File::from_raw_file(file)) };
+        let nonblocking = file.flags() & O_NONBLOCK != 0;
+        if nonblocking && this.would_block(len) {
+            return EAGAIN.to_errno() as isize;
+        }
+        Self::read_buffer(this, buffer, len, nonblocking)
+    }
+
+    // Not inlined, so that a read that finds nothing need not save the registers that it uses.
+    #[inline(never)]
+    fn read_buffer(this: &T, buffer: *mut c_char, len: usize, nonblocking: bool) -> isize {
+        let mut buffer = UserBuffer::new(UserPtr::from_ptr(buffer.cast()), len);
+        from_result(|| {
+            this.read(&mut buffer, nonblocking)
+                .map(|bytes| bytes as isize)
+        })
     }
 
     /// # Safety

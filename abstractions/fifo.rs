@@ -41,15 +41,18 @@ impl FifoLinks {
 
 /// A first-in first-out queue of links that it does not own.
 ///
-/// All operations cost O(1). Dropping it leaves the links as they are.
+/// All operations cost O(1) for each of the links they are about. Dropping it leaves the links as
+/// they are.
 ///
 /// # Invariants
 ///
 /// - `front` and `back` are both `None`, or both the ends of one chain of valid links.
 /// - Nothing else accesses the links in the chain.
+/// - `len` is the number of links in it.
 pub(crate) struct Fifo {
     front: Option<NonNull<FifoLinks>>,
     back: Option<NonNull<FifoLinks>>,
+    len: usize,
 }
 
 // SAFETY: The queue has no ties to a thread. What the links are part of is not accessed through it.
@@ -62,7 +65,14 @@ impl Fifo {
         Self {
             front: None,
             back: None,
+            len: 0,
         }
+    }
+
+    /// Returns the number of links in the queue.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// Returns the links that have been in the queue for longest.
@@ -114,6 +124,7 @@ impl Fifo {
         }
         // INVARIANT: `links` now are the end of the chain.
         self.back = Some(links);
+        self.len += 1;
     }
 
     /// Takes `links` out of the queue, wherever they are in it.
@@ -139,6 +150,31 @@ impl Fifo {
         }
         // SAFETY: By the safety requirement.
         unsafe { (*Self::inner(links)).previous = None };
+        self.len -= 1;
+    }
+
+    /// Takes the first `count` links out of the queue, or all; returns how many.
+    #[inline]
+    pub(crate) fn remove_first(&mut self, count: usize) -> usize {
+        let count = count.min(self.len);
+        let mut front = self.front;
+        for _ in 0..count {
+            // SAFETY: By the type invariants there are that many, and they are valid.
+            unsafe {
+                let links = Self::inner(front.unwrap_unchecked());
+                (*links).previous = None;
+                front = (*links).next;
+            }
+        }
+        // INVARIANT: What is left of the chain begins at `front`.
+        self.front = front;
+        match front {
+            // SAFETY: The links are valid by the type invariant.
+            Some(front) => unsafe { (*Self::inner(front)).previous = Some(front) },
+            None => self.back = None,
+        }
+        self.len -= count;
+        count
     }
 
     fn inner(links: NonNull<FifoLinks>) -> *mut Inner {

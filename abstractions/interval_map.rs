@@ -146,9 +146,9 @@ impl<K: Ord, T> IntervalMap<K, T> {
         Ok(())
     }
 
-    /// Removes the entry with this key; returns it, and whether it was queued.
+    /// Removes the entry with this key, from the queue too, and returns it.
     #[inline]
-    pub(crate) fn remove(&mut self, key: &K) -> Option<(Removed<K, T>, bool)> {
+    pub(crate) fn remove(&mut self, key: &K) -> Option<Removed<K, T>> {
         let found = self.by_key.find(key)?;
         // SAFETY: By the type invariants it is the field of a `Node`, which is in `by_interval`
         // too, and in no queue but `queue`. After this it is in none of them, and thus this one's
@@ -158,15 +158,13 @@ impl<K: Ord, T> IntervalMap<K, T> {
             let links = Node::links_of(node);
             self.by_key.remove(found);
             self.by_interval.remove(Node::interval_of(node));
-            let queued = self.queue.contains(links);
-            if queued {
+            if self.queue.contains(links) {
                 self.queue.remove(links);
             }
             self.len -= 1;
-            let removed = Removed {
+            Some(Removed {
                 _node: CacheBox::from_raw(node),
-            };
-            Some((removed, queued))
+            })
         }
     }
 
@@ -216,15 +214,16 @@ impl<K: Ord, T> IntervalMap<K, T> {
         })
     }
 
-    /// Takes the entry at the front out of the queue; returns `false` where there is none.
+    /// Returns the number of queued entries.
     #[inline]
-    pub(crate) fn dequeue(&mut self) -> bool {
-        let Some(links) = self.queue.front() else {
-            return false;
-        };
-        // SAFETY: The links are in this queue.
-        unsafe { self.queue.remove(links) };
-        true
+    pub(crate) fn queue_len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Takes the first `count` entries out of the queue, or all; returns how many.
+    #[inline]
+    pub(crate) fn dequeue(&mut self, count: usize) -> usize {
+        self.queue.remove_first(count)
     }
 }
 
@@ -404,12 +403,13 @@ mod tests {
         }
 
         fn remove(&mut self, key: u64) -> bool {
-            let removed = self.map.remove(&key).map(|(_, queued)| queued);
+            let removed = self.map.remove(&key).is_some();
             let is_listed = self.list.iter().any(|listed| listed.key == key);
-            let listed = is_listed.then(|| self.queue.contains(&key));
             self.list.retain(|listed| listed.key != key);
             self.queue.retain(|queued| *queued != key);
-            removed == listed && self.map.len() == self.list.len()
+            removed == is_listed
+                && self.map.len() == self.list.len()
+                && self.map.queue_len() == self.queue.len()
         }
 
         /// Queues all that overlap; returns whether they are those of the list, sorted by start.
@@ -443,7 +443,8 @@ mod tests {
 
         /// Takes some entries out of the queue; returns whether it is in the order of the list.
         fn dequeue(&mut self, count: usize) -> bool {
-            let in_order = self.map.queued().count() == self.queue.len()
+            let in_order = self.map.queue_len() == self.queue.len()
+                && self.map.queued().count() == self.queue.len()
                 && self.map.queued().zip(&self.queue).all(|(queued, key)| {
                     *queued.key == *key
                         && *queued.value == !*key
@@ -452,15 +453,11 @@ mod tests {
                                 && (listed.start, listed.last) == (queued.start, queued.last)
                         })
                 });
-            let mut right = in_order;
-            for _ in 0..count {
-                let is_listed = !self.queue.is_empty();
-                if is_listed {
-                    let _ = self.queue.remove(0);
-                }
-                right &= self.map.dequeue() == is_listed;
+            let taken = count.min(self.queue.len());
+            for _ in 0..taken {
+                let _ = self.queue.remove(0);
             }
-            right
+            in_order && self.map.dequeue(count) == taken
         }
     }
 

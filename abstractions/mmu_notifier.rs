@@ -43,11 +43,17 @@ impl Range {
         unsafe { (*self.0.get()).start }
     }
 
+    /// Returns the first address behind the range.
+    #[inline]
+    pub(crate) fn end(&self) -> usize {
+        // SAFETY: By the type invariant.
+        unsafe { (*self.0.get()).end }
+    }
+
     /// Returns the last address inside the range, which is not below [`Self::start`].
     #[inline]
     pub(crate) fn last(&self) -> usize {
-        // SAFETY: By the type invariant.
-        let end = unsafe { (*self.0.get()).end };
+        let end = self.end();
         // The kernel has no reason to invalidate an empty range; should it do so, too much is told.
         end.saturating_sub(1).max(self.start())
     }

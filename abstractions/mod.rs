@@ -6,11 +6,11 @@
 //! written so that it could move to `rust/kernel`.
 
 pub(crate) mod char_file;
+pub(crate) mod destination;
 pub(crate) mod fasync;
 pub(crate) mod fifo;
 pub(crate) mod interval_map;
 pub(crate) mod interval_tree;
-pub(crate) mod iov;
 pub(crate) mod key_tree;
 pub(crate) mod kmem_cache;
 pub(crate) mod mmu_notifier;

@@ -21,7 +21,7 @@ pub(super) fn invalidated(cookie: u64, start: usize, last: usize, hint: bool) ->
         flags: if hint { UMMUNOTIFY_EVENT_FLAG_HINT } else { 0 },
         hint_start: start as u64,
         // No overflow: the end of a region, which is one more than its last address, is a `u64`.
-        hint_end: last as u64 + 1,
+        hint_end: (last as u64).wrapping_add(1),
         user_cookie_counter: cookie,
     }
 }

@@ -32,8 +32,15 @@
 //! return before the kernel goes on with the system call that made the change, so when that returns
 //! the counter has moved and the event is there.
 //!
+//! A read that must not block and finds nothing sets `quiet` under the lock, and whoever queues an
+//! event unsets it under the lock, before the counter is stored with release semantics. So who sees
+//! the new counter sees that too, and takes the lock. A read that finds it set was there before the
+//! event was: it fails as if it had come first.
+//!
 //! A waiter puts itself on the wait queue first and looks at the state under the lock after that;
 //! the callbacks change the state under the lock and then look for waiters. So none sleeps on.
+
+use core::mem::MaybeUninit;
 
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
@@ -45,7 +52,6 @@ use kernel::{
         },
         File, //
     },
-    iov::IovIterDest,
     mm::Mm,
     new_spinlock,
     prelude::*,
@@ -54,7 +60,11 @@ use kernel::{
     static_lock_class,
     sync::{
         aref::ARef,
-        atomic::Release,
+        atomic::{
+            Atomic,
+            Relaxed,
+            Release, //
+        },
         poll::{
             PollCondVarBox,
             PollTable, //
@@ -74,11 +84,11 @@ use crate::{
             POLL_HUNG_UP,
             POLL_READABLE, //
         },
-        fasync::FasyncList,
-        iov::{
-            self,
+        destination::{
+            Destination,
             Records, //
         },
+        fasync::FasyncList,
         mmu_notifier::{
             MmuNotifier,
             Range,
@@ -111,7 +121,7 @@ use super::{
 const FEATURES: u32 = 0;
 
 /// The most events that are copied to user space without letting go of the lock in between.
-const BATCH: usize = 16;
+const BATCH: usize = 32;
 
 /// How often a read brings in its destination anew before it gives up with `EFAULT`.
 ///
@@ -134,6 +144,8 @@ pub(crate) struct WatchFile {
     waiters: PollCondVarBox,
     /// Who wants `SIGIO`.
     fasync: FasyncList,
+    /// There is nothing to be read, as one has found out. Written with the lock held.
+    quiet: Atomic<bool>,
     gate: Gate,
     #[pin]
     state: SpinLock<State>,
@@ -169,6 +181,7 @@ impl WatchFile {
             page,
             waiters,
             fasync: FasyncList::new(),
+            quiet: Atomic::new(false),
             gate: Gate::new(),
             state <- new_spinlock!(
                 State {
@@ -185,6 +198,7 @@ impl WatchFile {
 
     /// Returns whether the caller lives in the opener's address space, as its threads and its
     /// `vfork` children do.
+    #[inline]
     fn is_ours(&self) -> bool {
         kernel::current!()
             .mm()
@@ -198,6 +212,7 @@ impl WatchFile {
         if !change(&mut state.regions) {
             return;
         }
+        self.quiet.store(false, Relaxed);
         let counter = state.regions.counter();
         self.page.word::<COUNTER>().store(counter, Release);
         let has_waiters = state.polled || state.sleepers > 0;
@@ -207,6 +222,23 @@ impl WatchFile {
             self.waiters.notify_all();
         }
         self.fasync.notify_readable();
+    }
+
+    // These two are not inlined, so that the callbacks need not save the registers that they use
+    // where there is nothing to do.
+
+    #[inline(never)]
+    fn hit(&self, range: &Range) {
+        self.invalidate(|regions| regions.hit(range.start(), range.last()));
+    }
+
+    #[inline(never)]
+    fn hit_again(&self, range: &Range) {
+        self.invalidate(|regions| {
+            let hit = regions.hit_again(range.start(), range.last());
+            self.gate.forget_rearmed();
+            hit
+        });
     }
 
     fn exchange_features(&self, mask: Word) -> Result<isize> {
@@ -246,14 +278,14 @@ impl WatchFile {
         old.map(|_| 0).ok_or(EINVAL)
     }
 
-    /// Copies records to `iov`, as many as there are, up to [`BATCH`] and the room in `iov`.
+    /// Copies records to `destination`, as many as there are, up to [`BATCH`] and the room there.
     ///
     /// Where there are none, it waits for them if it may, or else fails with `EAGAIN`. `None`
     /// stands for the end of what can be read: the address space is gone, or the caller has read
     /// something already and must not wait for more.
     fn read_batch(
         &self,
-        iov: &mut IovIterDest<'_>,
+        destination: &mut impl Destination,
         nonblocking: bool,
         has_read: bool,
     ) -> Result<Option<Batch>> {
@@ -264,6 +296,7 @@ impl WatchFile {
                 return Ok(None);
             }
             if nonblocking {
+                self.quiet.store(true, Relaxed);
                 return Err(EAGAIN);
             }
             state.sleepers += 1;
@@ -274,12 +307,12 @@ impl WatchFile {
             }
         }
 
-        let mut events = Records::<Event, BATCH>::new();
-        state
-            .regions
-            .peek(&mut events, BATCH.min(iov.len() / event::SIZE));
+        let mut memory = [const { MaybeUninit::<Event>::uninit() }; BATCH];
+        let room = BATCH.min(destination.len() / event::SIZE);
+        let mut events = Records::new(&mut memory[..room]);
+        state.regions.peek(&mut events);
         let count = events.as_slice().len();
-        let records = iov::copy_records_nofault(iov, events.as_slice());
+        let records = destination.copy_nofault(events.as_slice());
         let ended = state.regions.take(&self.gate, records);
         Ok(Some(Batch {
             records,
@@ -328,21 +361,25 @@ impl CharFile for WatchFile {
         data.get_ref().callbacks()
     }
 
-    fn read(&self, iov: &mut IovIterDest<'_>, nonblocking: bool) -> Result<usize> {
-        if iov.is_empty() {
+    #[inline]
+    fn would_block(&self, len: usize) -> bool {
+        self.quiet.load(Relaxed) && len >= event::SIZE && self.is_ours()
+    }
+
+    fn read(&self, destination: &mut impl Destination, nonblocking: bool) -> Result<usize> {
+        if destination.len() == 0 {
             return Ok(0);
         }
-        if iov.len() < event::SIZE {
+        if destination.len() < event::SIZE {
             return Err(EINVAL);
         }
         if !self.is_ours() && !self.state.lock().dead {
             return Err(EPERM);
         }
-
         let mut read = 0;
         let mut tries = FAULT_IN_TRIES;
-        while iov.len() >= event::SIZE {
-            let Some(batch) = self.read_batch(iov, nonblocking, read > 0)? else {
+        while destination.len() >= event::SIZE {
+            let Some(batch) = self.read_batch(destination, nonblocking, read > 0)? else {
                 break;
             };
             read += batch.records * event::SIZE;
@@ -355,7 +392,7 @@ impl CharFile for WatchFile {
             } else {
                 tries - 1
             };
-            if batch.faulted && (tries == 0 || !iov::fault_in(iov, event::SIZE)) {
+            if batch.faulted && (tries == 0 || !destination.fault_in(event::SIZE)) {
                 return if read > 0 { Ok(read) } else { Err(EFAULT) };
             }
         }
@@ -412,27 +449,25 @@ impl CharFile for WatchFile {
 }
 
 impl MmuNotifier for WatchFile {
+    #[inline]
     fn invalidate_range_start(&self, range: &Range) {
-        let (start, last) = (range.start(), range.last());
-        if self.gate.start(start, last) {
-            self.invalidate(|regions| regions.hit(start, last));
+        if self.gate.start(range.start(), range.end()) {
+            self.hit(range);
         }
     }
 
+    #[inline]
     fn invalidate_range_end(&self, range: &Range) {
-        if self.gate.is_rearmed() {
-            self.invalidate(|regions| {
-                let hit = regions.hit_again(range.start(), range.last());
-                self.gate.finish_locked();
-                hit
-            });
-        } else {
-            self.gate.finish();
+        if self.gate.finish() {
+            self.hit_again(range);
         }
     }
 
     fn release(&self) {
-        self.state.lock().dead = true;
+        let mut state = self.state.lock();
+        state.dead = true;
+        self.quiet.store(false, Relaxed);
+        drop(state);
         self.waiters.notify_all();
     }
 }

@@ -9,40 +9,46 @@
 //!
 //! # Why no answer is wrong
 //!
-//! - At the start. [`Gate::start`] writes `in_flight` and then reads `bounds`; who registers a
-//!   region writes `bounds` and then, in [`Gate::note_rearmed`], reads `in_flight`. There is a full
+//! How many changes are in flight, and that a region was rearmed, is in one word, so that all
+//! writes to it have an order, and each sees those before it. That a region was rearmed is written
+//! with the lock held.
+//!
+//! - At the start. [`Gate::start`] writes the word and then reads `first` and `last`; who registers
+//!   a region writes these two and then, in [`Gate::note_rearmed`], reads the word. There is a full
 //!   barrier between the two of each. So at least one of them sees what the other one wrote: the
 //!   change is told to the lock and thus to the region, or else the region counts as rearmed, and
 //!   the end of the change looks at it.
-//! - At the end. [`Gate::is_rearmed`] reads `rearmed` after the page tables were changed, and
-//!   before the change ceases to be in flight. Who rearms a region while the change is in flight
-//!   writes `rearmed`, and looks up the page tables after that. There is a full barrier between the
-//!   two of each. So if the end does not see that a region was rearmed, then whoever did that finds
-//!   the new page.
+//! - At the end. [`Gate::finish`] writes the word, after the page tables were changed. Who rearms a
+//!   region while the change is in flight writes the word too, and looks up the page tables after
+//!   that. If that comes first, the end of the change sees it, and looks at the regions. If the end
+//!   comes first, it is acquired with the word, so that the new page is found.
+//! - It may be in the word already that a region was rearmed. Then whoever rearms another one, and
+//!   holds the lock, leaves the word alone: changes that are in flight find it there when they end,
+//!   or have found it and wait for the lock.
 //! - After the end. Who rearms a region and finds that the change is not in flight any more leaves
-//!   `rearmed` alone, so it must find the new page too. That takes no full barrier, but that the
-//!   page tables are looked up after `in_flight` was read: to read it acquires what the end of the
+//!   the word alone, too, and finds the new page: to read the word acquires what the end of the
 //!   change released.
-//! - Forgetting. `rearmed` is reset, with the lock held, only when no change is in flight. A change
-//!   that has yet to read it is in flight, and to set it again takes the lock.
+//! - Forgetting. It is forgotten that a region was rearmed, with the lock held, only when no change
+//!   is in flight. Until then each change that ends looks at the regions, once more than it had to
+//!   at worst.
 
 use kernel::sync::{
     atomic::{
         Acquire,
         Atomic,
         Full,
-        Relaxed,
-        Release, //
+        Relaxed, //
     },
     barrier::smp_mb, //
 };
 
+/// The bit of [`Gate::word`] that says that a region was rearmed while a change was in flight.
+const REARMED: usize = 1 << (usize::BITS - 1);
+
 /// The changes in flight, and what they have to look at.
 pub(super) struct Gate {
-    /// The number of changes in flight.
-    in_flight: Atomic<usize>,
-    /// A region was rearmed while a change was in flight.
-    rearmed: Atomic<bool>,
+    /// The number of changes in flight, and [`REARMED`].
+    word: Atomic<usize>,
     /// No region has an address below this one.
     first: Atomic<usize>,
     /// No region has an address above this one.
@@ -53,44 +59,34 @@ impl Gate {
     /// Nothing is in flight, and there are no regions.
     pub(super) const fn new() -> Self {
         Self {
-            in_flight: Atomic::new(0),
-            rearmed: Atomic::new(false),
+            word: Atomic::new(0),
             first: Atomic::new(usize::MAX),
             last: Atomic::new(0),
         }
     }
 
-    /// A change to `start ..= last` is in flight from now on; returns whether there may be a
-    /// region.
+    /// A change to `start .. end` is in flight from now on; returns whether there may be a region.
     #[inline]
-    pub(super) fn start(&self, start: usize, last: usize) -> bool {
-        self.in_flight.fetch_add(1, Full);
-        self.first.load(Relaxed) <= last && start <= self.last.load(Relaxed)
+    pub(super) fn start(&self, start: usize, end: usize) -> bool {
+        self.word.fetch_add(1, Full);
+        self.first.load(Relaxed) < end && start <= self.last.load(Relaxed)
     }
 
-    /// Returns whether the end of a change has to look for regions that were rearmed.
-    #[inline]
-    pub(super) fn is_rearmed(&self) -> bool {
-        smp_mb(Full);
-        self.rearmed.load(Relaxed)
-    }
-
-    /// A change is not in flight any more, after [`Self::is_rearmed`] was `false`.
-    #[inline]
-    pub(super) fn finish(&self) {
-        let before = self.in_flight.fetch_sub(1, Release);
-        debug_assert!(before > 0);
-    }
-
-    /// A change is not in flight any more, and has looked for regions that were rearmed.
+    /// A change is not in flight any more; returns whether a region was rearmed while it was.
     ///
-    /// To be called with the lock held.
-    pub(super) fn finish_locked(&self) {
-        let before = self.in_flight.fetch_sub(1, Full);
-        debug_assert!(before > 0);
-        if before == 1 {
-            self.rearmed.store(false, Relaxed);
-        }
+    /// If so, that has to be looked for, and then [`Self::forget_rearmed`] to be called.
+    #[inline]
+    pub(super) fn finish(&self) -> bool {
+        let before = self.word.fetch_sub(1, Full);
+        debug_assert!(before & !REARMED > 0);
+        before & REARMED != 0
+    }
+
+    /// The end of a change has looked for regions that were rearmed. To be called with the lock
+    /// held, under which it did so.
+    pub(super) fn forget_rearmed(&self) {
+        // Where another change is in flight, that is left to its end.
+        let _ = self.word.cmpxchg(REARMED, 0, Full);
     }
 
     /// There is going to be a region at `start ..= last`. To be called with the lock held.
@@ -114,8 +110,10 @@ impl Gate {
     #[inline]
     pub(super) fn note_rearmed(&self) {
         smp_mb(Full);
-        if self.in_flight.load(Acquire) > 0 {
-            self.rearmed.xchg(true, Full);
+        let word = self.word.load(Acquire);
+        if word > 0 && word & REARMED == 0 {
+            // Only who holds the lock adds this.
+            self.word.fetch_add(REARMED, Full);
         }
     }
 }
@@ -127,48 +125,52 @@ mod tests {
     #[test]
     fn opens_for_what_may_overlap() {
         let gate = Gate::new();
-        assert!(!gate.start(0, usize::MAX - 1));
+        assert!(!gate.start(0, usize::MAX));
         gate.widen(10, 20);
         gate.widen(40, 40);
-        for (start, last, open) in [
-            (0, 9, false),
-            (0, 10, true),
+        for (start, end, open) in [
+            (0, 10, false),
+            (0, 11, true),
             (25, 26, true),
             (40, 50, true),
             (41, 50, false),
             (0, usize::MAX, true),
         ] {
-            assert_eq!(gate.start(start, last), open);
+            assert_eq!(gate.start(start, end), open);
         }
         gate.close();
-        assert!(!gate.start(0, usize::MAX - 1));
+        assert!(!gate.start(0, usize::MAX));
     }
 
     #[test]
     fn rearms_only_in_a_change() {
         let gate = Gate::new();
         gate.note_rearmed();
-        assert!(!gate.is_rearmed());
-        gate.start(0, 0);
-        assert!(!gate.is_rearmed());
+        gate.start(0, 1);
+        assert!(!gate.finish());
+        gate.start(0, 1);
         gate.note_rearmed();
-        assert!(gate.is_rearmed());
-        gate.finish_locked();
-        assert!(!gate.is_rearmed());
+        gate.note_rearmed();
+        assert!(gate.finish());
+        gate.forget_rearmed();
+        gate.start(0, 1);
+        assert!(!gate.finish());
     }
 
     #[test]
     fn forgets_when_the_last_change_ends() {
         let gate = Gate::new();
-        gate.start(0, 0);
-        gate.start(0, 0);
+        gate.start(0, 1);
+        gate.start(0, 1);
         gate.note_rearmed();
-        gate.finish_locked();
-        assert!(gate.is_rearmed());
-        gate.start(0, 0);
-        gate.finish_locked();
-        assert!(gate.is_rearmed());
-        gate.finish_locked();
-        assert!(!gate.is_rearmed());
+        assert!(gate.finish());
+        gate.forget_rearmed();
+        gate.start(0, 1);
+        assert!(gate.finish());
+        gate.forget_rearmed();
+        assert!(gate.finish());
+        gate.forget_rearmed();
+        gate.start(0, 1);
+        assert!(!gate.finish());
     }
 }

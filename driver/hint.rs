@@ -35,12 +35,13 @@ impl Hint {
         if self == Self::WHOLE {
             return None;
         }
-        let first = self.0 >> COUNT_BITS;
-        let end = first + (self.0 & ((1 << COUNT_BITS) - 1));
-        // On the 64-bit machines that the driver is for, both types are the same.
+        let first = self.0 >> COUNT_BITS << PAGE_SHIFT;
+        let bytes = (self.0 & ((1 << COUNT_BITS) - 1)) << PAGE_SHIFT;
+        // No overflow, since these are addresses of pages. On the 64-bit machines that the driver
+        // is for, both types are the same.
         Some((
-            (first << PAGE_SHIFT) as usize,
-            ((end << PAGE_SHIFT) - 1) as usize,
+            first as usize,
+            first.wrapping_add(bytes).wrapping_sub(1) as usize,
         ))
     }
 

@@ -37,6 +37,7 @@
 use kernel::prelude::*;
 
 use crate::abstractions::{
+    destination::Records,
     interval_map::{
         Entry,
         IntervalMap,
@@ -44,8 +45,7 @@ use crate::abstractions::{
         Queued,
         Removed,
         Reservation, //
-    },
-    iov::Records, //
+    }, //
 };
 
 use super::{
@@ -73,11 +73,9 @@ pub(super) type OldRegion = Removed<u64, Hint>;
 ///
 /// # Invariants
 ///
-/// - `queued` is the number of regions in the queue of the map.
-/// - `counter` is greater than `reported` where something is queued.
+/// `counter` is greater than `reported` where something is queued.
 pub(super) struct Regions {
     map: IntervalMap<u64, Hint>,
-    queued: usize,
     /// The generation counter: the number of invalidations that hit at least one region.
     counter: u64,
     /// The counter in the last LAST record that was read.
@@ -90,7 +88,6 @@ impl Regions {
         // INVARIANT: There are no regions.
         Self {
             map: IntervalMap::new(),
-            queued: 0,
             counter: 0,
             reported: 0,
         }
@@ -104,7 +101,7 @@ impl Regions {
 
     /// Returns the number of regions with an event queued.
     pub(super) fn queued(&self) -> usize {
-        self.queued
+        self.map.queue_len()
     }
 
     /// Returns the generation counter.
@@ -142,8 +139,7 @@ impl Regions {
     /// Unregisters the region with this cookie, and forgets what is queued for it.
     #[inline]
     pub(super) fn unregister(&mut self, gate: &Gate, cookie: u64) -> Option<OldRegion> {
-        let (removed, was_queued) = self.map.remove(&cookie)?;
-        self.queued -= usize::from(was_queued);
+        let removed = self.map.remove(&cookie)?;
         if self.map.len() == 0 {
             gate.close();
         }
@@ -155,7 +151,10 @@ impl Regions {
     /// Returns whether a region was hit, so that the counter has moved.
     #[inline]
     pub(super) fn hit(&mut self, start: usize, last: usize) -> bool {
-        self.for_each_hit(start, last, hit)
+        self.for_each_hit(start, last, |entry, start, last| {
+            hit(entry, start, last);
+            true
+        })
     }
 
     /// Takes note that the mappings of `start ..= last` have been changed, and that regions in it
@@ -164,28 +163,27 @@ impl Regions {
     /// Returns whether a region was hit again, so that the counter has moved.
     pub(super) fn hit_again(&mut self, start: usize, last: usize) -> bool {
         self.for_each_hit(start, last, |entry, start, last| {
-            if entry.is_queued() && entry.value().covers(start, last) {
-                return Hit::Not;
+            let is_told = entry.is_queued() && entry.value().covers(start, last);
+            if !is_told {
+                hit(entry, start, last);
             }
-            hit(entry, start, last)
+            !is_told
         })
     }
 
-    /// Calls `hit` for all regions that overlap `start ..= last`, with what they have in common.
+    /// Calls `hit` for all regions that overlap `start ..= last`, with what they have in common;
+    /// it returns whether it told them something new.
     #[inline]
     fn for_each_hit(
         &mut self,
         start: usize,
         last: usize,
-        hit: impl Fn(&mut Entry<'_, u64, Hint>, usize, usize) -> Hit,
+        hit: impl Fn(&mut Entry<'_, u64, Hint>, usize, usize) -> bool,
     ) -> bool {
         let mut any = false;
-        let queued = &mut self.queued;
         self.map.for_each_overlap(start, last, |mut entry| {
             let (start, last) = (start.max(entry.start()), last.min(entry.last()));
-            let hit = hit(&mut entry, start, last);
-            any |= hit != Hit::Not;
-            *queued += usize::from(hit == Hit::Queued);
+            any |= hit(&mut entry, start, last);
         });
         self.counter += u64::from(any);
         any
@@ -193,32 +191,29 @@ impl Regions {
 
     /// Fills `records` with what is queued, and with LAST where that is all; takes nothing away.
     ///
-    /// No more than `room` records are filled in. Those that are delivered are to be taken away
-    /// with [`Self::take`].
+    /// Those that are delivered are to be taken away with [`Self::take`].
     #[inline]
-    pub(super) fn peek<const N: usize>(&self, records: &mut Records<Event, N>, room: usize) {
+    pub(super) fn peek(&self, records: &mut Records<'_, Event>) {
         let mut queued = self.map.queued();
-        for _ in 0..room {
-            let event = match queued.next() {
-                Some(Queued {
-                    key,
-                    start,
-                    last,
-                    value,
-                }) => match value.bounds() {
-                    Some((first, end)) => {
-                        event::invalidated(*key, first.max(start), end.min(last), true)
-                    }
-                    None => event::invalidated(*key, start, last, false),
-                },
-                None => {
-                    if self.is_readable() {
-                        records.push(event::last(self.counter));
-                    }
-                    return;
+        while !records.is_full() {
+            let Some(Queued {
+                key,
+                start,
+                last,
+                value,
+            }) = queued.next()
+            else {
+                if self.is_readable() {
+                    records.push(event::last(self.counter));
                 }
+                return;
             };
-            records.push(event);
+            records.push(match value.bounds() {
+                Some((first, end)) => {
+                    event::invalidated(*key, first.max(start), end.min(last), true)
+                }
+                None => event::invalidated(*key, start, last, false),
+            });
         }
     }
 
@@ -228,12 +223,8 @@ impl Regions {
     /// The lock must have been held since then.
     #[inline]
     pub(super) fn take(&mut self, gate: &Gate, count: usize) -> bool {
-        let events = count.min(self.queued);
-        for _ in 0..events {
-            self.map.dequeue();
-        }
+        let events = self.map.dequeue(count);
         if events > 0 {
-            self.queued -= events;
             gate.note_rearmed();
         }
         if events == count {
@@ -244,33 +235,22 @@ impl Regions {
     }
 }
 
-/// What a change did to a region.
-#[derive(PartialEq, Eq)]
-enum Hit {
-    /// Nothing.
-    Not,
-    /// An event was queued.
-    Queued,
-    /// The event that was queued was extended.
-    Extended,
-}
-
 /// A change to `start ..= last`, which is in the region, happens.
 #[inline]
-fn hit(region: &mut Entry<'_, u64, Hint>, start: usize, last: usize) -> Hit {
-    if region.enqueue() {
-        *region.value() = Hint::new(start, last);
-        Hit::Queued
+fn hit(region: &mut Entry<'_, u64, Hint>, start: usize, last: usize) {
+    // One event cannot tell two ranges, so a second one has it tell them all.
+    *region.value() = if region.enqueue() {
+        Hint::new(start, last)
     } else {
-        // One event cannot tell two ranges, so it tells them all.
-        *region.value() = Hint::WHOLE;
-        Hit::Extended
-    }
+        Hint::WHOLE
+    };
 }
 
 #[kernel::prelude::kunit_tests(ummunotify_regions)]
 mod tests {
     use super::*;
+
+    use core::mem::MaybeUninit;
 
     use kernel::page::PAGE_SIZE as P;
     use zerocopy::IntoBytes;
@@ -338,8 +318,9 @@ mod tests {
         }
 
         fn find(&self, room: usize, expected: &[Record]) -> bool {
-            let mut records = Records::<Event, ROOM>::new();
-            self.regions.peek(&mut records, room);
+            let mut memory = [const { MaybeUninit::uninit() }; ROOM];
+            let mut records = Records::new(&mut memory[..room]);
+            self.regions.peek(&mut records);
             let found = records.as_slice();
             found.len() == expected.len()
                 && expected
@@ -363,18 +344,14 @@ mod tests {
                 }
                 Start(start, last, counter) => {
                     let before = self.regions.counter();
-                    let hit = self.gate.start(start, last) && self.regions.hit(start, last);
+                    let hit = self.gate.start(start, last.saturating_add(1))
+                        && self.regions.hit(start, last);
                     self.regions.counter() == counter && hit == (counter != before)
                 }
                 End(start, last, counter) => {
                     let before = self.regions.counter();
-                    let mut hit = false;
-                    if self.gate.is_rearmed() {
-                        hit = self.regions.hit_again(start, last);
-                        self.gate.finish_locked();
-                    } else {
-                        self.gate.finish();
-                    }
+                    let hit = self.gate.finish() && self.regions.hit_again(start, last);
+                    self.gate.forget_rearmed();
                     self.regions.counter() == counter && hit == (counter != before)
                 }
                 Read(room, expected) => {
