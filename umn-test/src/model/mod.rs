@@ -327,17 +327,17 @@ impl Model<'_> {
             figures.print();
         }
         println!(
-            "{} operations in {:.1} s; counters moved {} times; {} events and {} LAST",
+            "{} operations in {:.1} s; {} events and {} LAST",
             get(&figures.done),
             self.began.elapsed().as_secs_f64(),
-            figures.invalidations(),
             figures.events(),
             get(&figures.lasts),
         );
         if mode == Mode::Exact {
             println!(
-                "events: {} of a region with a page that was lost, {} of another that the call \
-                 reached, {} of one beyond the arena; {} pages lost unasked",
+                "counters moved {} times; events: {} of a region with a page that was lost, {} of \
+                 another that the call reached, {} of one beyond the arena; {} pages lost unasked",
+                figures.invalidations(),
                 get(&figures.changed),
                 figures.events() - get(&figures.changed) - get(&figures.beyond),
                 get(&figures.beyond),

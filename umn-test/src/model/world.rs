@@ -137,6 +137,8 @@ pub struct World {
     file_size: u64,
     /// A call to `mremap` or `UFFDIO_MOVE` has moved pages.
     has_moved: bool,
+    /// KSM may have merged pages.
+    has_merged: bool,
     /// Pages that are not there may be marked as write-protected.
     has_markers: bool,
     scratch: File,
@@ -181,6 +183,7 @@ impl World {
             file,
             file_size: 0,
             has_moved: false,
+            has_merged: false,
             has_markers: false,
             scratch,
             maps: Maps::open()?,
@@ -217,6 +220,7 @@ impl World {
     fn populate(&mut self) -> Outcome {
         let (start, unit) = (self.arena.start, self.unit);
         self.has_moved = false;
+        self.has_merged = false;
         self.has_markers = false;
         self.file.set_len(0)?;
         self.file.set_len(self.file_size)?;
@@ -550,6 +554,7 @@ impl World {
                 let private = parts().any(|part| self.has_own_pages(&part));
                 if private && mem::advise(&range, libc::MADV_MERGEABLE).is_ok() {
                     merge()?;
+                    self.has_merged = true;
                 }
                 Effect::of_pages(pages(&self.arena), MANY)
             }
@@ -688,11 +693,16 @@ impl World {
             sure.extend(std::iter::repeat_n(part, times));
         }
         let refused = Effect::maybe([to], 1);
-        Ok(match result {
+        let mut effect = match result {
             Ok(()) => Effect::sure(sure),
             Err(_) if sure.is_empty() => refused,
             Err(_) => Effect::sure(sure).unless(&result),
-        })
+        };
+        if self.has_merged {
+            // What KSM has merged is not moved: each such page is first copied where it is.
+            effect.maybe.extend(pages(from).map(|page| (page, 1)));
+        }
+        Ok(effect)
     }
 
     /// Has the other process do something.
