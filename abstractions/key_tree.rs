@@ -8,7 +8,6 @@
 //! C header: [`include/linux/rbtree.h`](srctree/include/linux/rbtree.h)
 
 use core::{
-    cmp::Ordering,
     marker::PhantomData,
     ptr::{
         null_mut,
@@ -80,13 +79,17 @@ impl<K: Ord> KeyTree<K> {
             // SAFETY: By the type invariant.
             let node = unsafe { Self::node_of(next) };
             // SAFETY: As above.
-            match key.cmp(unsafe { node.as_ref() }.key()) {
+            let other = unsafe { node.as_ref() }.key();
+            // Two comparisons are less code than what is made of `Ord::cmp()`, at each level.
+            next = if key < other {
                 // SAFETY: The links are valid by the type invariant.
-                Ordering::Less => next = unsafe { (*next).rb_left },
+                unsafe { (*next).rb_left }
+            } else if key > other {
                 // SAFETY: As above.
-                Ordering::Greater => next = unsafe { (*next).rb_right },
-                Ordering::Equal => return Some(node),
-            }
+                unsafe { (*next).rb_right }
+            } else {
+                return Some(node);
+            };
         }
         None
     }
@@ -119,13 +122,16 @@ impl<K: Ord> KeyTree<K> {
             }
             parent = next;
             // SAFETY: By the type invariant.
-            match key.cmp(unsafe { Self::node_of(next).as_ref() }.key()) {
+            let other = unsafe { Self::node_of(next).as_ref() }.key();
+            place = if key < other {
                 // SAFETY: The links are valid by the type invariant.
-                Ordering::Less => place = unsafe { &raw mut (*next).rb_left },
+                unsafe { &raw mut (*next).rb_left }
+            } else if key > other {
                 // SAFETY: As above.
-                Ordering::Greater => place = unsafe { &raw mut (*next).rb_right },
-                Ordering::Equal => return false,
-            }
+                unsafe { &raw mut (*next).rb_right }
+            } else {
+                return false;
+            };
         }
         // What follows is `rb_link_node()`, which is an inline function of C.
         //

@@ -13,5 +13,6 @@ pub(crate) mod interval_map;
 pub(crate) mod interval_tree;
 pub(crate) mod key_tree;
 pub(crate) mod kmem_cache;
+pub(crate) mod marked;
 pub(crate) mod mmu_notifier;
 pub(crate) mod shared_page;

@@ -36,11 +36,12 @@ use kernel::sync::{
     atomic::{
         Acquire,
         Atomic,
-        Full,
-        Relaxed, //
+        Full, //
     },
     barrier::smp_mb, //
 };
+
+use crate::abstractions::marked::MarkedWord;
 
 /// The bit of [`Gate::word`] that says that a region was rearmed while a change was in flight.
 const REARMED: usize = 1 << (usize::BITS - 1);
@@ -50,9 +51,9 @@ pub(super) struct Gate {
     /// The number of changes in flight, and [`REARMED`].
     word: Atomic<usize>,
     /// No region has an address below this one.
-    first: Atomic<usize>,
+    first: MarkedWord,
     /// No region has an address above this one.
-    last: Atomic<usize>,
+    last: MarkedWord,
 }
 
 impl Gate {
@@ -60,8 +61,8 @@ impl Gate {
     pub(super) const fn new() -> Self {
         Self {
             word: Atomic::new(0),
-            first: Atomic::new(usize::MAX),
-            last: Atomic::new(0),
+            first: MarkedWord::new(usize::MAX),
+            last: MarkedWord::new(0),
         }
     }
 
@@ -69,7 +70,7 @@ impl Gate {
     #[inline]
     pub(super) fn start(&self, start: usize, end: usize) -> bool {
         self.word.fetch_add(1, Full);
-        self.first.load(Relaxed) < end && start <= self.last.load(Relaxed)
+        self.first.read_once() < end && start <= self.last.read_once()
     }
 
     /// A change is not in flight any more; returns whether a region was rearmed while it was.
@@ -92,18 +93,18 @@ impl Gate {
     /// There is going to be a region at `start ..= last`. To be called with the lock held.
     #[inline]
     pub(super) fn widen(&self, start: usize, last: usize) {
-        if start < self.first.load(Relaxed) {
-            self.first.store(start, Relaxed);
+        if start < self.first.read_once() {
+            self.first.write_once(start);
         }
-        if last > self.last.load(Relaxed) {
-            self.last.store(last, Relaxed);
+        if last > self.last.read_once() {
+            self.last.write_once(last);
         }
     }
 
     /// There are no regions any more. To be called with the lock held.
     pub(super) fn close(&self) {
-        self.first.store(usize::MAX, Relaxed);
-        self.last.store(0, Relaxed);
+        self.first.write_once(usize::MAX);
+        self.last.write_once(0);
     }
 
     /// A region was rearmed. To be called with the lock held.
