@@ -547,7 +547,11 @@ impl World {
                     let _ = uffd.move_to(&range, to.start);
                     self.has_moved = true;
                 }
-                Effect::of_pages(pages(&range), MANY)
+                Effect {
+                    // Pages next to each other may be moved at once.
+                    one_by_one: false,
+                    ..Effect::of_pages(pages(&range), MANY)
+                }
             }
             What::Merge => {
                 // Without anything that could be merged, the scan that is waited for never comes.
