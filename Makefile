@@ -22,6 +22,9 @@ run:
 check:
 	@scripts/check
 
+bench:
+	@scripts/bench
+
 clean:
 	rm -rf build
 
@@ -31,6 +34,7 @@ distclean: clean
 help:
 	@echo "make run              boot a stock Debian kernel in QEMU, load the module, show what it does"
 	@echo "make check            all tests and checks"
+	@echo "make bench            count what each operation costs; fail where it is more than before"
 	@echo "make [modules]        build ummunotify.ko for the kernel in KDIR"
 	@echo "make modules_install  install it for that kernel"
 	@echo "make clean            remove what was built here (build/)"
@@ -39,4 +43,4 @@ help:
 	@echo "KDIR    a built kernel tree with Rust ($(KDIR))"
 	@echo "MO      where the module is built ($(MO))"
 
-.PHONY: modules modules_install kdir run check clean distclean help
+.PHONY: modules modules_install kdir run check bench clean distclean help

@@ -237,7 +237,7 @@ pub fn wait_for_exit(pid: i32, limit: Duration) -> io::Result<bool> {
 pub fn judge(status: ExitStatus, report: &str) -> Outcome {
     match status.code() {
         Some(0) => Ok(()),
-        Some(code) if code == EXIT_SKIPPED.into() => Err(Failure::Skipped(report.into())),
+        Some(code) if code == i32::from(EXIT_SKIPPED) => Err(Failure::Skipped(report.into())),
         Some(1) => Err(Failure::Failed(report.into())),
         _ => Err(Failure::Failed(match status.signal() {
             Some(signal) => format!("expected an orderly end, saw death by signal {signal}"),

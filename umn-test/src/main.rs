@@ -3,6 +3,8 @@
 //! Tests, demonstration and event viewer for `/dev/ummunotify`.
 
 mod absent;
+#[cfg(target_pointer_width = "64")]
+mod bench;
 mod command;
 #[cfg(target_pointer_width = "64")] // as the crate io-uring is
 mod demo;
@@ -72,6 +74,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     #[cfg(target_pointer_width = "64")]
+    Bench(bench::Args),
+    #[cfg(target_pointer_width = "64")]
     Demo(demo::Args),
     #[cfg(target_pointer_width = "64")]
     Hammer(hammer::Args),
@@ -84,6 +88,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Some(command) = cli.command {
         return match command {
+            #[cfg(target_pointer_width = "64")]
+            Command::Bench(args) => bench::run(&args),
             #[cfg(target_pointer_width = "64")]
             Command::Demo(args) => demo::run(&args),
             #[cfg(target_pointer_width = "64")]

@@ -3,6 +3,7 @@
 //! What of `userfaultfd` changes mappings: it write-protects pages and moves them.
 
 use std::{
+    fs::File,
     io,
     ops::Range,
     os::fd::{
@@ -36,13 +37,29 @@ pub const MODE_WRITE_PROTECT: u64 = 1 << 1;
 /// A userfaultfd.
 pub struct UserFault(OwnedFd);
 
+impl From<UserFault> for File {
+    /// The file, to read its events from.
+    fn from(uffd: UserFault) -> Self {
+        uffd.0.into()
+    }
+}
+
 impl UserFault {
     /// Opens one with these features; skips where the kernel lacks them.
     pub fn new(features: u64) -> Outcome<Self> {
+        Self::with_flags(features, 0)
+    }
+
+    /// The same, for reads that return `EAGAIN` where nothing is queued.
+    pub fn nonblocking(features: u64) -> Outcome<Self> {
+        Self::with_flags(features, libc::O_NONBLOCK)
+    }
+
+    fn with_flags(features: u64, flags: i32) -> Outcome<Self> {
         const UFFDIO_API: u32 = 0xc018_aa3f;
         const UFFD_API: u64 = 0xaa;
         // SAFETY: The call takes no pointer.
-        let fd = check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })
+        let fd = check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) })
             .or_skip("userfaultfd")?;
         // SAFETY: The file was just opened and is nobody else's.
         let this = Self(unsafe { OwnedFd::from_raw_fd(fd as i32) });
@@ -62,6 +79,12 @@ impl UserFault {
         self.ioctl(UFFDIO_REGISTER, [range.start, length, mode, 0])
     }
 
+    /// Takes back that a range is registered.
+    pub fn unregister(&self, range: &Range<u64>) -> io::Result<()> {
+        const UFFDIO_UNREGISTER: u32 = 0x8010_aa01;
+        self.ioctl(UFFDIO_UNREGISTER, [range.start, range.end - range.start])
+    }
+
     /// Write-protects a registered range.
     pub fn write_protect(&self, range: &Range<u64>) -> io::Result<()> {
         const UFFDIO_WRITEPROTECT: u32 = 0xc018_aa06;
@@ -76,6 +99,11 @@ impl UserFault {
         const UFFDIO_MOVE: u32 = 0xc028_aa05;
         let length = from.end - from.start;
         self.ioctl(UFFDIO_MOVE, [to.start, from.start, length, 0, 0])
+    }
+
+    /// Another descriptor of the same.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
     }
 
     /// All arguments are structures of words.

@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What each call of the device costs, and what it adds to those that change mappings.
+
+use std::{
+    hint::black_box,
+    ops::Range,
+    os::fd::AsRawFd, //
+};
+
+use super::{
+    count::{
+        self,
+        Stopwatch,
+        ROUNDS, //
+    },
+    figures::{
+        Figures,
+        Operation,
+        Peer,
+        REGIONS, //
+    },
+};
+use crate::{
+    command,
+    device::{
+        Counter,
+        Device, //
+    },
+    expect::{
+        self,
+        Outcome, //
+    },
+    mem::{
+        self,
+        PAGE, //
+    },
+    process::Cgroup,
+    uapi::{
+        self,
+        Event,
+        Register, //
+    },
+};
+
+/// Where the regions are: nothing else is mapped there, and nor are they.
+const ARENA: u64 = 1 << 40;
+
+/// From a region to the next: every other page is one.
+pub const DISTANCE: u64 = 2 * PAGE;
+
+/// Where regions are that are hit together.
+const TOGETHER: u64 = 2 << 40;
+
+/// How many of these.
+const MANY: u64 = 128;
+
+/// How often the counter is looked at.
+const LOOKS: u64 = 1000;
+
+/// The page that is a region.
+pub fn page(index: u64) -> Range<u64> {
+    page_of(ARENA, index)
+}
+
+fn page_of(start: u64, index: u64) -> Range<u64> {
+    let start = start + index * DISTANCE;
+    start..start + PAGE
+}
+
+/// The page after a region, which nobody watches.
+fn gap(index: u64) -> Range<u64> {
+    let region = page(index);
+    region.end..region.end + PAGE
+}
+
+/// All regions that are hit together, or the first of them.
+fn together(count: u64) -> Range<u64> {
+    TOGETHER..page_of(TOGETHER, count - 1).end
+}
+
+/// Maps a page and has it populated.
+pub fn populate(page: &Range<u64>) -> Outcome {
+    mem::map_over(page)?;
+    mem::write_byte(page.start, 1);
+    Ok(())
+}
+
+/// `munmap`.
+#[inline(always)]
+pub fn munmap(range: &Range<u64>) -> i64 {
+    count::call(libc::SYS_munmap, [range.start, range.end - range.start, 0])
+}
+
+#[inline(always)]
+fn dontneed(range: &Range<u64>) -> i64 {
+    let advice = libc::MADV_DONTNEED as u64;
+    count::call(
+        libc::SYS_madvise,
+        [range.start, range.end - range.start, advice],
+    )
+}
+
+/// What the calls cost that change mappings: the median.
+pub struct Calls;
+
+impl Calls {
+    /// `munmap` of a page that is a region, or would be one, where `choose` says.
+    pub fn munmap(
+        mut choose: impl FnMut() -> u64,
+        mut after: impl FnMut() -> Outcome,
+    ) -> Outcome<f64> {
+        let mut stopwatch = Stopwatch::new();
+        for _ in 0..ROUNDS {
+            let index = choose();
+            // Something near it is mapped too, so that the page tables stay.
+            let other = gap(index ^ 8);
+            populate(&other)?;
+            populate(&page(index))?;
+            stopwatch.time(|| munmap(&page(index)));
+            mem::unmap(&other)?;
+            after()?;
+        }
+        Ok(stopwatch.median() as f64)
+    }
+
+    /// `madvise` of a page that nobody watches, after the region that `choose` says.
+    fn dontneed(mut choose: impl FnMut() -> u64) -> Outcome<f64> {
+        let mut stopwatch = Stopwatch::new();
+        for _ in 0..ROUNDS {
+            let page = gap(choose());
+            populate(&page)?;
+            stopwatch.time(|| dontneed(&page));
+            mem::unmap(&page)?;
+        }
+        Ok(stopwatch.median() as f64)
+    }
+
+    /// `madvise` of the places of so many regions that are hit together.
+    fn together(count: u64, mut after: impl FnMut() -> Outcome) -> Outcome<f64> {
+        let range = together(count);
+        mem::map_over(&range)?;
+        let mut stopwatch = Stopwatch::new();
+        for _ in 0..ROUNDS {
+            after()?;
+            stopwatch.time(|| dontneed(&range));
+        }
+        mem::unmap(&range)?;
+        after()?;
+        Ok(stopwatch.median() as f64)
+    }
+}
+
+/// The calls, without the device.
+struct Bare {
+    munmap: f64,
+    dontneed: f64,
+    one: f64,
+    many: f64,
+}
+
+impl Bare {
+    fn measure() -> Outcome<Self> {
+        // In place of the counter: to find a mapping takes longer the more there are.
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let stand_in = mem::map(None, PAGE, libc::PROT_READ, flags, None)?;
+        let measure = || {
+            Outcome::Ok(Self {
+                munmap: Calls::munmap(|| 0, || Ok(()))?,
+                dontneed: Calls::dontneed(|| 0)?,
+                one: Calls::together(1, || Ok(()))?,
+                many: Calls::together(MANY, || Ok(()))?,
+            })
+        };
+        // How mappings are kept also depends on those that there were before.
+        measure()?;
+        let bare = measure()?;
+        mem::unmap(&(stand_in..stand_in + PAGE))?;
+        Ok(bare)
+    }
+}
+
+/// Measures everything.
+pub fn measure() -> Outcome<Figures> {
+    count::require()?;
+    let order = (0..REGIONS[REGIONS.len() - 1]).collect();
+    let mut bench = Bench {
+        figures: Figures::default(),
+        random: fastrand::Rng::with_seed(1),
+        bare: Bare::measure()?,
+    };
+    bench.scale();
+    bench.random_order(order)?;
+    bench.ascending_order()?;
+    bench.charged()?;
+    Ok(bench.figures)
+}
+
+struct Bench {
+    figures: Figures,
+    random: fastrand::Rng,
+    bare: Bare,
+}
+
+impl Bench {
+    fn add(&mut self, operation: Operation, regions: u64, value: f64) {
+        self.figures
+            .add(operation, Peer::Ummunotify, regions, value);
+    }
+
+    /// What everything starts from.
+    fn scale(&mut self) {
+        let mut bare = |operation, value| self.figures.add(operation, Peer::Bare, 1, value);
+        let mut getppid = Stopwatch::new();
+        for _ in 0..ROUNDS {
+            getppid.time(|| count::call(libc::SYS_getppid, [0; 3]));
+        }
+        bare(Operation::Getppid, getppid.median() as f64);
+        bare(Operation::Hit, self.bare.munmap);
+        bare(Operation::MissOutside, self.bare.dontneed);
+    }
+
+    /// Regions that are registered in random order, each number of them from [`REGIONS`].
+    fn random_order(&mut self, mut order: Vec<u64>) -> Outcome {
+        let watch = Watch::open()?;
+        let mut have = 0;
+        for regions in REGIONS {
+            let more = &mut order[have as usize..regions as usize];
+            self.random.shuffle(more);
+            for index in more.iter() {
+                watch.register(page(*index), *index)?;
+            }
+            have = regions;
+            self.with(&watch, regions)?;
+        }
+        Ok(())
+    }
+
+    /// Measures each call with so many regions.
+    fn with(&mut self, watch: &Watch, regions: u64) -> Outcome {
+        let (mut random, mut others) = (self.random.fork(), self.random.fork());
+        let mut any = || random.u64(..regions);
+
+        self.registering(
+            watch,
+            [Operation::Register, Operation::Unregister],
+            regions,
+            || (gap(any()), (1 << 63) | any()),
+            || others.u64(..regions),
+        )?;
+
+        let hit = Calls::munmap(&mut any, || watch.drain())? - self.bare.munmap;
+        self.add(Operation::Hit, regions, hit);
+        let outside = Calls::dontneed(|| 2 * REGIONS[REGIONS.len() - 1])? - self.bare.dontneed;
+        self.add(Operation::MissOutside, regions, outside);
+        if regions > 1 {
+            let between = Calls::dontneed(|| random.u64(..regions - 1))? - self.bare.dontneed;
+            self.add(Operation::MissBetween, regions, between);
+        }
+
+        // What is hit together is registered only now.
+        for index in 0..MANY {
+            watch.register(page_of(TOGETHER, index), (1 << 62) | index)?;
+        }
+        let one = Calls::together(1, || watch.drain())? - self.bare.one;
+        let many = Calls::together(MANY, || watch.drain())? - self.bare.many;
+        self.add(
+            Operation::Further,
+            regions,
+            (many - one) / (MANY - 1) as f64,
+        );
+
+        let mut events = vec![Event::default(); 2 * MANY as usize];
+        mem::map_over(&together(MANY))?;
+        for (operation, count) in [(Operation::ReadOne, 1), (Operation::ReadMany, MANY)] {
+            let mut stopwatch = Stopwatch::new();
+            for _ in 0..ROUNDS {
+                dontneed(&together(count));
+                let bytes = stopwatch.time(|| watch.read(&mut events[..count as usize]));
+                expect::same("bytes read", bytes, 32 * count as i64)?;
+                watch.drain()?;
+            }
+            self.add(operation, regions, stopwatch.median() as f64 / count as f64);
+        }
+        mem::unmap(&together(MANY))?;
+        watch.drain()?;
+        for index in 0..MANY {
+            watch.device.unregister((1 << 62) | index)?;
+        }
+
+        let mut stopwatch = Stopwatch::new();
+        for _ in 0..ROUNDS {
+            stopwatch.time(|| watch.read(&mut events));
+        }
+        self.add(Operation::ReadNone, regions, stopwatch.median() as f64);
+        if regions == 1 {
+            let mut stopwatch = Stopwatch::new();
+            for _ in 0..ROUNDS {
+                stopwatch.time(|| watch.ioctl(0, &()));
+            }
+            self.figures.add(
+                Operation::Ioctl,
+                Peer::Ummunotify,
+                1,
+                stopwatch.median() as f64,
+            );
+        }
+        self.add(Operation::Check, regions, look(&watch.counter));
+        Ok(())
+    }
+
+    /// Regions that are registered in ascending order.
+    fn ascending_order(&mut self) -> Outcome {
+        let watch = Watch::open()?;
+        let mut have = 0;
+        for regions in REGIONS {
+            for index in have..regions {
+                watch.register(page(index), index)?;
+            }
+            have = regions;
+            let mut random = self.random.fork();
+            self.registering(
+                &watch,
+                [Operation::RegisterAscending, Operation::UnregisterAscending],
+                regions,
+                || (page(regions), regions),
+                || random.u64(..regions),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Regions of a process in a memory cgroup. The root one, where all else is measured, counts
+    /// nothing.
+    fn charged(&mut self) -> Outcome {
+        let cgroup = Cgroup::new("bench")?;
+        cgroup.enter()?;
+        let watch = Watch::open()?;
+        watch.register(page(0), 0)?;
+        self.registering(
+            &watch,
+            [Operation::RegisterCharged, Operation::UnregisterCharged],
+            1,
+            || (gap(0), 1),
+            || 0,
+        )
+    }
+
+    /// Measures REGISTER and UNREGISTER: of a region with a cookie, and of a cookie.
+    fn registering(
+        &mut self,
+        watch: &Watch,
+        [register, unregister]: [Operation; 2],
+        regions: u64,
+        mut new: impl FnMut() -> (Range<u64>, u64),
+        mut old: impl FnMut() -> u64,
+    ) -> Outcome {
+        let (mut registering, mut unregistering) = (Stopwatch::new(), Stopwatch::new());
+        for _ in 0..ROUNDS {
+            let (region, cookie) = new();
+            let argument = Watch::argument(region, cookie);
+            registering.time(|| watch.ioctl(uapi::REGISTER_REGION, &argument));
+            watch.device.unregister(cookie)?;
+        }
+        for _ in 0..ROUNDS {
+            let index = old();
+            unregistering.time(|| watch.ioctl(uapi::UNREGISTER_REGION, &index));
+            watch.register(page(index), index)?;
+        }
+        self.add(register, regions, registering.median() as f64);
+        self.add(unregister, regions, unregistering.median() as f64);
+        Ok(())
+    }
+}
+
+/// An open file with its counter.
+struct Watch {
+    device: Device,
+    counter: Counter,
+}
+
+impl Watch {
+    fn open() -> Outcome<Self> {
+        let device = command::open_device()?;
+        let counter = device.map_counter()?;
+        Ok(Self { device, counter })
+    }
+
+    fn argument(region: Range<u64>, cookie: u64) -> Register {
+        Register {
+            start: region.start,
+            end: region.end,
+            user_cookie: cookie,
+            ..Register::default()
+        }
+    }
+
+    fn register(&self, region: Range<u64>, cookie: u64) -> Outcome {
+        Ok(self.device.register(region.start, region.end, cookie)?)
+    }
+
+    #[inline(always)]
+    fn ioctl<T>(&self, command: u32, argument: &T) -> i64 {
+        let argument = (&raw const *argument) as u64;
+        count::call(
+            libc::SYS_ioctl,
+            [self.device.as_raw_fd() as u64, command.into(), argument],
+        )
+    }
+
+    #[inline(always)]
+    fn read(&self, events: &mut [Event]) -> i64 {
+        let (buffer, bytes) = (events.as_mut_ptr() as u64, size_of_val(events) as u64);
+        count::call(
+            libc::SYS_read,
+            [self.device.as_raw_fd() as u64, buffer, bytes],
+        )
+    }
+
+    /// Reads all there is.
+    fn drain(&self) -> Outcome {
+        let mut events = [Event::default(); 2 * MANY as usize];
+        while self.read(&mut events) > 0 {}
+        Ok(())
+    }
+}
+
+/// Looks at the counter; returns what a look costs.
+fn look(counter: &Counter) -> f64 {
+    let seen = counter.get();
+    let (mut with, mut without) = (Stopwatch::new(), Stopwatch::new());
+    for _ in 0..ROUNDS {
+        with.time(|| {
+            for index in 0..LOOKS {
+                black_box(index);
+                if counter.get() != seen {
+                    return false;
+                }
+            }
+            true
+        });
+        without.time(|| {
+            for index in 0..LOOKS {
+                black_box(index);
+            }
+        });
+    }
+    (with.median() - without.median()) as f64 / LOOKS as f64
+}

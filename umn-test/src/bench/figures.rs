@@ -1,0 +1,510 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The figures, as a table and as a file.
+
+use std::{
+    fmt::{
+        self,
+        Display,
+        Write, //
+    },
+    fs,
+    path::Path,
+};
+
+use serde::{
+    Deserialize,
+    Serialize, //
+};
+
+use crate::expect::{
+    Failure,
+    Outcome, //
+};
+
+/// How many regions there are while something is measured.
+pub const REGIONS: [u64; 5] = [1, 1 << 10, 1 << 15, 1 << 19, 1 << 20];
+
+/// How much higher than before a figure may be, as a factor.
+const TOLERANCE: f64 = 1.03;
+
+/// What is measured: instructions, if nothing else is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    /// REGISTER, where the regions were registered in random order.
+    Register,
+    /// UNREGISTER of any of these.
+    Unregister,
+    /// REGISTER above all others, where they were registered in ascending order.
+    RegisterAscending,
+    /// UNREGISTER of any of these.
+    UnregisterAscending,
+    /// REGISTER by a process in a memory cgroup.
+    RegisterCharged,
+    /// UNREGISTER of such a region.
+    UnregisterCharged,
+    /// `madvise(MADV_DONTNEED)` of a page above all regions: what is added to the bare call.
+    MissOutside,
+    /// The same between two of them.
+    MissBetween,
+    /// `munmap` of a page that is a region: what is added to the bare call.
+    Hit,
+    /// Each further region that the same call hits.
+    Further,
+    /// `read` of the only event that is queued, with room for no more.
+    ReadOne,
+    /// `read` of 128 events, each.
+    ReadMany,
+    /// `read` that finds nothing queued.
+    ReadNone,
+    /// Finding out that nothing happened.
+    Check,
+    /// Memory for a region, in bytes, with what the slab allocator adds.
+    Memory,
+    /// What of it is charged to the memory cgroup.
+    Charged,
+    /// What an open file is charged with, in bytes.
+    Open,
+    /// For scale: the cheapest system call there is, `getppid`.
+    Getppid,
+    /// For scale: an ioctl that the device does not know.
+    Ioctl,
+}
+
+use Operation::*;
+
+impl Operation {
+    /// All of them, in the order of the table.
+    const ALL: [Self; 19] = [
+        Register,
+        Unregister,
+        RegisterAscending,
+        UnregisterAscending,
+        RegisterCharged,
+        UnregisterCharged,
+        MissOutside,
+        MissBetween,
+        Hit,
+        Further,
+        ReadOne,
+        ReadMany,
+        ReadNone,
+        Check,
+        Memory,
+        Charged,
+        Open,
+        Getppid,
+        Ioctl,
+    ];
+
+    /// What it is called in the table.
+    pub fn text(self) -> &'static str {
+        match self {
+            Register => "register one more",
+            Unregister => "unregister a random one",
+            RegisterAscending => "register one more, in ascending order",
+            UnregisterAscending => "unregister a random one of these",
+            RegisterCharged => "register one more, in a memory cgroup",
+            UnregisterCharged => "unregister it",
+            MissOutside => "madvise(DONTNEED) of a page above all regions",
+            MissBetween => "madvise(DONTNEED) of a page between regions",
+            Hit => "munmap of one watched page",
+            Further => "each further region hit by the same call",
+            ReadOne => "read of one event",
+            ReadMany => "read of 128 events, each",
+            ReadNone => "read, nothing queued",
+            Check => "check that nothing happened",
+            Memory => "memory of a region, bytes",
+            Charged => "charged of it to the memory cgroup",
+            Open => "memory of an open file, bytes charged",
+            Getppid => "getppid",
+            Ioctl => "an unknown ioctl",
+        }
+    }
+
+    /// What the device is meant to need at most.
+    fn goal(self, regions: u64) -> Option<f64> {
+        Some(match self {
+            Register if regions == 1 => 1000.0,
+            Register => 1300.0,
+            Unregister if regions == 1 => 900.0,
+            Unregister => 1200.0,
+            MissOutside | MissBetween => 380.0,
+            Hit => 700.0,
+            Further => 72.0,
+            ReadOne => 800.0,
+            ReadMany => 60.0,
+            ReadNone => 650.0,
+            Check => 3.0,
+            Memory => 112.0,
+            Open => 8192.0,
+            RegisterAscending | UnregisterAscending | RegisterCharged | UnregisterCharged => {
+                return None
+            }
+            Charged | Getppid | Ioctl => return None,
+        })
+    }
+}
+
+/// Who does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Peer {
+    /// Nobody: the call without any of the others.
+    Bare,
+    /// This driver.
+    Ummunotify,
+    /// userfaultfd with its events, and a thread that reads them.
+    Userfaultfd,
+    /// Version 2 of the driver in C, of 2010.
+    V2,
+    /// The module that libfabric uses.
+    Kdreg2,
+}
+
+impl Peer {
+    /// All of them, in the order of the table.
+    pub const ALL: [Self; 5] = [
+        Self::Ummunotify,
+        Self::Userfaultfd,
+        Self::V2,
+        Self::Kdreg2,
+        Self::Bare,
+    ];
+
+    /// What it is called in the table.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Bare => "bare call",
+            Self::Ummunotify => "ummunotify",
+            Self::Userfaultfd => "userfaultfd",
+            Self::V2 => "V2 (2010)",
+            Self::Kdreg2 => "kdreg2",
+        }
+    }
+}
+
+/// What something costs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cost {
+    /// What.
+    pub operation: Operation,
+    /// Whose.
+    pub peer: Peer,
+    /// With how many regions.
+    pub regions: u64,
+    /// How much: the median.
+    pub value: f64,
+}
+
+/// How many instructions after its time something was done that was due at a time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Latency {
+    /// What.
+    pub operation: String,
+    /// What others did meanwhile.
+    pub beside: String,
+    /// The median, the 99.9th percentile, and the worst.
+    pub quantiles: [u64; 3],
+}
+
+/// How much longer invalidations take where several threads make them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Processors {
+    /// Threads.
+    pub threads: u64,
+    /// Time of a call, compared with one thread: without the device.
+    pub bare: f64,
+    /// The same, each thread in regions of its own, while another registers and reads.
+    pub watched: f64,
+    /// Time of a watched call, compared with a bare one, by as many threads.
+    pub ratio: f64,
+}
+
+/// All figures of a run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Figures {
+    /// The kernel's release.
+    pub kernel: String,
+    /// Costs.
+    #[serde(default)]
+    pub costs: Vec<Cost>,
+    /// Latencies.
+    #[serde(default)]
+    pub latencies: Vec<Latency>,
+    /// Several processors.
+    #[serde(default)]
+    pub processors: Vec<Processors>,
+}
+
+impl Figures {
+    /// Reads all figures that a file has, one after the other.
+    pub fn read(path: &Path) -> Outcome<Self> {
+        let failed = |error: &dyn Display| Failure::Failed(format!("{}: {error}", path.display()));
+        let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
+        let mut all = Self::default();
+        for figures in serde_json::Deserializer::from_str(&text).into_iter() {
+            all.extend(figures.map_err(|error| failed(&error))?);
+        }
+        Ok(all)
+    }
+
+    /// Adds figures.
+    pub fn extend(&mut self, other: Self) {
+        if self.kernel.is_empty() {
+            self.kernel = other.kernel;
+        }
+        self.costs.extend(other.costs);
+        self.latencies.extend(other.latencies);
+        self.processors.extend(other.processors);
+    }
+
+    /// Adds a cost.
+    pub fn add(&mut self, operation: Operation, peer: Peer, regions: u64, value: f64) {
+        self.costs.push(Cost {
+            operation,
+            peer,
+            regions,
+            value,
+        });
+    }
+
+    /// Text that [`Self::read`] can read: a line for each figure.
+    pub fn to_json(&self) -> String {
+        let lines = |values: &[serde_json::Value]| {
+            let lines: Vec<_> = values.iter().map(|value| format!("\n  {value}")).collect();
+            lines.join(",")
+        };
+        let fields = serde_json::to_value(self).expect("all of it can be written");
+        let fields = fields.as_object().expect("a structure");
+        let fields: Vec<_> = fields
+            .iter()
+            .map(|(name, value)| match value.as_array() {
+                Some(values) => format!("\"{name}\": [{}]", lines(values)),
+                None => format!("\"{name}\": {value}"),
+            })
+            .collect();
+        format!("{{{}}}", fields.join(",\n"))
+    }
+
+    /// The costs of somebody's operation, by the number of regions.
+    pub fn of(&self, operation: Operation, peer: Peer) -> Vec<(u64, f64)> {
+        let costs = self.costs.iter();
+        let of = costs.filter(|cost| (cost.operation, cost.peer) == (operation, peer));
+        of.map(|cost| (cost.regions, cost.value)).collect()
+    }
+
+    /// Tables in Markdown.
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "Instructions in Linux {}, the median; hits and misses: what is added to the bare call.\n\n",
+            self.kernel
+        );
+        let columns = REGIONS.map(|regions| {
+            [(20, "Mi"), (10, "Ki"), (0, "")]
+                .iter()
+                .find(|(shift, _)| regions >> shift > 0)
+                .map_or(String::new(), |(shift, unit)| {
+                    format!("{}{unit}", regions >> shift)
+                })
+        });
+        line(
+            &mut text,
+            "operation, with N regions",
+            "whose",
+            &columns,
+            "goal",
+        );
+        line(
+            &mut text,
+            "---",
+            "---",
+            &REGIONS.map(|_| "--:".into()),
+            "---",
+        );
+        for operation in Operation::ALL {
+            for peer in Peer::ALL {
+                let costs = self.of(operation, peer);
+                if costs.is_empty() {
+                    continue;
+                }
+                let cells = REGIONS.map(|regions| {
+                    let cost = costs.iter().find(|cost| cost.0 == regions);
+                    cost.map_or(String::new(), |cost| grouped(cost.1))
+                });
+                let goal = if peer == Peer::Ummunotify {
+                    verdict(operation, &costs)
+                } else {
+                    String::new()
+                };
+                line(&mut text, operation.text(), peer.text(), &cells, &goal);
+            }
+        }
+        self.more_tables(&mut text);
+        text
+    }
+
+    fn more_tables(&self, text: &mut String) {
+        if !self.latencies.is_empty() {
+            *text += "\nInstructions from when it was due to when it was done, by a real-time thread:\n\n\
+                      | operation | meanwhile | median | 99.9 % | worst |\n|---|---|--:|--:|--:|\n";
+        }
+        for latency in &self.latencies {
+            let [median, most, worst] = latency.quantiles.map(|value| grouped(value as f64));
+            let Latency {
+                operation, beside, ..
+            } = latency;
+            *text += &format!("| {operation} | {beside} | {median} | {most} | {worst} |\n");
+        }
+        if !self.processors.is_empty() {
+            *text += "\nTime of an invalidation by each of several threads, as a multiple of that by one:\n\n\
+                      | threads | bare | watched | watched, compared with bare |\n|--:|--:|--:|--:|\n";
+        }
+        for processors in &self.processors {
+            let Processors {
+                threads,
+                bare,
+                watched,
+                ratio,
+            } = processors;
+            *text += &format!("| {threads} | {bare:.2} | {watched:.2} | {ratio:.2} |\n");
+        }
+    }
+
+    /// What the device costs now, and how much that is more or less than before.
+    pub fn changes_since(&self, earlier: &Self) -> Vec<Change> {
+        let ours = self
+            .costs
+            .iter()
+            .filter(|cost| cost.peer == Peer::Ummunotify);
+        let changes = ours.filter_map(|now| {
+            let of = earlier.of(now.operation, Peer::Ummunotify);
+            let before = of.iter().find(|before| before.0 == now.regions)?.1;
+            Some(Change {
+                now: now.clone(),
+                before,
+            })
+        });
+        changes.filter(Change::matters).collect()
+    }
+}
+
+/// A figure that is not as it was.
+pub struct Change {
+    now: Cost,
+    before: f64,
+}
+
+impl Change {
+    fn matters(&self) -> bool {
+        self.is_worse() || self.before > self.now.value * TOLERANCE
+    }
+
+    /// Whether it is a regression.
+    pub fn is_worse(&self) -> bool {
+        self.now.value > self.before * TOLERANCE
+    }
+}
+
+impl Display for Change {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{}: {}, with {} regions: {} instead of {}",
+            if self.is_worse() { "WORSE" } else { "better" },
+            self.now.operation.text(),
+            self.now.regions,
+            grouped(self.now.value),
+            grouped(self.before)
+        )
+    }
+}
+
+fn line(text: &mut String, operation: &str, peer: &str, cells: &[String], goal: &str) {
+    let _ = writeln!(
+        text,
+        "| {operation} | {peer} | {} | {goal} |",
+        cells.join(" | ")
+    );
+}
+
+/// The goal, and with how many regions it is met.
+fn verdict(operation: Operation, costs: &[(u64, f64)]) -> String {
+    let goal = |regions| operation.goal(regions).unwrap_or(f64::INFINITY);
+    let (Some(first), Some(last)) = (operation.goal(1), operation.goal(2)) else {
+        return String::new();
+    };
+    let text = if first == last {
+        grouped(last)
+    } else {
+        format!("{}, {}", grouped(first), grouped(last))
+    };
+    let met = |cost: &(u64, f64)| cost.1.round() <= goal(cost.0);
+    if costs.iter().all(met) {
+        format!("{text}: met")
+    } else {
+        format!("{text}: not met")
+    }
+}
+
+/// A number with its thousands apart; small ones with a fraction.
+fn grouped(value: f64) -> String {
+    if value.fract() != 0.0 && value < 100.0 {
+        return format!("{value:.1}");
+    }
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 && !text.ends_with('-') {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_their_thousands_apart() {
+        let cases = [
+            (0.0, "0"),
+            (65.25, "65.2"),
+            (966.0, "966"),
+            (1e6, "1,000,000"),
+            (-1000.0, "-1,000"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(grouped(value), text);
+        }
+    }
+
+    #[test]
+    fn figures_can_be_written_and_read() {
+        let mut figures = Figures::default();
+        figures.add(Hit, Peer::Ummunotify, 1, 446.0);
+        let again: Figures = serde_json::from_str(&figures.to_json()).expect("it can be read");
+        assert_eq!(again.of(Hit, Peer::Ummunotify), [(1, 446.0)]);
+    }
+
+    #[test]
+    fn a_change_of_more_than_three_percent_matters() {
+        let with = |value| {
+            let mut figures = Figures::default();
+            figures.add(Hit, Peer::Ummunotify, 1, value);
+            figures
+        };
+        for (now, worse) in [
+            (103.0, None),
+            (104.0, Some(true)),
+            (98.0, None),
+            (97.0, Some(false)),
+        ] {
+            let changes = with(now).changes_since(&with(100.0));
+            assert_eq!(changes.first().map(Change::is_worse), worse, "{now}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How late a call is done that is due at a time, while others keep the device busy.
+//!
+//! A real-time thread sleeps until the time, and takes the processor from whoever has it. So whatever
+//! keeps it from that is in the figures: that interrupts are disabled, or a spin lock is held.
+
+use std::{
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    },
+    thread,
+    time::Duration, //
+};
+
+use super::{
+    costs::{
+        munmap,
+        page,
+        populate, //
+    },
+    count,
+    figures::{
+        Figures,
+        Latency,
+        REGIONS, //
+    },
+};
+use crate::{command, device::Device, expect::Outcome, process};
+
+/// How many regions are unregistered.
+const REGISTERED: u64 = REGIONS[REGIONS.len() - 1];
+
+/// The calls are due as often as this.
+const PERIOD: Duration = Duration::from_micros(40);
+
+/// How often something is measured where nobody does anything that ends.
+const CALLS: usize = 10_000;
+
+/// Calls before the first that counts.
+const FIRST: usize = 100;
+
+/// Measures the latencies.
+pub fn measure() -> Outcome<Figures> {
+    count::require()?;
+    let mut figures = Figures::default();
+    let mut note = |beside: &str, calls: Calls| {
+        let calls = [
+            ("munmap of a watched page", calls.munmap),
+            ("register", calls.register),
+        ];
+        for (operation, latencies) in calls {
+            figures.latencies.push(Latency {
+                operation: operation.into(),
+                beside: beside.into(),
+                quantiles: quantiles(latencies),
+            });
+        }
+    };
+
+    note("nothing", beside(&command::open_device()?, &[])?);
+
+    let spin: Task<'_> = &|ends| while !ends.load(Ordering::Relaxed) {};
+    note(
+        "two threads compute",
+        beside(&command::open_device()?, &[spin, spin])?,
+    );
+
+    let device = registered()?;
+    let done = AtomicBool::new(false);
+    let unregister: Task<'_> = &|ends| {
+        for index in 0..REGISTERED {
+            let _ = device.unregister(index);
+        }
+        done.store(true, Ordering::Relaxed);
+        ends.store(true, Ordering::Relaxed);
+    };
+    let read: Task<'_> = &|ends| {
+        while !ends.load(Ordering::Relaxed) {
+            let _ = device.read_events(16);
+        }
+    };
+    note(
+        "a thread unregisters 1Mi regions, another reads",
+        beside(&device, &[unregister, read])?,
+    );
+
+    let other = std::sync::Mutex::new(Some(registered()?));
+    let close: Task<'_> = &|ends| {
+        drop(other.lock().map(|mut other| other.take()));
+        ends.store(true, Ordering::Relaxed);
+    };
+    note(
+        "a thread closes a file with 1Mi regions, another reads",
+        beside(&device, &[close, read])?,
+    );
+    Ok(figures)
+}
+
+/// What another thread does, until it is told to end; it may also tell that this is the end.
+type Task<'a> = &'a (dyn Fn(&AtomicBool) + Sync);
+
+#[derive(Default)]
+struct Calls {
+    munmap: Vec<u64>,
+    register: Vec<u64>,
+}
+
+/// A file with all regions.
+fn registered() -> Outcome<Device> {
+    let device = command::open_device()?;
+    for index in 0..REGISTERED {
+        let region = page(index);
+        device.register(region.start, region.end, index)?;
+    }
+    Ok(device)
+}
+
+/// Measures while others do something.
+fn beside(device: &Device, tasks: &[Task<'_>]) -> Outcome<Calls> {
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for task in tasks {
+            scope.spawn(|| task(&ends));
+        }
+        let sampler = scope.spawn(|| sample(device, &ends));
+        let calls = sampler.join().expect("it does not panic");
+        ends.store(true, Ordering::Relaxed);
+        calls
+    })
+}
+
+fn sample(device: &Device, ends: &AtomicBool) -> Outcome<Calls> {
+    let watched = page(2 * REGISTERED);
+    let more = page(2 * REGISTERED + 1);
+    let cookie = u64::MAX;
+    device.register(watched.start, watched.end, cookie)?;
+    let mut calls = Calls::default();
+    calls.munmap.reserve(4 * CALLS);
+    calls.register.reserve(4 * CALLS);
+    process::set_priority(0, 1)?;
+    for round in 0.. {
+        if ends.load(Ordering::Relaxed) || round == FIRST + 4 * CALLS {
+            break;
+        }
+        populate(&watched)?;
+        let due = sleep();
+        munmap(&watched);
+        let munmap = now() - due;
+        let due = sleep();
+        device.register(more.start, more.end, cookie - 1)?;
+        let register = now() - due;
+        device.unregister(cookie - 1)?;
+        if round >= FIRST {
+            calls.munmap.push(munmap);
+            calls.register.push(register);
+        }
+    }
+    device.unregister(cookie)?;
+    Ok(calls)
+}
+
+fn time() -> libc::timespec {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: There is room for the time.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time
+}
+
+/// The time, in nanoseconds, which are instructions.
+fn now() -> u64 {
+    let time = time();
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Sleeps until the next time that something is due; returns that.
+fn sleep() -> u64 {
+    let due = now() + PERIOD.as_nanos() as u64;
+    let time = libc::timespec {
+        tv_sec: (due / 1_000_000_000) as _,
+        tv_nsec: (due % 1_000_000_000) as _,
+    };
+    let nowhere = std::ptr::null_mut();
+    // SAFETY: The time is valid, and what is left of it is not asked for.
+    unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &time, nowhere) };
+    due
+}
+
+fn quantiles(mut latencies: Vec<u64>) -> [u64; 3] {
+    latencies.sort_unstable();
+    let last = latencies.len() - 1;
+    [last / 2, last * 999 / 1000, last].map(|index| latencies[index])
+}

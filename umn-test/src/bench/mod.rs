@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the device costs, counted in instructions, beside what it costs to do without it.
+//!
+//! One processor whose clock counts instructions (`scripts/vm --icount`) gives figures that can be
+//! repeated; only what several processors do to each other is told as ratios of times.
+
+mod costs;
+mod count;
+mod figures;
+mod latency;
+mod memory;
+mod plot;
+mod processors;
+mod userfault;
+
+use std::{
+    fs,
+    path::{
+        Path,
+        PathBuf, //
+    },
+    process::ExitCode,
+};
+
+use clap::Subcommand;
+
+use crate::{
+    command,
+    expect::{
+        Failure,
+        Outcome, //
+    },
+    process::Setting,
+};
+use figures::Figures;
+
+/// Measure what the device costs, and show it.
+///
+/// `make bench` does all of it. What measures prints figures as JSON; `report` makes a table and a
+/// plot of them.
+#[derive(clap::Args)]
+#[command(after_help = command::EXIT_STATUS)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Count the instructions of each call, with more and more regions
+    Costs,
+    /// Count the same for userfaultfd
+    Userfaultfd,
+    /// Count how late munmap and REGISTER are while others keep the device busy
+    Latency,
+    /// See what memory regions and files take; first thing after a boot
+    Memory,
+    /// Time invalidations by several threads at once; on four processors, which count nothing
+    Processors,
+    /// Show figures, and compare them with earlier ones
+    Report {
+        /// The figures, as they were printed
+        figures: PathBuf,
+
+        /// Figures to compare with: the exit status is 1 where one is more than 3 % higher now
+        #[arg(long, value_name = "FILE")]
+        earlier: Option<PathBuf>,
+
+        /// Figures of others, to be shown beside these
+        #[arg(long, value_name = "FILE")]
+        peers: Vec<PathBuf>,
+
+        /// Write figures.json, table.md and cost.svg there
+        #[arg(long, value_name = "DIRECTORY")]
+        output: Option<PathBuf>,
+    },
+}
+
+/// The command.
+pub fn run(args: &Args) -> ExitCode {
+    command::exit(match &args.what {
+        What::Costs => measure(costs::measure),
+        What::Userfaultfd => measure(userfault::measure),
+        What::Latency => measure(latency::measure),
+        What::Memory => measure(memory::measure),
+        What::Processors => measure(processors::measure),
+        What::Report {
+            figures,
+            earlier,
+            peers,
+            output,
+        } => report(figures, earlier.as_deref(), peers, output.as_deref()),
+    })
+}
+
+/// Measures with a kernel that does nothing to memory by itself; prints what comes out.
+fn measure(body: impl FnOnce() -> Outcome<Figures>) -> Outcome {
+    let settings = [
+        ("/sys/kernel/mm/transparent_hugepage/enabled", "never"),
+        ("/sys/kernel/mm/ksm/run", "0"),
+        ("/proc/sys/kernel/numa_balancing", "0"),
+        // For userfaultfd, where each region is a VMA, and so is what is between two.
+        ("/proc/sys/vm/max_map_count", "10000000"),
+    ];
+    // A kernel without one of them does not do it anyway.
+    let _settings: Vec<_> = settings
+        .iter()
+        .filter_map(|(path, value)| Setting::change(path, value).ok())
+        .collect();
+    let mut figures = body()?;
+    figures.kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?
+        .trim()
+        .into();
+    println!("{}", figures.to_json());
+    Ok(())
+}
+
+fn report(
+    figures: &Path,
+    earlier: Option<&Path>,
+    peers: &[PathBuf],
+    output: Option<&Path>,
+) -> Outcome {
+    let figures = Figures::read(figures)?;
+    let mut all = figures.clone();
+    for peer in peers {
+        all.extend(Figures::read(peer)?);
+    }
+    let table = all.table();
+    print!("{table}");
+    if let Some(output) = output {
+        fs::create_dir_all(output).map_err(command::failed("output"))?;
+        let write =
+            |name, text| fs::write(output.join(name), text).map_err(command::failed("output"));
+        write("figures.json", figures.to_json() + "\n")?;
+        write("table.md", table)?;
+        write("cost.svg", plot::draw(&all)?)?;
+    }
+    let Some(earlier) = earlier else {
+        return Ok(());
+    };
+    let changes = figures.changes_since(&Figures::read(earlier)?);
+    for change in &changes {
+        println!("{change}");
+    }
+    match changes.iter().filter(|change| change.is_worse()).count() {
+        0 => Ok(()),
+        count => Err(Failure::Failed(format!(
+            "{count} figures are worse than those in {}",
+            earlier.display()
+        ))),
+    }
+}
