@@ -74,6 +74,11 @@ fn gap(index: u64) -> Range<u64> {
     region.end..region.end + PAGE
 }
 
+/// A page below all regions.
+fn outside() -> Range<u64> {
+    ARENA - DISTANCE..ARENA - PAGE
+}
+
 /// All regions that are hit together, or the first of them.
 fn together(count: u64) -> Range<u64> {
     TOGETHER..page_of(TOGETHER, count - 1).end
@@ -124,11 +129,11 @@ impl Calls {
         Ok(stopwatch.median() as f64)
     }
 
-    /// `madvise` of a page that nobody watches, after the region that `choose` says.
-    fn dontneed(mut choose: impl FnMut() -> u64) -> Outcome<f64> {
+    /// `madvise` of a page that nobody watches, where `choose` says.
+    fn dontneed(mut choose: impl FnMut() -> Range<u64>) -> Outcome<f64> {
         let mut stopwatch = Stopwatch::new();
         for _ in 0..ROUNDS {
-            let page = gap(choose());
+            let page = choose();
             populate(&page)?;
             stopwatch.time(|| dontneed(&page));
             mem::unmap(&page)?;
@@ -167,7 +172,7 @@ impl Bare {
         let measure = || {
             Outcome::Ok(Self {
                 munmap: Calls::munmap(|| 0, || Ok(()))?,
-                dontneed: Calls::dontneed(|| 0)?,
+                dontneed: Calls::dontneed(outside)?,
                 one: Calls::together(1, || Ok(()))?,
                 many: Calls::together(MANY, || Ok(()))?,
             })
@@ -251,10 +256,10 @@ impl Bench {
 
         let hit = Calls::munmap(&mut any, || watch.drain())? - self.bare.munmap;
         self.add(Operation::Hit, regions, hit);
-        let outside = Calls::dontneed(|| 2 * REGIONS[REGIONS.len() - 1])? - self.bare.dontneed;
+        let outside = Calls::dontneed(outside)? - self.bare.dontneed;
         self.add(Operation::MissOutside, regions, outside);
         if regions > 1 {
-            let between = Calls::dontneed(|| random.u64(..regions - 1))? - self.bare.dontneed;
+            let between = Calls::dontneed(|| gap(random.u64(..regions - 1)))? - self.bare.dontneed;
             self.add(Operation::MissBetween, regions, between);
         }
 

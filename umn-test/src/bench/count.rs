@@ -16,7 +16,7 @@ use crate::expect::{
 };
 
 /// How often each thing is measured: an odd number, for the median.
-pub const ROUNDS: usize = 201;
+pub const ROUNDS: usize = 1001;
 
 /// The clock, which `scripts/vm --icount` has move by one with each instruction.
 #[inline(always)]

@@ -44,7 +44,7 @@ pub enum Operation {
     RegisterCharged,
     /// UNREGISTER of such a region.
     UnregisterCharged,
-    /// `madvise(MADV_DONTNEED)` of a page above all regions: what is added to the bare call.
+    /// `madvise(MADV_DONTNEED)` of a page below all regions: what is added to the bare call.
     MissOutside,
     /// The same between two of them.
     MissBetween,
@@ -107,7 +107,7 @@ impl Operation {
             UnregisterAscending => "unregister a random one of these",
             RegisterCharged => "register one more, in a memory cgroup",
             UnregisterCharged => "unregister it",
-            MissOutside => "madvise(DONTNEED) of a page above all regions",
+            MissOutside => "madvise(DONTNEED) of a page below all regions",
             MissBetween => "madvise(DONTNEED) of a page between regions",
             Hit => "munmap of one watched page",
             Further => "each further region hit by the same call",

@@ -284,7 +284,7 @@ fn read_as_many_as_fit() -> Outcome {
 }
 
 fn read_huge() -> Outcome {
-    const REGIONS: u64 = 100_000;
+    const REGIONS: u64 = 20_000;
     let bench = Bench::new(1)?;
     let page = bench.area.all();
     for cookie in 0..REGIONS {
