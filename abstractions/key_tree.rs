@@ -80,15 +80,16 @@ impl<K: Ord> KeyTree<K> {
             let node = unsafe { Self::node_of(next) };
             // SAFETY: As above.
             let other = unsafe { node.as_ref() }.key();
-            // Two comparisons are less code than what is made of `Ord::cmp()`, at each level.
+            // Less code than what is made of `Ord::cmp()`, at each level.
+            if key == other {
+                return Some(node);
+            }
             next = if key < other {
                 // SAFETY: The links are valid by the type invariant.
                 unsafe { (*next).rb_left }
-            } else if key > other {
+            } else {
                 // SAFETY: As above.
                 unsafe { (*next).rb_right }
-            } else {
-                return Some(node);
             };
         }
         None
@@ -123,14 +124,15 @@ impl<K: Ord> KeyTree<K> {
             parent = next;
             // SAFETY: By the type invariant.
             let other = unsafe { Self::node_of(next).as_ref() }.key();
+            if key == other {
+                return false;
+            }
             place = if key < other {
                 // SAFETY: The links are valid by the type invariant.
                 unsafe { &raw mut (*next).rb_left }
-            } else if key > other {
+            } else {
                 // SAFETY: As above.
                 unsafe { &raw mut (*next).rb_right }
-            } else {
-                return false;
             };
         }
         // What follows is `rb_link_node()`, which is an inline function of C.
