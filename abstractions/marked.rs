@@ -9,8 +9,8 @@ use core::cell::UnsafeCell;
 /// A word that any thread may read and write at any time.
 ///
 /// It does the same as relaxed loads and stores of an [`Atomic`](kernel::sync::atomic::Atomic).
-/// Those are calls of C functions, unless `CONFIG_RUST_INLINE_HELPERS` is set, which is too much for
-/// what is done whenever any mapping changes.
+/// Those are calls of C functions, unless `CONFIG_RUST_INLINE_HELPERS` is set, which is too much
+/// for what is done whenever any mapping changes.
 #[repr(transparent)]
 pub(crate) struct MarkedWord(UnsafeCell<usize>);
 
