@@ -40,9 +40,12 @@ use super::{
     },
     prelude::*, //
 };
-use crate::module::{
-    Module,
-    Unloaded, //
+use crate::{
+    harness,
+    module::{
+        Module,
+        Unloaded, //
+    },
 };
 
 table! {
@@ -131,20 +134,44 @@ impl Faults {
         &self,
         what: &str,
         least: u32,
+        attempt: impl FnMut(&Self, u32) -> Outcome<bool>,
+    ) -> Outcome {
+        self.sweep_each(1, what, least, attempt)
+    }
+
+    /// The same at each `step`th place, where there are many; at all of them with `--rounds`.
+    fn sweep_some(
+        &self,
+        step: u32,
+        what: &str,
+        least: u32,
+        attempt: impl FnMut(&Self, u32) -> Outcome<bool>,
+    ) -> Outcome {
+        let step = if harness::rounds(0) > 0 { 1 } else { step };
+        self.sweep_each(step, what, least, attempt)
+    }
+
+    fn sweep_each(
+        &self,
+        step: u32,
+        what: &str,
+        least: u32,
         mut attempt: impl FnMut(&Self, u32) -> Outcome<bool>,
     ) -> Outcome {
-        let mut hits = 0;
-        while attempt(self, hits + 1).map_err(|failure| match failure {
-            Failure::Failed(why) => {
-                Failure::Failed(format!("{why}, with fault {} in {what}", hits + 1))
-            }
+        let mut nth = 1;
+        while attempt(self, nth).map_err(|failure| match failure {
+            Failure::Failed(why) => Failure::Failed(format!("{why}, with fault {nth} in {what}")),
             skipped => skipped,
         })? {
-            hits += 1;
-            expect::that(what, hits < MOST, "an end of the faults", hits)?;
+            nth += step;
+            expect::that(what, nth < MOST, "an end of the faults", nth)?;
         }
-        eprintln!("faults in {what}: {hits}");
-        expect::at_least(what, hits.into(), least.into())
+        let each = match step {
+            1 => String::new(),
+            step => format!(", at each {step}th place"),
+        };
+        eprintln!("faults in {what}: {}{each}", (nth - 1) / step);
+        expect::at_least(what, (nth - 1).into(), least.into())
     }
 }
 
@@ -544,7 +571,7 @@ fn faults_fdinfo() -> Outcome {
 fn faults_fork() -> Outcome {
     let faults = Faults::new()?;
     let witness = Witness::new()?;
-    faults.sweep("fork", 20, |faults, nth| {
+    faults.sweep_some(6, "fork", 20, |faults, nth| {
         witness.queue()?;
         let attempt = faults.inject(nth, || {
             // SAFETY: The child does nothing but end.
@@ -567,7 +594,7 @@ fn faults_fork() -> Outcome {
 fn faults_module() -> Outcome {
     let faults = Faults::new()?;
     let module = Unloaded::new()?;
-    faults.sweep("loading the module", 20, |faults, nth| {
+    faults.sweep_some(12, "loading the module", 20, |faults, nth| {
         let attempt = faults.inject(nth, || module.insert(c""))?;
         let hit = attempt.hit;
         match attempt.may_fail("loading the module", EITHER)? {
