@@ -15,7 +15,7 @@ UNREACHED = [
     ("it runs when the module is unloaded, and the counters go with it; see the test module_reloads", [
         (CHAR_FILE, "fn drop(self: Pin<&mut Self>) {"),
         (KMEM_CACHE, "fn drop(&mut self) {",
-         "// SAFETY: The cache is valid by the type invariant, and nothing refers to it any more."),
+         "// SAFETY: The cache is valid by the type invariant, and not used for allocations any more."),
     ]),
     ("a module that cannot be loaded for want of memory leaves no counters; see the test faults_module", [
         (DRIVER, 'let cache = Arc::new(RegionCache::new(c"ummunotify_region")?, GFP_KERNEL)?;'),

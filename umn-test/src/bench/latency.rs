@@ -35,8 +35,8 @@ const REGISTERED: u64 = REGIONS[REGIONS.len() - 1];
 /// The calls are due as often as this.
 const PERIOD: Duration = Duration::from_micros(40);
 
-/// How often something is measured where nobody does anything that ends.
-const CALLS: usize = 10_000;
+/// How often each is measured, unless what the others do ends before that.
+const CALLS: usize = 20_000;
 
 /// Calls before the first that counts.
 const FIRST: usize = 100;
@@ -137,11 +137,11 @@ fn sample(device: &Device, ends: &AtomicBool) -> Outcome<Calls> {
     let cookie = u64::MAX;
     device.register(watched.start, watched.end, cookie)?;
     let mut calls = Calls::default();
-    calls.munmap.reserve(4 * CALLS);
-    calls.register.reserve(4 * CALLS);
+    calls.munmap.reserve(CALLS);
+    calls.register.reserve(CALLS);
     process::set_priority(0, 1)?;
     for round in 0.. {
-        if ends.load(Ordering::Relaxed) || round == FIRST + 4 * CALLS {
+        if ends.load(Ordering::Relaxed) || round == FIRST + CALLS {
             break;
         }
         populate(&watched)?;
