@@ -77,6 +77,11 @@ pub(crate) trait CharFile: Sized {
     /// Returns the operations of what a file owns.
     fn of(data: <Self::Ptr as ForeignOwnable>::Borrowed<'_>) -> &Self;
 
+    /// Returns whether [`would_block`] is worth a call.
+    ///
+    /// [`would_block`]: CharFile::would_block
+    fn is_quiet(&self) -> bool;
+
     /// Returns whether a read of `len` bytes that must not block would fail with `EAGAIN`.
     ///
     /// That is then all that it does. `false` is always right.
@@ -88,7 +93,7 @@ pub(crate) trait CharFile: Sized {
     fn read(&self, destination: &mut impl Destination, nonblocking: bool) -> Result<usize>;
 
     /// Carries out the command `cmd`, of a 32-bit process too.
-    fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize>;
+    fn ioctl(&self, cmd: u32, arg: usize) -> Result;
 
     /// Registers with `table` whatever is woken when the result changes, then returns the result.
     fn poll(&self, file: &File, table: PollTable<'_>) -> PollMask;
@@ -246,13 +251,23 @@ impl<T: CharFile> Operations<T> {
         // stream, so nobody holds a lock on its position.
         let (this, file) = unsafe { (Self::of(file), File::from_raw_file(file)) };
         let nonblocking = file.flags() & O_NONBLOCK != 0;
-        if nonblocking && this.would_block(len) {
-            return EAGAIN.to_errno() as isize;
+        if nonblocking && this.is_quiet() {
+            return Self::read_quiet(this, buffer, len);
         }
         Self::read_buffer(this, buffer, len, nonblocking)
     }
 
-    // Not inlined, so that a read that finds nothing need not save the registers that it uses.
+    // These two are not inlined, so that the registers that one of them uses are saved once, and
+    // not where the other one is called.
+
+    #[inline(never)]
+    fn read_quiet(this: &T, buffer: *mut c_char, len: usize) -> isize {
+        if this.would_block(len) {
+            return EAGAIN.to_errno() as isize;
+        }
+        Self::read_buffer(this, buffer, len, true)
+    }
+
     #[inline(never)]
     fn read_buffer(this: &T, buffer: *mut c_char, len: usize, nonblocking: bool) -> isize {
         let mut buffer = UserBuffer::new(UserPtr::from_ptr(buffer.cast()), len);
@@ -333,7 +348,7 @@ impl<T: CharFile> Operations<T> {
     unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
         // SAFETY: By the safety requirement; the caller has a reference to the file.
         let this = unsafe { Self::of(file) };
-        from_result(|| this.ioctl(cmd, arg).map(|result| result as c_long))
+        from_result(|| this.ioctl(cmd, arg).map(|()| 0))
     }
 
     /// # Safety

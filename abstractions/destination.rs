@@ -5,8 +5,6 @@
 //! C headers: [`include/linux/uio.h`](srctree/include/linux/uio.h),
 //! [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h)
 
-use core::mem::MaybeUninit;
-
 use kernel::{
     bindings,
     iov::IovIterDest,
@@ -17,48 +15,6 @@ use zerocopy::{
     Immutable,
     IntoBytes, //
 };
-
-/// Records of one size, which are put together in memory of the caller's before they are copied.
-///
-/// That memory is not part of this, as it would then be cleared first.
-///
-/// # Invariants
-///
-/// The first `len` of `room` are valid.
-pub(crate) struct Records<'a, T> {
-    room: &'a mut [MaybeUninit<T>],
-    len: usize,
-}
-
-impl<'a, T: IntoBytes + Immutable + Copy> Records<'a, T> {
-    /// There are none, and there is room for as many as `room` is long.
-    #[inline]
-    pub(crate) fn new(room: &'a mut [MaybeUninit<T>]) -> Self {
-        // INVARIANT: There are none.
-        Self { room, len: 0 }
-    }
-
-    /// Returns whether there is no room for another one.
-    #[inline]
-    pub(crate) fn is_full(&self) -> bool {
-        self.len == self.room.len()
-    }
-
-    /// Adds a record, for which there must be room.
-    #[inline]
-    pub(crate) fn push(&mut self, record: T) {
-        self.room[self.len].write(record);
-        // INVARIANT: It was written above.
-        self.len += 1;
-    }
-
-    /// Returns the records.
-    #[inline]
-    pub(crate) fn as_slice(&self) -> &[T] {
-        // SAFETY: By the type invariant that many are valid.
-        unsafe { core::slice::from_raw_parts(self.room.as_ptr().cast(), self.len) }
-    }
-}
 
 /// Memory of the caller of a read, of which some is left.
 pub(crate) trait Destination {
@@ -146,15 +102,16 @@ impl Destination for IovIterDest<'_> {
 /// Calls `copy`, which does without what cannot be had without a page fault.
 #[inline]
 fn without_page_faults<R>(copy: impl FnOnce() -> R) -> R {
-    // What follows is `pagefault_disable()`, which is an inline function of C. The compiler cannot
-    // move the writes across the copy, a call to a function from which the task can be reached.
+    // What follows is `pagefault_disable()`, which is an inline function of C, and looks for no
+    // overflow either. The compiler cannot move the writes across the copy, a call to a function
+    // from which the task can be reached.
     //
     // SAFETY: The current task is valid, and only it writes to this field.
     let pagefault_disabled = unsafe { &raw mut (*bindings::get_current()).pagefault_disabled };
     // SAFETY: As above.
-    unsafe { *pagefault_disabled += 1 };
+    unsafe { *pagefault_disabled = (*pagefault_disabled).wrapping_add(1) };
     let result = copy();
     // SAFETY: As above.
-    unsafe { *pagefault_disabled -= 1 };
+    unsafe { *pagefault_disabled = (*pagefault_disabled).wrapping_sub(1) };
     result
 }

@@ -81,17 +81,6 @@ impl Fifo {
         self.front
     }
 
-    /// Returns the links that were queued next after `links`.
-    ///
-    /// # Safety
-    ///
-    /// `links` must be in this queue.
-    #[inline]
-    pub(crate) unsafe fn next(&self, links: NonNull<FifoLinks>) -> Option<NonNull<FifoLinks>> {
-        // SAFETY: By the safety requirement and the type invariant.
-        unsafe { (*Self::inner(links)).next }
-    }
-
     /// Returns whether `links` are in this queue.
     ///
     /// # Safety
@@ -153,17 +142,23 @@ impl Fifo {
         self.len -= 1;
     }
 
-    /// Takes the first `count` links out of the queue, or all; returns how many.
+    /// Takes links out of the queue, from the front: one for each of `slots`, or all of them. Calls
+    /// `visit` with each and its slot; returns how many they were.
     #[inline]
-    pub(crate) fn remove_first(&mut self, count: usize) -> usize {
-        let count = count.min(self.len);
+    pub(crate) fn remove_first<S>(
+        &mut self,
+        slots: &mut [S],
+        mut visit: impl FnMut(NonNull<FifoLinks>, &mut S),
+    ) -> usize {
+        let count = slots.len().min(self.len);
         let mut front = self.front;
-        for _ in 0..count {
+        for slot in &mut slots[..count] {
             // SAFETY: By the type invariants there are that many, and they are valid.
             unsafe {
-                let links = Self::inner(front.unwrap_unchecked());
-                (*links).previous = None;
-                front = (*links).next;
+                let links = front.unwrap_unchecked();
+                (*Self::inner(links)).previous = None;
+                front = (*Self::inner(links)).next;
+                visit(links, slot);
             }
         }
         // INVARIANT: What is left of the chain begins at `front`.
@@ -175,6 +170,40 @@ impl Fifo {
         }
         self.len -= count;
         count
+    }
+
+    /// Puts `count` links back to the front of the queue, from where [`Self::remove_first`] took
+    /// them together, but for the first `skip` of them.
+    ///
+    /// # Safety
+    ///
+    /// `first` must be the first of these links, and `skip` less than `count`. No other method may
+    /// have been called since, and the links must be valid, as if they had been there all the time.
+    pub(crate) unsafe fn put_back(&mut self, first: NonNull<FifoLinks>, skip: usize, count: usize) {
+        let mut links = first;
+        for _ in 0..skip {
+            // SAFETY: By the safety requirements; they were followed by others, and still say so.
+            links = unsafe { (*Self::inner(links)).next.unwrap_unchecked() };
+        }
+        let behind = self.front.replace(links);
+        let mut previous = links;
+        for _ in skip + 1..count {
+            // SAFETY: As above.
+            unsafe {
+                (*Self::inner(links)).previous = Some(previous);
+                previous = links;
+                links = (*Self::inner(links)).next.unwrap_unchecked();
+            }
+        }
+        // SAFETY: As above.
+        unsafe { (*Self::inner(links)).previous = Some(previous) };
+        // INVARIANT: The last of them are followed by what was at the front, or by nothing.
+        match behind {
+            // SAFETY: The links are valid by the type invariant.
+            Some(behind) => unsafe { (*Self::inner(behind)).previous = Some(links) },
+            None => self.back = Some(links),
+        }
+        self.len += count - skip;
     }
 
     fn inner(links: NonNull<FifoLinks>) -> *mut Inner {

@@ -194,36 +194,95 @@ impl<K: Ord, T> IntervalMap<K, T> {
         }
     }
 
-    /// Returns an iterator over the queued entries, from the front of the queue.
-    #[inline]
-    pub(crate) fn queued(&self) -> impl Iterator<Item = Queued<'_, K, T>> {
-        let mut next = self.queue.front();
-        core::iter::from_fn(move || {
-            let links = next?;
-            // SAFETY: `links` are in the queue, which nothing can change while `self` is borrowed.
-            next = unsafe { self.queue.next(links) };
-            // SAFETY: By the type invariants the links are those of a node of ours, which is
-            // borrowed with `self`. Its links are accessed only by `queue`, through a cell.
-            let node = unsafe { &*Node::<K, T>::from_links(links).as_ptr() };
-            Some(Queued {
-                key: node.key.key(),
-                start: node.interval.start(),
-                last: node.interval.last(),
-                value: &node.value,
-            })
-        })
-    }
-
     /// Returns the number of queued entries.
     #[inline]
     pub(crate) fn queue_len(&self) -> usize {
         self.queue.len()
     }
 
-    /// Takes the first `count` entries out of the queue, or all; returns how many.
+    /// Returns the entry at the front of the queue.
     #[inline]
-    pub(crate) fn dequeue(&mut self, count: usize) -> usize {
-        self.queue.remove_first(count)
+    pub(crate) fn front(&self) -> Option<Queued<K, T>>
+    where
+        K: Copy,
+        T: Copy,
+    {
+        // SAFETY: By the type invariants the links are those of a node of ours.
+        self.queue.front().map(|links| unsafe { Queued::of(links) })
+    }
+
+    /// Takes the entry at the front out of the queue; returns `false` where there is none.
+    #[inline]
+    pub(crate) fn pop(&mut self) -> bool {
+        let Some(links) = self.queue.front() else {
+            return false;
+        };
+        // SAFETY: The links are in the queue.
+        unsafe { self.queue.remove(links) };
+        true
+    }
+
+    /// Takes entries out of the queue, from the front, and writes to `room` what `usual` makes of
+    /// them, or else `other`. Ends where there is no more room, or no more entry.
+    ///
+    /// Returns what was written, and what can put the entries back. There are two functions since
+    /// of one the compiler would make a single path, on which the usual case takes longer.
+    #[inline]
+    pub(crate) fn dequeue<'r, E>(
+        &mut self,
+        room: &'r mut [MaybeUninit<E>],
+        usual: impl Fn(&Queued<K, T>) -> Option<E>,
+        other: impl Fn(Queued<K, T>) -> E,
+    ) -> (&'r [E], Dequeued<'_>)
+    where
+        K: Copy,
+        T: Copy,
+    {
+        let first = self.queue.front();
+        let count = self.queue.remove_first(room, |links, slot| {
+            // SAFETY: By the type invariants the links are those of a node of ours.
+            let queued = unsafe { Queued::of(links) };
+            match usual(&queued) {
+                Some(made) => slot.write(made),
+                None => slot.write(other(queued)),
+            };
+        });
+        // SAFETY: These were just written to.
+        let made = unsafe { core::slice::from_raw_parts(room.as_ptr().cast(), count) };
+        // INVARIANT: They were just taken out.
+        let dequeued = Dequeued {
+            queue: &mut self.queue,
+            first,
+            count,
+        };
+        (made, dequeued)
+    }
+}
+
+/// Entries that were taken out of the queue of an [`IntervalMap`].
+///
+/// # Invariants
+///
+/// `count` entries were taken out of `queue` at once, and `first` are the links of the first one,
+/// if there is one. The map has been borrowed since then.
+pub(crate) struct Dequeued<'a> {
+    queue: &'a mut Fifo,
+    first: Option<NonNull<FifoLinks>>,
+    count: usize,
+}
+
+impl Dequeued<'_> {
+    /// Puts them back to where they were, but for the first `skip` of them.
+    #[inline]
+    pub(crate) fn put_back(self, skip: usize) {
+        if skip < self.count {
+            // SAFETY: By the type invariants, as there is at least one. An entry cannot be removed
+            // while its map is borrowed, so that the links are valid.
+            unsafe {
+                let first = self.first.unwrap_unchecked();
+                self.queue.put_back(first, skip, self.count);
+            }
+        }
     }
 }
 
@@ -285,15 +344,33 @@ impl<K, T> Node<K, T> {
 }
 
 /// An entry that is queued, as it is.
-pub(crate) struct Queued<'a, K, T> {
+pub(crate) struct Queued<K, T> {
     /// Its key.
-    pub(crate) key: &'a K,
+    pub(crate) key: K,
     /// First position inside the interval.
     pub(crate) start: usize,
     /// Last position inside the interval.
     pub(crate) last: usize,
     /// What belongs to the interval.
-    pub(crate) value: &'a T,
+    pub(crate) value: T,
+}
+
+impl<K: Copy, T: Copy> Queued<K, T> {
+    /// # Safety
+    ///
+    /// `links` must be those of a [`Node`] of a map that is borrowed.
+    #[inline]
+    unsafe fn of(links: NonNull<FifoLinks>) -> Self {
+        // SAFETY: By the safety requirement. The node's links are accessed only by the queue,
+        // through a cell.
+        let node = unsafe { &*Node::<K, T>::from_links(links).as_ptr() };
+        Self {
+            key: *node.key.key(),
+            start: node.interval.start(),
+            last: node.interval.last(),
+            value: node.value,
+        }
+    }
 }
 
 /// An entry of an [`IntervalMap`], to be changed.
@@ -441,23 +518,38 @@ mod tests {
             Ok(right && found == list.iter().filter(overlap).count())
         }
 
-        /// Takes some entries out of the queue; returns whether it is in the order of the list.
-        fn dequeue(&mut self, count: usize) -> bool {
-            let in_order = self.map.queue_len() == self.queue.len()
-                && self.map.queued().count() == self.queue.len()
-                && self.map.queued().zip(&self.queue).all(|(queued, key)| {
-                    *queued.key == *key
-                        && *queued.value == !*key
-                        && self.list.iter().any(|listed| {
-                            listed.key == *key
-                                && (listed.start, listed.last) == (queued.start, queued.last)
-                        })
-                });
-            let taken = count.min(self.queue.len());
-            for _ in 0..taken {
-                let _ = self.queue.remove(0);
+        /// Takes some entries out of the queue, and puts some of these back; returns whether they
+        /// are those that the list says.
+        fn dequeue(&mut self, count: usize, skip: usize) -> bool {
+            let Self {
+                map, list, queue, ..
+            } = self;
+            let mut room = [const { MaybeUninit::uninit() }; 8];
+            let entry =
+                |queued: &Queued<u64, u64>| (queued.key, queued.value, queued.start, queued.last);
+            // Some by one of the functions, and some by the other one.
+            let (seen, dequeued) = map.dequeue(
+                &mut room[..count],
+                |queued| (queued.key & 1 == 0).then(|| entry(queued)),
+                |queued| entry(&queued),
+            );
+            let mut right = seen.len() == count.min(queue.len())
+                && seen
+                    .iter()
+                    .zip(queue.iter())
+                    .all(|((key, value, start, last), queued)| {
+                        key == queued
+                            && *value == !*key
+                            && list.iter().any(|listed| {
+                                (listed.key, listed.start, listed.last) == (*key, *start, *last)
+                            })
+                    });
+            let seen = seen.len();
+            dequeued.put_back(skip);
+            for _ in 0..skip.min(seen) {
+                let _ = queue.remove(0);
             }
-            in_order && self.map.dequeue(count) == taken
+            right && map.queue_len() == queue.len()
         }
     }
 
@@ -474,8 +566,8 @@ mod tests {
                 4 | 5 => compared.remove(key),
                 6 => compared.queue(start, last)?,
                 _ => {
-                    let count = compared.random(8) as usize;
-                    compared.dequeue(count)
+                    let (count, skip) = (compared.random(8), compared.random(8));
+                    compared.dequeue(count as usize, skip as usize)
                 }
             };
             wrong += usize::from(!right);
@@ -496,7 +588,7 @@ mod tests {
         for key in (0..1000).rev() {
             assert!(compared.remove(key));
         }
-        assert!(compared.dequeue(1));
+        assert!(compared.dequeue(1, 1));
         Ok(())
     }
 
@@ -515,7 +607,7 @@ mod tests {
         }
         for (start, last) in [(0, 0), (5, 5), (6, 6), (usize::MAX, usize::MAX), (4, 6)] {
             assert!(compared.queue(start, last)?);
-            assert!(compared.dequeue(7));
+            assert!(compared.dequeue(7, 7));
         }
         assert!(compared.insert(3, 9, 9)?);
         Ok(())

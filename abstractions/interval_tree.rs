@@ -15,7 +15,7 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `start <= last`, and neither changes while the node is in a tree.
+/// `start` and `last` are initialised, and do not change.
 #[repr(transparent)]
 pub(crate) struct IntervalNode(Opaque<bindings::interval_tree_node>);
 
@@ -25,14 +25,21 @@ unsafe impl Send for IntervalNode {}
 impl IntervalNode {
     /// Creates a node for the interval `start ..= last`.
     ///
-    /// The ends are swapped where they come in the wrong order.
+    /// `start` must not be above `last`, or nobody can say which positions it will be found for.
+    #[inline]
     pub(crate) fn new(start: usize, last: usize) -> Self {
-        // INVARIANT: The ends are put in order, and the node is not in a tree.
-        Self(Opaque::new(bindings::interval_tree_node {
-            start: start.min(last),
-            last: last.max(start),
-            ..pin_init::zeroed()
-        }))
+        debug_assert!(start <= last);
+        let node = Opaque::uninit();
+        // What there is besides these two is written when the node is inserted.
+        //
+        // SAFETY: The fields are in bounds, and nobody else has them.
+        unsafe {
+            let node: *mut bindings::interval_tree_node = node.get();
+            (&raw mut (*node).start).write(start);
+            (&raw mut (*node).last).write(last);
+        }
+        // INVARIANT: The ends were written, and the node is not in a tree.
+        Self(node)
     }
 
     /// Returns the first position inside the interval.

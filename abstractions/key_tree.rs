@@ -34,7 +34,7 @@ impl<K> KeyNode<K> {
     /// Creates a node that is in no tree.
     pub(crate) fn new(key: K) -> Self {
         Self {
-            links: Opaque::zeroed(),
+            links: Opaque::uninit(),
             key,
         }
     }

@@ -1,39 +1,45 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Words that are read while others write them, by marked accesses.
+//! Variables that are read while others write them, by marked accesses.
 //!
 //! C header: [`include/asm-generic/rwonce.h`](srctree/include/asm-generic/rwonce.h)
 
 use core::cell::UnsafeCell;
 
-/// A word that any thread may read and write at any time.
+/// What is read and written by one instruction.
+pub(crate) trait Word: Copy {}
+
+impl Word for bool {}
+impl Word for usize {}
+
+/// A variable that any thread may read and write at any time.
 ///
 /// It does the same as relaxed loads and stores of an [`Atomic`](kernel::sync::atomic::Atomic).
 /// Those are calls of C functions, unless `CONFIG_RUST_INLINE_HELPERS` is set, which is too much
 /// for what is done whenever any mapping changes.
 #[repr(transparent)]
-pub(crate) struct MarkedWord(UnsafeCell<usize>);
+pub(crate) struct Marked<T>(UnsafeCell<T>);
 
-// SAFETY: All accesses are volatile and of a machine word, so that none is torn. By the kernel's
-// memory model, if not by that of Rust, they may race with each other.
-unsafe impl Sync for MarkedWord {}
+// SAFETY: All accesses are volatile and of a word, so that none is torn. By the kernel's memory
+// model, if not by that of Rust, they may race with each other.
+unsafe impl<T: Word + Send> Sync for Marked<T> {}
 
-impl MarkedWord {
-    /// Creates a word with this value.
-    pub(crate) const fn new(value: usize) -> Self {
+impl<T: Word> Marked<T> {
+    /// Creates a variable with this value.
+    pub(crate) const fn new(value: T) -> Self {
         Self(UnsafeCell::new(value))
     }
 
-    /// Reads the word, as `READ_ONCE()` does.
+    /// Reads the variable, as `READ_ONCE()` does.
     #[inline(always)]
-    pub(crate) fn read_once(&self) -> usize {
+    pub(crate) fn read_once(&self) -> T {
         // SAFETY: The pointer is valid and aligned; about races see above.
         unsafe { self.0.get().read_volatile() }
     }
 
-    /// Writes the word, as `WRITE_ONCE()` does.
+    /// Writes the variable, as `WRITE_ONCE()` does.
     #[inline(always)]
-    pub(crate) fn write_once(&self, value: usize) {
+    pub(crate) fn write_once(&self, value: T) {
         // SAFETY: As above.
         unsafe { self.0.get().write_volatile(value) };
     }

@@ -9,19 +9,22 @@ use crate::uapi::{
     UMMUNOTIFY_EVENT_TYPE_LAST, //
 };
 
+use super::hint::Span;
+
 /// Size of a record, in bytes.
 pub(super) const SIZE: usize = size_of::<Event>();
 
-/// Returns the record that says that all of `start ..= last` may have been invalidated.
+/// Returns the record that says that all of `what` may have been invalidated.
 ///
-/// With `hint` set these are the bounds of what was invalidated, else those of the region.
-pub(super) fn invalidated(cookie: u64, start: usize, last: usize, hint: bool) -> Event {
+/// With `hint` set that is a part of the region, else all of it.
+#[inline]
+pub(super) fn invalidated(cookie: u64, what: &Span, hint: bool) -> Event {
     Event {
         type_: UMMUNOTIFY_EVENT_TYPE_INVAL,
         flags: if hint { UMMUNOTIFY_EVENT_FLAG_HINT } else { 0 },
-        hint_start: start as u64,
+        hint_start: what.start as u64,
         // No overflow: the end of a region, which is one more than its last address, is a `u64`.
-        hint_end: (last as u64).wrapping_add(1),
+        hint_end: (what.last as u64).wrapping_add(1),
         user_cookie_counter: cookie,
     }
 }
@@ -45,13 +48,13 @@ mod tests {
     #[test]
     fn records_have_the_layout_of_v2() {
         let words = |event: Event| -> [u64; 4] { zerocopy::transmute!(event) };
+        let inval =
+            |cookie, start, last, hint| words(invalidated(cookie, &Span { start, last }, hint));
         assert_eq!(SIZE, 32);
         // The type is the lower half of the first word, the flags are the upper one.
-        assert!(words(invalidated(9, 0x1000, 0x1fff, true)) == [1 << 32, 0x1000, 0x2000, 9]);
-        assert!(words(invalidated(0, 0x1001, 0x1001, false)) == [0, 0x1001, 0x1002, 0]);
-        assert!(
-            words(invalidated(u64::MAX, 0, usize::MAX - 1, false)) == [0, 0, u64::MAX, u64::MAX]
-        );
+        assert!(inval(9, 0x1000, 0x1fff, true) == [1 << 32, 0x1000, 0x2000, 9]);
+        assert!(inval(0, 0x1001, 0x1001, false) == [0, 0x1001, 0x1002, 0]);
+        assert!(inval(u64::MAX, 0, usize::MAX - 1, false) == [0, 0, u64::MAX, u64::MAX]);
         assert!(words(last(3)) == [1, 0, 0, 3]);
         assert_eq!(last(0).as_bytes().len(), SIZE);
     }

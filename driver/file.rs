@@ -60,17 +60,14 @@ use kernel::{
     static_lock_class,
     sync::{
         aref::ARef,
-        atomic::{
-            Atomic,
-            Relaxed,
-            Release, //
-        },
+        atomic::Release,
         poll::{
             PollCondVarBox,
             PollTable, //
         },
         Arc,
-        SpinLock, //
+        SpinLock,
+        SpinLockGuard, //
     },
     types::ForeignOwnable,
     uaccess::UserPtr, //
@@ -84,11 +81,9 @@ use crate::{
             POLL_HUNG_UP,
             POLL_READABLE, //
         },
-        destination::{
-            Destination,
-            Records, //
-        },
+        destination::Destination,
         fasync::FasyncList,
+        marked::Marked,
         mmu_notifier::{
             MmuNotifier,
             Range,
@@ -100,10 +95,7 @@ use crate::{
 };
 
 use super::{
-    event::{
-        self,
-        Event, //
-    },
+    event,
     gate::Gate,
     ioctl::{
         self,
@@ -111,6 +103,7 @@ use super::{
         Word, //
     },
     regions::{
+        Batch,
         NewRegion,
         RegionCache,
         Regions, //
@@ -121,7 +114,7 @@ use super::{
 const FEATURES: u32 = 0;
 
 /// The most events that are copied to user space without letting go of the lock in between.
-const BATCH: usize = 32;
+const BATCH: usize = 48;
 
 /// How often a read brings in its destination anew before it gives up with `EFAULT`.
 ///
@@ -145,7 +138,7 @@ pub(crate) struct WatchFile {
     /// Who wants `SIGIO`.
     fasync: FasyncList,
     /// There is nothing to be read, as one has found out. Written with the lock held.
-    quiet: Atomic<bool>,
+    quiet: Marked<bool>,
     gate: Gate,
     #[pin]
     state: SpinLock<State>,
@@ -181,7 +174,7 @@ impl WatchFile {
             page,
             waiters,
             fasync: FasyncList::new(),
-            quiet: Atomic::new(false),
+            quiet: Marked::new(false),
             gate: Gate::new(),
             state <- new_spinlock!(
                 State {
@@ -205,6 +198,16 @@ impl WatchFile {
             .is_some_and(|mm| mm.as_raw() == self.mm.as_raw())
     }
 
+    /// Returns the file to who lives there, and `EPERM` to others.
+    #[inline]
+    fn ours(&self) -> Result<&Self> {
+        if self.is_ours() {
+            Ok(self)
+        } else {
+            Err(EPERM)
+        }
+    }
+
     /// Publishes what an invalidation has changed, then tells those who wait for it.
     #[inline]
     fn invalidate(&self, change: impl FnOnce(&mut Regions) -> bool) {
@@ -212,7 +215,7 @@ impl WatchFile {
         if !change(&mut state.regions) {
             return;
         }
-        self.quiet.store(false, Relaxed);
+        self.quiet.write_once(false);
         let counter = state.regions.counter();
         self.page.word::<COUNTER>().store(counter, Release);
         let has_waiters = state.polled || state.sleepers > 0;
@@ -241,7 +244,7 @@ impl WatchFile {
         });
     }
 
-    fn exchange_features(&self, mask: Word) -> Result<isize> {
+    fn exchange_features(&self, mask: Word) -> Result {
         if self.state.lock().used {
             return Err(EINVAL);
         }
@@ -251,10 +254,11 @@ impl WatchFile {
         if core::mem::replace(&mut self.state.lock().used, true) {
             return Err(EINVAL);
         }
-        Ok(0)
+        Ok(())
     }
 
-    fn register(&self, arg: UserPtr) -> Result<isize> {
+    #[inline]
+    fn register(&self, arg: UserPtr) -> Result {
         let bounds = ioctl::read_bounds(arg)?;
         let new = NewRegion::new(&self.cache)?;
         let mut state = self.state.lock();
@@ -268,68 +272,111 @@ impl WatchFile {
                 .register(&self.gate, new, bounds.start, bounds.last, bounds.cookie);
         // What is handed back where the cookie is taken is freed after the lock is released.
         drop(state);
-        result.map(|()| 0).map_err(|_| EINVAL)
+        result.map_err(|_| EINVAL)
     }
 
-    fn unregister(&self, arg: UserPtr) -> Result<isize> {
+    #[inline]
+    fn unregister(&self, arg: UserPtr) -> Result {
         let cookie = ioctl::read_cookie(arg)?;
         let old = self.state.lock().regions.unregister(&self.gate, cookie);
         // The region is freed here, after the lock is released.
-        old.map(|_| 0).ok_or(EINVAL)
+        old.map(drop).ok_or(EINVAL)
     }
 
-    /// Copies records to `destination`, as many as there are, up to [`BATCH`] and the room there.
+    /// Waits until there is something to be read; `false` stands for the end of what can be.
     ///
-    /// Where there are none, it waits for them if it may, or else fails with `EAGAIN`. `None`
-    /// stands for the end of what can be read: the address space is gone, or the caller has read
-    /// something already and must not wait for more.
-    fn read_batch(
+    /// That is where the address space is gone, or the caller has read something already and must
+    /// not wait for more. Where it must not wait at all, this fails with `EAGAIN`.
+    #[cold]
+    fn wait(
         &self,
-        destination: &mut impl Destination,
+        state: &mut SpinLockGuard<'_, State>,
         nonblocking: bool,
         has_read: bool,
-    ) -> Result<Option<Batch>> {
-        let mut state = self.state.lock();
-        state.used = true;
+    ) -> Result<bool> {
         while !state.regions.is_readable() {
             if state.dead || has_read {
-                return Ok(None);
+                return Ok(false);
             }
             if nonblocking {
-                self.quiet.store(true, Relaxed);
+                self.quiet.write_once(true);
                 return Err(EAGAIN);
             }
             state.sleepers += 1;
-            let interrupted = self.waiters.wait_interruptible(&mut state);
+            let interrupted = self.waiters.wait_interruptible(state);
             state.sleepers -= 1;
             if interrupted {
                 return Err(ERESTARTSYS);
             }
         }
-
-        let mut memory = [const { MaybeUninit::<Event>::uninit() }; BATCH];
-        let room = BATCH.min(destination.len() / event::SIZE);
-        let mut events = Records::new(&mut memory[..room]);
-        state.regions.peek(&mut events);
-        let count = events.as_slice().len();
-        let records = destination.copy_nofault(events.as_slice());
-        let ended = state.regions.take(&self.gate, records);
-        Ok(Some(Batch {
-            records,
-            faulted: records < count,
-            ended,
-        }))
+        Ok(true)
     }
-}
 
-/// What came of the attempt to copy a batch of records.
-struct Batch {
-    /// How many were copied.
-    records: usize,
-    /// A page fault got in the way of more, which are still queued.
-    faulted: bool,
-    /// LAST is the last of them.
-    ended: bool,
+    /// Copies one record to `destination`, which is smaller than two; returns `false` where that
+    /// takes more than to copy it.
+    ///
+    /// Programs written for V2 read like that.
+    #[inline]
+    fn read_one(&self, destination: &mut impl Destination) -> bool {
+        let mut state = self.state.lock();
+        let Some(record) = state.regions.front() else {
+            return false;
+        };
+        let copied = destination.copy_nofault(&[record]) == 1;
+        if copied {
+            state.used = true;
+            state.regions.pop(&self.gate);
+        }
+        copied
+    }
+
+    /// Copies records to `destination`, as many as there are and it has room for.
+    ///
+    /// Where there are none, it waits for them if it may, or else fails with `EAGAIN`.
+    #[inline(never)]
+    fn read_all(&self, destination: &mut impl Destination, nonblocking: bool) -> Result<usize> {
+        let room = destination.len();
+        let mut left = room;
+        let mut tries = FAULT_IN_TRIES;
+        while destination.len() >= event::SIZE {
+            let mut state = self.state.lock();
+            state.used = true;
+            let has_read = destination.len() < room;
+            if !state.regions.is_readable() && !self.wait(&mut state, nonblocking, has_read)? {
+                break;
+            }
+            let mut memory = [const { MaybeUninit::uninit() }; BATCH];
+            let most = destination.len().min(BATCH * event::SIZE) / event::SIZE;
+            let batch = state
+                .regions
+                .read(&self.gate, &mut memory[..most], |records| {
+                    destination.copy_nofault(records)
+                });
+            drop(state);
+
+            match batch {
+                // Who has read LAST may look no further, so nothing must follow it that came
+                // meanwhile.
+                Batch::Last => break,
+                Batch::All => {}
+                Batch::Faulted => {
+                    if destination.len() < left {
+                        left = destination.len();
+                        tries = FAULT_IN_TRIES;
+                    } else {
+                        tries -= 1;
+                    }
+                    if tries == 0 || !destination.fault_in(event::SIZE) {
+                        if destination.len() == room {
+                            return Err(EFAULT);
+                        }
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(room - destination.len())
+    }
 }
 
 #[vtable]
@@ -362,8 +409,13 @@ impl CharFile for WatchFile {
     }
 
     #[inline]
+    fn is_quiet(&self) -> bool {
+        self.quiet.read_once()
+    }
+
+    #[inline]
     fn would_block(&self, len: usize) -> bool {
-        self.quiet.load(Relaxed) && len >= event::SIZE && self.is_ours()
+        self.is_quiet() && len >= event::SIZE && self.is_ours()
     }
 
     fn read(&self, destination: &mut impl Destination, nonblocking: bool) -> Result<usize> {
@@ -376,38 +428,18 @@ impl CharFile for WatchFile {
         if !self.is_ours() && !self.state.lock().dead {
             return Err(EPERM);
         }
-        let mut read = 0;
-        let mut tries = FAULT_IN_TRIES;
-        while destination.len() >= event::SIZE {
-            let Some(batch) = self.read_batch(destination, nonblocking, read > 0)? else {
-                break;
-            };
-            read += batch.records * event::SIZE;
-            // Who has read LAST may look no further, so nothing must follow it that came meanwhile.
-            if batch.ended {
-                break;
-            }
-            tries = if batch.records > 0 {
-                FAULT_IN_TRIES
-            } else {
-                tries - 1
-            };
-            if batch.faulted && (tries == 0 || !destination.fault_in(event::SIZE)) {
-                return if read > 0 { Ok(read) } else { Err(EFAULT) };
-            }
+        if destination.len() < 2 * event::SIZE && self.read_one(destination) {
+            return Ok(event::SIZE);
         }
-        Ok(read)
+        self.read_all(destination, nonblocking)
     }
 
-    fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
-        let command = Command::new(cmd, arg)?;
-        if !self.is_ours() {
-            return Err(EPERM);
-        }
-        match command {
-            Command::ExchangeFeatures(mask) => self.exchange_features(mask),
-            Command::Register(arg) => self.register(arg),
-            Command::Unregister(arg) => self.unregister(arg),
+    #[inline]
+    fn ioctl(&self, cmd: u32, arg: usize) -> Result {
+        match Command::new(cmd, arg)? {
+            Command::ExchangeFeatures(mask) => self.ours()?.exchange_features(mask),
+            Command::Register(arg) => self.ours()?.register(arg),
+            Command::Unregister(arg) => self.ours()?.unregister(arg),
         }
     }
 
@@ -466,7 +498,7 @@ impl MmuNotifier for WatchFile {
     fn release(&self) {
         let mut state = self.state.lock();
         state.dead = true;
-        self.quiet.store(false, Relaxed);
+        self.quiet.write_once(false);
         drop(state);
         self.waiters.notify_all();
     }

@@ -15,9 +15,9 @@
 //!
 //! - At the start. [`Gate::start`] writes the word and then reads `first` and `last`; who registers
 //!   a region writes these two and then, in [`Gate::note_rearmed`], reads the word. There is a full
-//!   barrier between the two of each. So at least one of them sees what the other one wrote: the
-//!   change is told to the lock and thus to the region, or else the region counts as rearmed, and
-//!   the end of the change looks at it.
+//!   barrier between the two of each: both access the word with an operation that is one. So at
+//!   least one of them sees what the other one wrote: the change is told to the lock and thus to
+//!   the region, or else the region counts as rearmed, and the end of the change looks at it.
 //! - At the end. [`Gate::finish`] writes the word, after the page tables were changed. Who rearms a
 //!   region while the change is in flight writes the word too, and looks up the page tables after
 //!   that. If that comes first, the end of the change sees it, and looks at the regions. If the end
@@ -26,22 +26,18 @@
 //!   holds the lock, leaves the word alone: changes that are in flight find it there when they end,
 //!   or have found it and wait for the lock.
 //! - After the end. Who rearms a region and finds that the change is not in flight any more leaves
-//!   the word alone, too, and finds the new page: to read the word acquires what the end of the
+//!   the word as it is, too, and finds the new page: to read the word acquires what the end of the
 //!   change released.
 //! - Forgetting. It is forgotten that a region was rearmed, with the lock held, only when no change
 //!   is in flight. Until then each change that ends looks at the regions, once more than it had to
 //!   at worst.
 
-use kernel::sync::{
-    atomic::{
-        Acquire,
-        Atomic,
-        Full, //
-    },
-    barrier::smp_mb, //
+use kernel::sync::atomic::{
+    Atomic,
+    Full, //
 };
 
-use crate::abstractions::marked::MarkedWord;
+use crate::abstractions::marked::Marked;
 
 /// The bit of [`Gate::word`] that says that a region was rearmed while a change was in flight.
 const REARMED: usize = 1 << (usize::BITS - 1);
@@ -51,9 +47,9 @@ pub(super) struct Gate {
     /// The number of changes in flight, and [`REARMED`].
     word: Atomic<usize>,
     /// No region has an address below this one.
-    first: MarkedWord,
+    first: Marked<usize>,
     /// No region has an address above this one.
-    last: MarkedWord,
+    last: Marked<usize>,
 }
 
 impl Gate {
@@ -61,8 +57,8 @@ impl Gate {
     pub(super) const fn new() -> Self {
         Self {
             word: Atomic::new(0),
-            first: MarkedWord::new(usize::MAX),
-            last: MarkedWord::new(0),
+            first: Marked::new(usize::MAX),
+            last: Marked::new(0),
         }
     }
 
@@ -110,8 +106,8 @@ impl Gate {
     /// A region was rearmed. To be called with the lock held.
     #[inline]
     pub(super) fn note_rearmed(&self) {
-        smp_mb(Full);
-        let word = self.word.load(Acquire);
+        // To add nothing reads the word, with a full barrier before and after that.
+        let word = self.word.fetch_add(0, Full);
         if word > 0 && word & REARMED == 0 {
             // Only who holds the lock adds this.
             self.word.fetch_add(REARMED, Full);

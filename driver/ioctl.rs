@@ -75,15 +75,14 @@ impl Bounds {
     fn new(region: ummunotify_register_ioctl) -> Result<Self> {
         // On the 64-bit machines that the driver is for, both types are the same.
         let (start, end) = (region.start as usize, region.end as usize);
-        let last = match end {
-            end if end < start => return Err(EINVAL),
-            // A program is known that passes the last address, so watch one byte at least.
-            end if end == start => start,
-            end => end - 1,
-        };
+        if end < start {
+            return Err(EINVAL);
+        }
         Ok(Self {
             start,
-            last,
+            // A program is known that passes the last address, so watch one byte at least. No
+            // overflow: if something is above `start`, it is not 0.
+            last: end.wrapping_sub(usize::from(end > start)),
             cookie: region.user_cookie,
         })
     }

@@ -34,10 +34,11 @@
 //!   this range anyway.
 //! - Registered, or its event read, after E: P finds the new page.
 
+use core::mem::MaybeUninit;
+
 use kernel::prelude::*;
 
 use crate::abstractions::{
-    destination::Records,
     interval_map::{
         Entry,
         IntervalMap,
@@ -54,7 +55,10 @@ use super::{
         Event, //
     },
     gate::Gate,
-    hint::Hint, //
+    hint::{
+        Hint,
+        Span, //
+    }, //
 };
 
 /// Where the memory of regions comes from.
@@ -151,8 +155,8 @@ impl Regions {
     /// Returns whether a region was hit, so that the counter has moved.
     #[inline]
     pub(super) fn hit(&mut self, start: usize, last: usize) -> bool {
-        self.for_each_hit(start, last, |entry, start, last| {
-            hit(entry, start, last);
+        self.for_each_hit(start, last, |entry, region, part| {
+            hit(entry, region, part);
             true
         })
     }
@@ -162,85 +166,137 @@ impl Regions {
     ///
     /// Returns whether a region was hit again, so that the counter has moved.
     pub(super) fn hit_again(&mut self, start: usize, last: usize) -> bool {
-        self.for_each_hit(start, last, |entry, start, last| {
-            let is_told = entry.is_queued() && entry.value().covers(start, last);
+        self.for_each_hit(start, last, |entry, region, part| {
+            let is_told = entry.is_queued() && entry.value().covers(region, part);
             if !is_told {
-                hit(entry, start, last);
+                hit(entry, region, part);
             }
             !is_told
         })
     }
 
-    /// Calls `hit` for all regions that overlap `start ..= last`, with what they have in common;
-    /// it returns whether it told them something new.
+    /// Calls `hit` for all regions that overlap `start ..= last`, with where they are and the part
+    /// that they have in common; it returns whether it told them something new.
     #[inline]
     fn for_each_hit(
         &mut self,
         start: usize,
         last: usize,
-        hit: impl Fn(&mut Entry<'_, u64, Hint>, usize, usize) -> bool,
+        hit: impl Fn(&mut Entry<'_, u64, Hint>, &Span, &Span) -> bool,
     ) -> bool {
         let mut any = false;
         self.map.for_each_overlap(start, last, |mut entry| {
-            let (start, last) = (start.max(entry.start()), last.min(entry.last()));
-            any |= hit(&mut entry, start, last);
+            let region = Span {
+                start: entry.start(),
+                last: entry.last(),
+            };
+            let part = Span {
+                start: start.max(region.start),
+                last: last.min(region.last),
+            };
+            any |= hit(&mut entry, &region, &part);
         });
         self.counter += u64::from(any);
         any
     }
 
-    /// Fills `records` with what is queued, and with LAST where that is all; takes nothing away.
-    ///
-    /// Those that are delivered are to be taken away with [`Self::take`].
+    /// Returns the record that a read returns first, which stays queued.
     #[inline]
-    pub(super) fn peek(&self, records: &mut Records<'_, Event>) {
-        let mut queued = self.map.queued();
-        while !records.is_full() {
-            let Some(Queued {
-                key,
-                start,
-                last,
-                value,
-            }) = queued.next()
-            else {
-                if self.is_readable() {
-                    records.push(event::last(self.counter));
-                }
-                return;
-            };
-            records.push(match value.bounds() {
-                Some((first, end)) => {
-                    event::invalidated(*key, first.max(start), end.min(last), true)
-                }
-                None => event::invalidated(*key, start, last, false),
-            });
+    pub(super) fn front(&self) -> Option<Event> {
+        match self.map.front() {
+            Some(queued) => Some(record(queued)),
+            None => self.is_readable().then(|| event::last(self.counter)),
         }
     }
 
-    /// Takes away the first `count` records that [`Self::peek`] has shown; returns whether LAST is
-    /// among them.
-    ///
-    /// The lock must have been held since then.
+    /// Takes away what [`Self::front`] returns.
     #[inline]
-    pub(super) fn take(&mut self, gate: &Gate, count: usize) -> bool {
-        let events = self.map.dequeue(count);
-        if events > 0 {
+    pub(super) fn pop(&mut self, gate: &Gate) {
+        if self.map.pop() {
+            gate.note_rearmed();
+        } else {
+            self.reported = self.counter;
+        }
+    }
+
+    /// Has `deliver` deliver what is queued, as far as there is room for the records, and LAST
+    /// where that is all. It returns how many it has delivered; what the others tell stays queued.
+    #[inline]
+    pub(super) fn read(
+        &mut self,
+        gate: &Gate,
+        room: &mut [MaybeUninit<Event>],
+        mut deliver: impl FnMut(&[Event]) -> usize,
+    ) -> Batch {
+        let most = room.len();
+        let (events, dequeued) = self.map.dequeue(room, usual_record, rare_record);
+        let delivered = if events.is_empty() {
+            0
+        } else {
+            deliver(events)
+        };
+        dequeued.put_back(delivered);
+        if delivered > 0 {
             gate.note_rearmed();
         }
-        if events == count {
-            return false;
+        if delivered < events.len() {
+            return Batch::Faulted;
+        }
+        if events.len() == most || !self.is_readable() {
+            return Batch::All;
+        }
+        if deliver(&[event::last(self.counter)]) == 0 {
+            return Batch::Faulted;
         }
         self.reported = self.counter;
-        true
+        Batch::Last
     }
 }
 
-/// A change to `start ..= last`, which is in the region, happens.
+/// The record about a region with an event queued.
 #[inline]
-fn hit(region: &mut Entry<'_, u64, Hint>, start: usize, last: usize) {
+fn record(queued: Queued<u64, Hint>) -> Event {
+    let region = Span {
+        start: queued.start,
+        last: queued.last,
+    };
+    match queued.value.part_of(&region) {
+        Some(part) => event::invalidated(queued.key, &part, true),
+        None => event::invalidated(queued.key, &region, false),
+    }
+}
+
+/// The same, where the hint tells bytes, as most do.
+#[inline]
+fn usual_record(queued: &Queued<u64, Hint>) -> Option<Event> {
+    let part = queued.value.bytes_from(queued.start)?;
+    Some(event::invalidated(queued.key, &part, true))
+}
+
+/// The same, where it does not.
+#[cold]
+#[inline(never)]
+fn rare_record(queued: Queued<u64, Hint>) -> Event {
+    record(queued)
+}
+
+/// What came of delivering records.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Batch {
+    /// All were delivered, and LAST is the last of them.
+    Last,
+    /// All were delivered.
+    All,
+    /// Not all were delivered.
+    Faulted,
+}
+
+/// A change to `part` of a region happens.
+#[inline]
+fn hit(entry: &mut Entry<'_, u64, Hint>, region: &Span, part: &Span) {
     // One event cannot tell two ranges, so a second one has it tell them all.
-    *region.value() = if region.enqueue() {
-        Hint::new(start, last)
+    *entry.value() = if entry.enqueue() {
+        Hint::new(region, part)
     } else {
         Hint::WHOLE
     };
@@ -249,8 +305,6 @@ fn hit(region: &mut Entry<'_, u64, Hint>, start: usize, last: usize) {
 #[kernel::prelude::kunit_tests(ummunotify_regions)]
 mod tests {
     use super::*;
-
-    use core::mem::MaybeUninit;
 
     use kernel::page::PAGE_SIZE as P;
     use zerocopy::IntoBytes;
@@ -270,8 +324,8 @@ mod tests {
         End(usize, usize, u64),
         /// A read with room for so many records; what it finds.
         Read(usize, &'static [Record]),
-        /// What [`Read`](Self::Read) finds, when nothing of it can be copied.
-        Fault(usize, &'static [Record]),
+        /// What [`Read`](Self::Read) finds, when only so many can be copied.
+        Fault(usize, &'static [Record], usize),
     }
     use Step::*;
 
@@ -287,11 +341,16 @@ mod tests {
     }
     use Record::*;
 
+    fn inval(cookie: u64, start: usize, end: usize, hint: bool) -> Event {
+        let last = end - 1;
+        event::invalidated(cookie, &Span { start, last }, hint)
+    }
+
     impl Record {
         fn event(self) -> Event {
             match self {
-                Part(cookie, start, end) => event::invalidated(cookie, start, end - 1, true),
-                Whole(cookie, start, end) => event::invalidated(cookie, start, end - 1, false),
+                Part(cookie, start, end) => inval(cookie, start, end, true),
+                Whole(cookie, start, end) => inval(cookie, start, end, false),
                 Last(counter) => event::last(counter),
             }
         }
@@ -317,16 +376,30 @@ mod tests {
             })
         }
 
-        fn find(&self, room: usize, expected: &[Record]) -> bool {
+        /// Reads with room for so many records, of which `count` are delivered.
+        fn read(&mut self, room: usize, expected: &[Record], count: usize) -> bool {
             let mut memory = [const { MaybeUninit::uninit() }; ROOM];
-            let mut records = Records::new(&mut memory[..room]);
-            self.regions.peek(&mut records);
-            let found = records.as_slice();
-            found.len() == expected.len()
-                && expected
-                    .iter()
-                    .zip(found)
-                    .all(|(record, found)| record.event().as_bytes() == found.as_bytes())
+            let mut records = expected.iter();
+            let (mut right, mut left) = (true, count);
+            let batch = self.regions.read(&self.gate, &mut memory[..room], |found| {
+                right &= found.iter().all(|found| {
+                    records
+                        .next()
+                        .is_some_and(|record| record.event().as_bytes() == found.as_bytes())
+                });
+                let delivered = left.min(found.len());
+                left -= delivered;
+                delivered
+            });
+            right
+                && left == 0
+                && records.next().is_none()
+                && batch
+                    == match expected[..count].last() {
+                        _ if count < expected.len() => Batch::Faulted,
+                        Some(Last(_)) => Batch::Last,
+                        _ => Batch::All,
+                    }
         }
 
         /// Does a step as `driver::file` does; returns whether what is expected came of it.
@@ -354,14 +427,8 @@ mod tests {
                     self.gate.forget_rearmed();
                     self.regions.counter() == counter && hit == (counter != before)
                 }
-                Read(room, expected) => {
-                    let ended =
-                        self.find(room, expected) && self.regions.take(&self.gate, expected.len());
-                    ended == matches!(expected.last(), Some(Last(_)))
-                }
-                Fault(room, expected) => {
-                    self.find(room, expected) && !self.regions.take(&self.gate, 0)
-                }
+                Read(room, expected) => self.read(room, expected, expected.len()),
+                Fault(room, expected, count) => self.read(room, expected, count),
             })
         }
     }
@@ -538,13 +605,29 @@ mod tests {
             Register(2, 0, P - 1, true),
             Start(0, P - 1, 1),
             End(0, P - 1, 1),
-            Fault(8, &[Part(1, 0, P), Part(2, 0, P), Last(1)]),
+            Fault(8, &[Part(1, 0, P), Part(2, 0, P)], 0),
             Read(1, &[Part(1, 0, P)]),
-            Fault(8, &[Part(2, 0, P), Last(1)]),
+            Fault(8, &[Part(2, 0, P)], 0),
+            Fault(8, &[Part(2, 0, P), Last(1)], 1),
+            Start(0, P - 1, 2),
+            End(0, P - 1, 2),
+            Read(1, &[Part(1, 0, P)]),
             Read(1, &[Part(2, 0, P)]),
-            Fault(8, &[Last(1)]),
-            Read(1, &[Last(1)]),
+            Fault(8, &[Last(2)], 0),
+            Read(1, &[Last(2)]),
             Read(1, &[]),
+            // In parts, with more behind what there is room for.
+            Register(3, 0, P - 1, true),
+            Register(4, 0, P - 1, true),
+            Start(0, P - 1, 3),
+            End(0, P - 1, 3),
+            Fault(3, &[Part(1, 0, P), Part(2, 0, P), Part(3, 0, P)], 1),
+            Unregister(3, true),
+            Fault(8, &[Part(2, 0, P), Part(4, 0, P)], 0),
+            Fault(8, &[Part(2, 0, P), Part(4, 0, P), Last(3)], 2),
+            Start(0, P - 1, 4),
+            End(0, P - 1, 4),
+            Read(8, &[Part(1, 0, P), Part(2, 0, P), Part(4, 0, P), Last(4)]),
         ])?);
         Ok(())
     }
