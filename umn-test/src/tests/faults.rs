@@ -405,7 +405,7 @@ fn faults_mmap() -> Outcome {
 }
 
 /// Pages of the tests of reading: more than the driver copies at once.
-const PAGES: u64 = 40;
+const PAGES: u64 = 60;
 
 /// Has `read` read into a buffer with room for everything, and makes up what it was kept from.
 fn sweep_reads(

@@ -67,6 +67,8 @@ const RENAMED: u64 = 3;
 enum Act {
     /// Read what is queued.
     Read,
+    /// The same, one record after the other, as programs written for V2 do.
+    ReadOneByOne,
     /// Read it, then register the region anew, as a cache does.
     ReadAndRenew,
     /// Register the region anew, with its event still queued.
@@ -78,8 +80,9 @@ enum Act {
 }
 
 impl Act {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Read,
+        Self::ReadOneByOne,
         Self::ReadAndRenew,
         Self::Renew,
         Self::Rename,
@@ -88,11 +91,19 @@ impl Act {
 
     /// Does it; returns the cookie that an event has to come for.
     fn perform(self, bench: &Bench, region: &Range<u64>) -> Outcome<u64> {
-        if matches!(self, Self::Read | Self::ReadAndRenew) {
-            let events = bench.device.read_events(4)?;
-            let found = events.iter().any(|event| names(event, REGION));
-            expect::that("the read in the window", found, "the event", "none")?;
+        let (reads, room) = match self {
+            Self::Read | Self::ReadAndRenew => (1, 4),
+            Self::ReadOneByOne => (4, 1),
+            _ => (0, 0),
+        };
+        let mut found = reads == 0;
+        for _ in 0..reads {
+            if !found {
+                let events = bench.device.read_events(room)?;
+                found = events.iter().any(|event| names(event, REGION));
+            }
         }
+        expect::that("the read in the window", found, "the event", "none")?;
         if matches!(self, Self::ReadAndRenew | Self::Renew | Self::Rename) {
             bench.device.unregister(REGION)?;
         }
@@ -100,7 +111,7 @@ impl Act {
             Self::Rename | Self::Register => RENAMED,
             _ => REGION,
         };
-        if self != Self::Read {
+        if !matches!(self, Self::Read | Self::ReadOneByOne) {
             bench.watch(cookie, region)?;
         }
         Ok(cookie)

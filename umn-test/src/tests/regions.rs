@@ -18,7 +18,7 @@ table! {
     region_across_mappings: "a region over several mappings and holes",
     region_next_door: "what touches the neighbouring bytes alone does not hit",
     event_hint_is_clamped: "the hint of a first hit is the invalidated part of the region",
-    event_hint_up_to_a_tebibyte: "the hint of what is larger than a TiB is the whole region",
+    event_hint_of_what_is_large: "the hint tells what is below 512 GiB, wherever in the region that is",
     event_second_hit_is_whole: "a hit of a queued region clears HINT and tells the whole region",
     event_at_most_one_per_region: "a thousand hits make one event",
     event_again_after_read: "a region stays armed; after a read the next hit has a hint again",
@@ -201,22 +201,37 @@ fn event_hint_is_clamped() -> Outcome {
     bench.counts(4)
 }
 
-fn event_hint_up_to_a_tebibyte() -> Outcome {
+fn event_hint_of_what_is_large() -> Outcome {
+    const GIB: u64 = 1 << 30;
     const TIB: u64 = 1 << 40;
+    const SIZE: u64 = 20 * TIB;
     if cfg!(target_pointer_width = "32") {
-        return Err(Failure::Skipped("no address space of 3 TiB".into()));
+        return Err(Failure::Skipped("no address space of 20 TiB".into()));
     }
     let bench = Bench::new(1)?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let start =
-        mem::map(None, 3 * TIB, libc::PROT_NONE, flags, None).or_skip("address space of 3 TiB")?;
-    let region = start..start + 3 * TIB;
+        mem::map(None, SIZE, libc::PROT_NONE, flags, None).or_skip("address space of 20 TiB")?;
+    let region = start..start + SIZE;
     bench.watch(1, &region)?;
-    let largest = start..start + TIB - PAGE;
-    mem::unmap(&largest)?;
-    bench.reads(&[hit(1, &largest), last(1)])?;
-    mem::unmap(&(largest.end..largest.end + TIB))?;
-    bench.reads(&[whole(1, &region), last(2)])
+    for (count, (part, is_told)) in (1..).zip([
+        (0..PAGE, true),
+        (GIB..3 * GIB, true),
+        (4 * GIB..4 * GIB + PAGE, true),
+        (TIB..TIB + 512 * GIB - PAGE, true),
+        (16 * TIB..16 * TIB + PAGE, true),
+        (17 * TIB..17 * TIB + 512 * GIB, false),
+    ]) {
+        let part = start + part.start..start + part.end;
+        mem::unmap(&part)?;
+        let event = if is_told {
+            hit(1, &part)
+        } else {
+            whole(1, &region)
+        };
+        bench.reads(&[event, last(count)])?;
+    }
+    Ok(())
 }
 
 fn event_second_hit_is_whole() -> Outcome {
