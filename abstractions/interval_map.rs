@@ -533,7 +533,7 @@ mod tests {
                 |queued| (queued.key & 1 == 0).then(|| entry(queued)),
                 |queued| entry(&queued),
             );
-            let mut right = seen.len() == count.min(queue.len())
+            let right = seen.len() == count.min(queue.len())
                 && seen
                     .iter()
                     .zip(queue.iter())

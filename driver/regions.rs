@@ -498,7 +498,7 @@ mod tests {
             Read(8, &[]),
             Start(P - 1, 2 * P, 1),
             End(P - 1, 2 * P, 1),
-            Read(8, &[Part(1, 0, P), Part(2, 2 * P, 3 * P), Last(1)]),
+            Read(8, &[Part(1, P - 1, P), Part(2, 2 * P, 2 * P + 1), Last(1)]),
         ])?);
         Ok(())
     }

@@ -164,9 +164,9 @@ MUTANTS = [
     ("gate-counts-only-hits", GATE, "self.word.fetch_add(1, Full);\n        self.first.read_once() < end && start <= self.last.read_once()",
      "let open = self.first.read_once() < end && start <= self.last.read_once();\n        if open { self.word.fetch_add(1, Full); }\n        open",
      "let before = self.word.fetch_sub(1, Full);",
-     "if self.word.load(Acquire) & !REARMED == 0 { return false; }\n        let before = self.word.fetch_sub(1, Full);"),
+     "if self.word.load(kernel::sync::atomic::Acquire) & !REARMED == 0 { return false; }\n        let before = self.word.fetch_sub(1, Full);"),
     ("rearmed-forgotten-too-early", GATE, "let _ = self.word.cmpxchg(REARMED, 0, Full);",
-     "while self.word.load(Acquire) & REARMED != 0 {\n            let word = self.word.load(Acquire);\n            let _ = self.word.cmpxchg(word, word & !REARMED, Full);\n        }"),
+     "while self.word.load(kernel::sync::atomic::Acquire) & REARMED != 0 {\n            let word = self.word.load(kernel::sync::atomic::Acquire);\n            let _ = self.word.cmpxchg(word, word & !REARMED, Full);\n        }"),
     # How much a hint can tell.
     ("hint-loses-high-bits", HINT, "let fits = offset >> shift == 0 && length >> (63 - shift) == 0;", "let fits = true;"),
     ("hint-in-pages-lost", HINT, "Some(pages) => Self(Self::PAGES | pages),", "Some(_) => Self::WHOLE,"),
