@@ -324,7 +324,7 @@ impl WatchFile {
         };
         let copied = destination.copy_nofault(&[record]) == 1;
         if copied {
-            state.used = true;
+            // `used` is set: the record is about a region, and that was registered.
             state.regions.pop(&self.gate);
         }
         copied

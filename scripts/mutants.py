@@ -81,7 +81,6 @@ MUTANTS = [
     ("no-restart", FILE, "return Err(ERESTARTSYS);", "return Err(EINTR);"),
     ("read-waits-for-more", FILE, "if state.dead || has_read {", "if state.dead {"),
     ("read-does-not-use", FILE, "            state.used = true;\n            let has_read", "            let has_read"),
-    ("short-read-does-not-use", FILE, "            state.used = true;\n            state.regions.pop", "            state.regions.pop"),
     ("one-batch-only", FILE, "while destination.len() >= event::SIZE {", "for _ in 0..1 {"),
     ("fault-loses-events", REGIONS, "dequeued.put_back(delivered);", "let _ = dequeued;"),
     ("fault-loses-one-event", REGIONS, "dequeued.put_back(delivered);", "dequeued.put_back(delivered + 1);"),
