@@ -496,10 +496,8 @@ impl MmuNotifier for WatchFile {
     }
 
     fn release(&self) {
-        let mut state = self.state.lock();
-        state.dead = true;
-        self.quiet.write_once(false);
-        drop(state);
+        // `quiet` may stay set: it is for who lives in the address space, and nobody does.
+        self.state.lock().dead = true;
         self.waiters.notify_all();
     }
 }

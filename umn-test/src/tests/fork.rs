@@ -64,8 +64,12 @@ fn fork_child_is_refused() -> Outcome {
         let device = if blocking { open_blocking()? } else { open()? };
         let bench = Bench::over(device, area)?;
         bench.watch_pages()?;
-        // With nothing to read, and with something.
+        // With nothing to read, also when the opener has found that out, and with something.
         Child::fork(|_| is_refused(&bench.device, &bench.area))?.join()?;
+        if !blocking {
+            bench.is_silent()?;
+            Child::fork(|_| is_refused(&bench.device, &bench.area))?.join()?;
+        }
         bench.hit(0)?;
         bench.hit(1)?;
         Child::fork(|_| is_refused(&bench.device, &bench.area))?.join()?;
@@ -334,10 +338,14 @@ fn exit_with_events() -> Outcome {
 }
 
 fn exit_without_events() -> Outcome {
-    let (child, device) = opener(|_| Ok(()))?;
-    child.tell()?;
-    child.join()?;
-    is_hung_up(&device, &Guarded::new(1)?, &[])
+    // Whether the opener has found that there are none, or has not looked.
+    for prepare in [|_: &Bench| Ok(()), Bench::is_silent] {
+        let (child, device) = opener(prepare)?;
+        child.tell()?;
+        child.join()?;
+        is_hung_up(&device, &Guarded::new(1)?, &[])?;
+    }
+    Ok(())
 }
 
 fn exit_by_signal() -> Outcome {

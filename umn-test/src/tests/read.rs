@@ -220,6 +220,9 @@ fn read_count_zero() -> Outcome {
         bench.hit(0)?;
         expect::same("bytes read", nothing()?, 0)?;
         bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
+        set_nonblocking(&bench.device)?;
+        bench.is_silent()?;
+        expect::same("bytes read", nothing()?, 0)?;
     }
     Ok(())
 }
@@ -241,6 +244,9 @@ fn read_short_buffer() -> Outcome {
         expect::events("a long read", &events, &[hit(1, &bench.area.all())])?;
         check_all("short read of LAST")?;
         bench.reads(&[last(1)])?;
+        set_nonblocking(&bench.device)?;
+        bench.is_silent()?;
+        check_all("short read after one that found nothing")?;
     }
     Ok(())
 }
