@@ -158,7 +158,7 @@ MUTANTS = [
     ("gate-never-widens-up", GATE, "if last > self.last.read_once() {", "if self.last.read_once() == 0 {"),
     ("gate-closes-too-early", REGIONS, "if self.map.len() == 0 {", "if self.map.len() <= 1 {"),
     ("gate-misses-the-edges", GATE, "self.first.read_once() < end && start <= self.last.read_once()",
-     "self.first.read_once() + 1 < end && start < self.last.read_once()"),
+     "self.first.read_once() < end - 1 && start < self.last.read_once()"),
     ("gate-counts-only-hits", GATE, "self.word.fetch_add(1, Full);\n        self.first.read_once() < end && start <= self.last.read_once()",
      "let open = self.first.read_once() < end && start <= self.last.read_once();\n        if open { self.word.fetch_add(1, Full); }\n        open",
      "let before = self.word.fetch_sub(1, Full);",

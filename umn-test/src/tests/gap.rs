@@ -349,8 +349,8 @@ fn gap_left_alone() -> Outcome {
     Ok(())
 }
 
-/// Two changes, to a page each, of which the second starts when the first is in flight. The reader
-/// consumes what both starts have queued. Then one of the changes ends first.
+/// Two changes, to a page each, and in one region too, of which the second starts when the first is
+/// in flight. The reader consumes what both starts have queued. Then one of the changes ends first.
 fn gap_overlapping() -> Outcome {
     take_precedence()?;
     let mut tries = Tries::default();
@@ -365,6 +365,7 @@ fn gap_overlapping() -> Outcome {
 fn overlapping(second_ends_first: bool) -> Outcome<Try> {
     let bench = Bench::new(2)?;
     bench.watch_pages()?;
+    bench.watch(3, &bench.area.all())?;
     let gos = [Barrier::new(2), Barrier::new(2)];
     let returned = [AtomicBool::new(false), AtomicBool::new(false)];
     let tids = [Tid::default(), Tid::default()];
@@ -407,8 +408,15 @@ fn overlapping(second_ends_first: bool) -> Outcome<Try> {
         acted.map(|()| inside)
     })?;
     let events = bench.drain()?;
-    let told = |cookie| events.iter().any(|event| names(event, cookie));
-    Ok(Try::new(inside, told(1) && told(2)))
+    let told = |cookie, range: Range<u64>| {
+        events.iter().any(|event| {
+            names(event, cookie) && event.hint_start <= range.start && range.end <= event.hint_end
+        })
+    };
+    // What is told of the third one must be about both changes.
+    let all_told =
+        told(1, bench.area.page(0)) && told(2, bench.area.page(1)) && told(3, bench.area.all());
+    Ok(Try::new(inside, all_told))
 }
 
 /// How many pages an invalidation must have that is to take a while.

@@ -16,6 +16,7 @@ table! {
     region_with_end_at_start: "end equal to start watches the byte at start",
     region_with_end_before_start: "end before start gives EINVAL and registers nothing",
     region_across_mappings: "a region over several mappings and holes",
+    region_beyond_the_others: "a region below or above all others is watched as they are",
     region_next_door: "what touches the neighbouring bytes alone does not hit",
     event_hint_is_clamped: "the hint of a first hit is the invalidated part of the region",
     event_hint_of_what_is_large: "the hint tells what is below 512 GiB, wherever in the region that is",
@@ -42,7 +43,18 @@ fn region_of_a_byte() -> Outcome {
     bench.hit(2)?;
     bench.counts(0)?;
     bench.hit(1)?;
-    bench.reads(&[hit(1, &first), hit(2, &last_byte), last(1)])
+    bench.reads(&[hit(1, &first), hit(2, &last_byte), last(1)])?;
+    bench.device.unregister(1)?;
+    bench.device.unregister(2)?;
+
+    // Each as all that is watched.
+    for (cookie, byte) in [(2, first), (3, last_byte)] {
+        bench.watch(cookie, &byte)?;
+        bench.hit(1)?;
+        bench.reads(&[hit(cookie, &byte), last(cookie)])?;
+        bench.device.unregister(cookie)?;
+    }
+    Ok(())
 }
 
 fn region_not_aligned() -> Outcome {
@@ -175,6 +187,17 @@ fn region_across_mappings() -> Outcome {
     let events = bench.device.read_events(2)?;
     expect::same("cookie", events[0].user_cookie_counter, 1)?;
     expect::events("after it", &events[1..], &[last(bench.counter.get())])
+}
+
+fn region_beyond_the_others() -> Outcome {
+    let bench = Bench::new(3)?;
+    for (cookie, index) in [(1, 1), (2, 0), (3, 2)] {
+        let page = bench.area.page(index);
+        bench.watch(cookie, &page)?;
+        bench.hit(index)?;
+        bench.reads(&[hit(cookie, &page), last(cookie)])?;
+    }
+    Ok(())
 }
 
 fn region_next_door() -> Outcome {
