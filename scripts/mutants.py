@@ -104,7 +104,6 @@ MUTANTS = [
     ("first-hint-kept", REGIONS, "} else {\n        Hint::WHOLE\n    };", "} else {\n        *entry.value()\n    };"),
     ("no-last-after-unregister", REGIONS, "self.counter != self.reported", "self.map.queue_len() > 0"),
     ("last-never", REGIONS, "if events.len() == most || !self.is_readable() {", "if true {"),
-    ("last-never-alone", REGIONS, "self.is_readable().then(|| event::last(self.counter))", "None"),
     ("last-again-and-again", REGIONS, "self.reported = self.counter;\n        Batch::Last", "Batch::Last"),
     ("last-alone-again-and-again", REGIONS, "} else {\n            self.reported = self.counter;\n        }", "}"),
     ("more-after-last", FILE, "Batch::Last => break,", "Batch::Last => {}"),

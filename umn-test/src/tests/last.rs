@@ -106,6 +106,15 @@ fn last_comes_once() -> Outcome {
     bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
     bench.is_silent()?;
     bench.watch(2, &bench.area.all())?;
+    bench.is_silent()?;
+    bench.device.unregister(2)?;
+
+    // The same where it is all that a read has room for.
+    bench.hit(0)?;
+    for record in [hit(1, &bench.area.all()), last(2)] {
+        let events = bench.device.read_events(1)?;
+        expect::events("a read of one record", &events, &[record])?;
+    }
     bench.is_silent()
 }
 
