@@ -23,7 +23,6 @@ use kernel::{
     },
     iov::IovIterDest,
     mm::virt::VmaNew,
-    module::this_module,
     prelude::*,
     seq_file::SeqFile,
     sync::poll::PollTable,
@@ -35,6 +34,7 @@ use kernel::{
 };
 
 use super::{
+    compat::owner,
     destination::{
         Destination,
         UserBuffer, //
@@ -168,7 +168,7 @@ struct Operations<T>(PhantomData<T>);
 
 impl<T: CharFile> Operations<T> {
     const TABLE: bindings::file_operations = bindings::file_operations {
-        owner: this_module::<T::OwnerModule>().as_ptr(),
+        owner: owner::<T>().as_ptr(),
         open: Some(Self::open),
         release: Some(Self::release),
         read: Some(Self::read),

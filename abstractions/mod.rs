@@ -6,6 +6,7 @@
 //! written so that it could move to `rust/kernel`.
 
 pub(crate) mod char_file;
+pub(crate) mod compat;
 pub(crate) mod destination;
 pub(crate) mod fasync;
 pub(crate) mod fifo;

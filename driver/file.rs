@@ -61,10 +61,7 @@ use kernel::{
     sync::{
         aref::ARef,
         atomic::Release,
-        poll::{
-            PollCondVarBox,
-            PollTable, //
-        },
+        poll::PollTable,
         Arc,
         SpinLock,
         SpinLockGuard, //
@@ -80,6 +77,10 @@ use crate::{
             PollMask,
             POLL_HUNG_UP,
             POLL_READABLE, //
+        },
+        compat::{
+            parameter,
+            PollCondVarBox, //
         },
         destination::Destination,
         fasync::FasyncList,
@@ -164,7 +165,7 @@ impl WatchFile {
     fn new(mm: &Mm, cache: &Arc<RegionCache>) -> Result<impl PinInit<Self, Error> + use<>> {
         let mm = ARef::from(mm);
         let cache = cache.clone();
-        let limit = module_parameters::max_regions.value() as usize;
+        let limit = parameter::<u32>(module_parameters::max_regions.value()) as usize;
         let page = SharedPage::new()?;
         let waiters = PollCondVarBox::new(c_str!("ummunotify"), static_lock_class!())?;
         Ok(try_pin_init!(Self {
