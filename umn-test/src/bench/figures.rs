@@ -373,7 +373,13 @@ impl Figures {
     }
 
     /// What the device costs now, and how much that is more or less than before.
-    pub fn changes_since(&self, earlier: &Self) -> Vec<Change> {
+    ///
+    /// There is no answer if the earlier figures were taken on another kernel, which costs something
+    /// else itself.
+    pub fn changes_since(&self, earlier: &Self) -> Option<Vec<Change>> {
+        if self.kernel != earlier.kernel {
+            return None;
+        }
         let ours = self
             .costs
             .iter()
@@ -386,7 +392,7 @@ impl Figures {
                 before,
             })
         });
-        changes.filter(Change::matters).collect()
+        Some(changes.filter(Change::matters).collect())
     }
 }
 
@@ -491,6 +497,22 @@ mod tests {
     }
 
     #[test]
+    fn figures_of_another_kernel_are_not_compared() {
+        let on = |kernel: &str, value| {
+            let mut figures = Figures {
+                kernel: kernel.into(),
+                ..Figures::default()
+            };
+            figures.add(Hit, Peer::Ummunotify, 1, value);
+            figures
+        };
+        let earlier = on("7.3.4", 100.0);
+        assert!(on("7.3.5", 200.0).changes_since(&earlier).is_none());
+        let changes = on("7.3.4", 200.0).changes_since(&earlier);
+        assert_eq!(changes.map(|changes| changes.len()), Some(1));
+    }
+
+    #[test]
     fn a_change_of_more_than_three_percent_matters() {
         let with = |value| {
             let mut figures = Figures::default();
@@ -504,6 +526,7 @@ mod tests {
             (97.0, Some(false)),
         ] {
             let changes = with(now).changes_since(&with(100.0));
+            let changes = changes.expect("the kernel is the same");
             assert_eq!(changes.first().map(Change::is_worse), worse, "{now}");
         }
     }

@@ -63,7 +63,8 @@ enum What {
         /// The figures, as they were printed
         figures: PathBuf,
 
-        /// Figures to compare with: the exit status is 1 where one is more than 3 % higher now
+        /// Results to compare with, if they are of the same kernel: the exit status is 1 if one is
+        /// more than 3 % higher now
         #[arg(long, value_name = "FILE")]
         earlier: Option<PathBuf>,
 
@@ -124,10 +125,19 @@ fn report(
 ) -> Outcome {
     let figures = Figures::read(figures)?;
     let mut all = figures.clone();
-    for peer in peers {
-        all.extend(Figures::read(peer)?);
+    let mut elsewhere = String::new();
+    for path in peers {
+        let peer = Figures::read(path)?;
+        if peer.kernel != figures.kernel {
+            elsewhere += &format!(
+                "\nThe results from {} were measured in Linux {}.\n",
+                path.display(),
+                peer.kernel
+            );
+        }
+        all.extend(peer);
     }
-    let table = all.table();
+    let table = all.table() + &elsewhere;
     print!("{table}");
     if let Some(output) = output {
         fs::create_dir_all(output).map_err(command::failed("output"))?;
@@ -140,7 +150,16 @@ fn report(
     let Some(earlier) = earlier else {
         return Ok(());
     };
-    let changes = figures.changes_since(&Figures::read(earlier)?);
+    let before = Figures::read(earlier)?;
+    let Some(changes) = figures.changes_since(&before) else {
+        println!(
+            "Not compared with {}, which was measured in Linux {}: this is Linux {}.",
+            earlier.display(),
+            before.kernel,
+            figures.kernel
+        );
+        return Ok(());
+    };
     for change in &changes {
         println!("{change}");
     }
