@@ -22,6 +22,9 @@ run:
 check:
 	@scripts/check
 
+quick:
+	@scripts/check --quick
+
 bench:
 	@scripts/bench
 
@@ -34,6 +37,7 @@ distclean: clean
 help:
 	@echo "make run              boot a stock Debian kernel in QEMU, load the module, show what it does"
 	@echo "make check            all tests and checks"
+	@echo "make quick            those that together take less than two minutes, for use while editing"
 	@echo "make bench            count what each operation costs; fail where it is more than before"
 	@echo "make [modules]        build ummunotify.ko for the kernel in KDIR"
 	@echo "make modules_install  install it for that kernel"
@@ -43,4 +47,4 @@ help:
 	@echo "KDIR    a built kernel tree with Rust ($(KDIR))"
 	@echo "MO      where the module is built ($(MO))"
 
-.PHONY: modules modules_install kdir run check bench clean distclean help
+.PHONY: modules modules_install kdir run check quick bench clean distclean help
