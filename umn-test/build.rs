@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Compiles a C file that asserts that `src/uapi.rs` says the same as the C header, so that a
+//! Compiles a C file that asserts that the crate says the same as the C header, so that a
 //! drift between the two breaks the build.
 
 use std::{
@@ -13,20 +13,20 @@ use std::{
     path::PathBuf, //
 };
 
-#[path = "src/uapi.rs"]
+#[path = "../clients/ummunotify/src/uapi.rs"]
 mod uapi;
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let include = PathBuf::from("../uapi");
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=src/uapi.rs");
+    println!("cargo:rerun-if-changed=../clients/ummunotify/src/uapi.rs");
     println!("cargo:rerun-if-changed=../uapi/linux/ummunotify.h");
 
     let mut c = String::from("#include <stddef.h>\n#include <linux/ummunotify.h>\n");
     let mut same = |expression: String, value: u64| {
         c.push_str(&format!(
-            "_Static_assert(({expression}) == {value}ULL, \"src/uapi.rs and linux/ummunotify.h differ: {expression}\");\n"
+            "_Static_assert(({expression}) == {value}ULL, \"uapi.rs and linux/ummunotify.h differ: {expression}\");\n"
         ));
     };
     macro_rules! same_layout {

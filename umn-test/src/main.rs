@@ -19,7 +19,6 @@ mod model;
 mod module;
 mod process;
 mod tests;
-mod uapi;
 mod userfault;
 mod watch;
 
@@ -32,6 +31,7 @@ use clap::{
     Parser,
     Subcommand, //
 };
+use ummunotify::uapi;
 
 /// Tests, demonstration and event viewer for /dev/ummunotify.
 ///

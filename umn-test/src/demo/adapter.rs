@@ -19,6 +19,7 @@ use io_uring::{
     types,
     IoUring, //
 };
+use ummunotify::cache::Pin;
 
 /// Names pinned memory to the adapter, as an `lkey` does.
 pub type Key = u16;
@@ -26,6 +27,7 @@ pub type Key = u16;
 /// An adapter with a table of pinned memory.
 pub struct Adapter {
     ring: IoUring,
+    free: Vec<Key>,
 }
 
 impl Adapter {
@@ -33,29 +35,10 @@ impl Adapter {
     pub fn open(keys: u16) -> io::Result<Self> {
         let ring = IoUring::new(1)?;
         ring.submitter().register_buffers_sparse(keys.into())?;
-        Ok(Self { ring })
-    }
-
-    /// Pins the pages that are mapped at `memory` now, to be known as `key`.
-    pub fn pin(&self, key: Key, memory: &Range<u64>) -> io::Result<()> {
-        self.set(
-            key,
-            libc::iovec {
-                iov_base: memory.start as *mut _,
-                iov_len: length(memory),
-            },
-        )
-    }
-
-    /// Lets go of the pages that are known as `key`.
-    pub fn unpin(&self, key: Key) -> io::Result<()> {
-        self.set(
-            key,
-            libc::iovec {
-                iov_base: ptr::null_mut(),
-                iov_len: 0,
-            },
-        )
+        Ok(Self {
+            ring,
+            free: (0..keys).collect(),
+        })
     }
 
     fn set(&self, key: Key, buffer: libc::iovec) -> io::Result<()> {
@@ -91,6 +74,38 @@ impl Adapter {
                 "only {sent} of {length} bytes were sent"
             ))),
         }
+    }
+}
+
+impl Pin for Adapter {
+    type Key = Key;
+
+    fn pin(&mut self, memory: &Range<u64>) -> io::Result<Key> {
+        let key = *self
+            .free
+            .last()
+            .ok_or_else(|| io::Error::other("the adapter has no keys"))?;
+        self.set(
+            key,
+            libc::iovec {
+                iov_base: memory.start as *mut _,
+                iov_len: length(memory),
+            },
+        )?;
+        self.free.pop();
+        Ok(key)
+    }
+
+    fn unpin(&mut self, key: Key) -> io::Result<()> {
+        self.set(
+            key,
+            libc::iovec {
+                iov_base: ptr::null_mut(),
+                iov_len: 0,
+            },
+        )?;
+        self.free.push(key);
+        Ok(())
     }
 }
 

@@ -20,7 +20,9 @@ use std::{
     },
 };
 
-use super::cache::RegistrationCache;
+use ummunotify::cache::RegistrationCache;
+
+use super::adapter::Adapter;
 use crate::mem::{
     self,
     PAGE, //
@@ -119,7 +121,11 @@ impl Fates {
 
 /// One thread of the program: it changes a buffer, writes a message there, sends it, and looks at
 /// what arrives; again and again, in an order that is the same in each run.
-pub fn run_thread(thread: u64, rounds: u64, cache: &Mutex<RegistrationCache>) -> io::Result<Fates> {
+pub fn run_thread(
+    thread: u64,
+    rounds: u64,
+    cache: &Mutex<RegistrationCache<Adapter>>,
+) -> io::Result<Fates> {
     let mut random = Random(thread);
     let buffers = (0..BUFFERS)
         .map(|index| Buffer::map(thread * BUFFERS + index, index % 4 + 1))

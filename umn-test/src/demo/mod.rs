@@ -3,12 +3,11 @@
 //! Shows what goes wrong with pinned memory, and that it does not with ummunotify.
 //!
 //! - [`adapter`]: sends from pinned memory.
-//! - [`cache`]: keeps memory pinned. This is the file to read.
+//! - [`ummunotify::cache`]: keeps memory pinned. This is the file to read.
 //! - [`application`]: changes its memory, sends from it, and checks what arrives.
 
 mod adapter;
 mod application;
-mod cache;
 
 use std::{
     fmt::Display,
@@ -25,15 +24,19 @@ use std::{
     },
 };
 
+use ummunotify::{
+    cache::{
+        Counts,
+        RegistrationCache, //
+    },
+    Watcher, //
+};
+
 use self::{
     adapter::Adapter,
     application::{
         Change,
         Fates, //
-    },
-    cache::{
-        Counts,
-        RegistrationCache, //
     },
 };
 use crate::{
@@ -91,14 +94,16 @@ struct Run {
 fn run_once(args: &Args, device: Option<Device>) -> Outcome<Run> {
     // Less than there are buffers, so that some have to give way to others.
     let keys = args.threads * (application::BUFFERS as u16 * 3 / 4);
-    let adapter = Adapter::open(keys).map_err(|error| {
+    let adapter = Adapter::open(keys + 2).map_err(|error| {
         Failure::Skipped(format!(
             "io_uring with a table of buffers, as Linux 5.19 has it, cannot be used: {error}"
         ))
     })?;
-    let cache =
-        RegistrationCache::new(adapter, keys, device).map_err(failed("mapping the counter"))?;
-    let cache = Mutex::new(cache);
+    let watcher = device
+        .map(|device| Watcher::new(device.into_inner()))
+        .transpose()
+        .map_err(failed("mapping the counter"))?;
+    let cache = Mutex::new(RegistrationCache::new(adapter, keys.into(), watcher));
 
     let began = Instant::now();
     let fates = run_threads(args, &cache).map_err(explain)?;
@@ -111,7 +116,7 @@ fn run_once(args: &Args, device: Option<Device>) -> Outcome<Run> {
     })
 }
 
-fn run_threads(args: &Args, cache: &Mutex<RegistrationCache>) -> io::Result<Fates> {
+fn run_threads(args: &Args, cache: &Mutex<RegistrationCache<Adapter>>) -> io::Result<Fates> {
     thread::scope(|scope| {
         let threads: Vec<_> = (0..args.threads.into())
             .map(|thread| {
@@ -160,7 +165,7 @@ fn print(args: &Args, without: &Run, with: &Run) {
     count("checks: loads of the counter", |it| it.loads);
     count("  with no system call", |it| it.loads - it.moved);
     count("  with read()", |it| it.moved);
-    count("    read() calls", |it| it.reads);
+    count("    changes read", |it| it.changes);
     row(
         "seconds",
         format!("{:.1}", without.time.as_secs_f64()),

@@ -1,9 +1,8 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! The interface of `linux/ummunotify.h`; `build.rs` checks that both say the same.
-
-// `build.rs` includes this file too and does not use all of it.
-#![allow(dead_code)]
+//! The interface as it is in `linux/ummunotify.h`, for programs that call the device themselves.
+//!
+//! The build of umn-test checks that this file and the header say the same.
 
 /// `struct ummunotify_register_ioctl`: a region to watch.
 #[repr(C)]

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+
+//! Learn when mappings of this process change, through `/dev/ummunotify`.
+//!
+//! A program that keeps something derived from its memory mappings, such as pages pinned for a
+//! network adapter, watches the addresses that it depends on. [`Watcher::changed`] tells with one
+//! load and no system call whether any of them was unmapped, replaced or the like since
+//! [`Watcher::next_change`] last returned `None`; if so, `next_change` names them.
+//!
+//! ```
+//! use std::io;
+//! use ummunotify::{addresses, Watcher};
+//!
+//! # fn main() -> io::Result<()> {
+//! # if !ummunotify::is_present() { return Ok(()) }
+//! let mut watcher = Watcher::open()?;
+//! let buffer = vec![1u8; 1 << 20];
+//! watcher.watch(addresses(&buffer), 42)?; // Watch first, pin after that.
+//! assert!(!watcher.changed());
+//!
+//! drop(buffer); // The allocator unmaps it.
+//! assert!(watcher.changed());
+//! while let Some(change) = watcher.next_change()? {
+//!     assert_eq!(change.cookie(), 42);
+//!     watcher.unwatch(change.cookie())?; // Here its pages would be unpinned.
+//! }
+//! assert!(!watcher.changed());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is where
+//!
+//! - [`Watcher`] is for most programs. It keeps the events that were read but not yet handed out,
+//!   and refuses to work in a forked child, whose mappings it does not watch.
+//! - [`cache`] has a complete cache of pinned memory on top of it: the protocol to follow.
+//! - [`Device`] is the open file alone, and [`Counter`] its mapped counter, for programs that
+//!   arrange things in another way. [`uapi`] has the numbers and structures of the interface.
+//!
+//! # Features
+//!
+//! [`Options::features`] asks the kernel for [`Features`] beyond the basic interface;
+//! [`Device::features`] tells which of them it granted. No feature is defined yet. What a feature
+//! adds will be there in methods of its own, and change nothing for programs that do not ask for it.
+//!
+//! # Errors
+//!
+//! All errors are those of the system, as [`std::io::Error`]. Nothing in this crate panics.
+
+pub mod cache;
+mod device;
+pub mod uapi;
+mod watcher;
+mod wiped;
+
+use std::{
+    ops::Range,
+    path::Path, //
+};
+
+pub use device::{
+    Counter,
+    Device,
+    Features,
+    Options,
+    PATH, //
+};
+pub use watcher::{
+    Change,
+    Changes,
+    Checker,
+    Watcher, //
+};
+
+/// Whether the device is there, which does not mean that this process may open it.
+pub fn is_present() -> bool {
+    Path::new(PATH).exists()
+}
+
+/// The addresses of `memory`, as [`Watcher::watch`] takes them.
+///
+/// ```
+/// let page = [0u8; 4096];
+/// let range = ummunotify::addresses(&page);
+/// assert_eq!(range.end - range.start, 4096);
+/// ```
+pub fn addresses<T>(memory: &[T]) -> Range<u64> {
+    let Range { start, end } = memory.as_ptr_range();
+    start as u64..end as u64
+}

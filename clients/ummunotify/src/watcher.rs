@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+
+//! What most programs need: what has changed since they last asked.
+
+use std::{
+    fmt,
+    io,
+    iter,
+    ops::Range,
+    os::fd::{
+        AsFd,
+        AsRawFd,
+        BorrowedFd, //
+    },
+    sync::{
+        atomic::Ordering,
+        Arc, //
+    },
+    time::Duration, //
+};
+
+use crate::{
+    device::{
+        check,
+        Counter,
+        Device, //
+    },
+    uapi::{
+        self,
+        Event, //
+    },
+    wiped::Wiped,
+};
+
+/// Watches addresses of this process.
+///
+/// A region stays watched until [`unwatch`](Self::unwatch), however often it changes. Whatever
+/// happens to it between two looks is one [`Change`].
+///
+/// In a forked child a watcher is of no use, since it watches the parent: [`changed`](Self::changed)
+/// is always true there, and all else fails with `EPERM`. The child can open one of its own.
+#[derive(Debug)]
+pub struct Watcher {
+    device: Device,
+    now: Checker,
+    batch: Batch,
+}
+
+impl Watcher {
+    /// Opens the device.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Options::open`](crate::Options::open) and [`Watcher::new`].
+    pub fn open() -> io::Result<Self> {
+        Self::new(Device::open()?)
+    }
+
+    /// Makes a watcher of an open file, which must not have been read from.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Device::map_counter`]; `EINVAL` if reads of the file would block.
+    pub fn new(device: Device) -> io::Result<Self> {
+        // SAFETY: This only asks for the flags.
+        let flags = check(unsafe { libc::fcntl(device.as_raw_fd(), libc::F_GETFL) })?;
+        if flags & libc::O_NONBLOCK == 0 {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let now = Checker(Arc::new(Clock {
+            counter: device.map_counter()?,
+            seen: Seen::new()?,
+        }));
+        Ok(Self {
+            device,
+            now,
+            batch: Batch::new(),
+        })
+    }
+
+    /// Watches `addresses` under the name `cookie`; see [`Device::watch`].
+    ///
+    /// Derive nothing from mappings before they are watched: a change in between would be missed.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Device::watch`].
+    pub fn watch(&self, addresses: Range<u64>, cookie: u64) -> io::Result<()> {
+        self.device.watch(addresses, cookie)
+    }
+
+    /// Stops watching what is named `cookie`. No change of it is returned after that, so that the
+    /// cookie may be used again at once.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Device::unwatch`].
+    pub fn unwatch(&mut self, cookie: u64) -> io::Result<()> {
+        self.device.unwatch(cookie)?;
+        self.batch.forget(cookie);
+        Ok(())
+    }
+
+    /// Whether something may have changed since [`next_change`](Self::next_change) last returned
+    /// `None`. This is one load of the mapped counter and no system call.
+    ///
+    /// A change is seen from the moment on when the system call that made it returns.
+    #[inline]
+    pub fn changed(&self) -> bool {
+        self.now.changed()
+    }
+
+    /// Answers [`changed`](Self::changed) for threads that do not have the watcher at hand.
+    pub fn checker(&self) -> Checker {
+        self.now.clone()
+    }
+
+    /// The next region that has changed, in the order in which they first did; `None` when there is
+    /// none left. It does not wait, and makes no system call if nothing has changed.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM`: this is a forked child. After any error changes may be lost, and what depends on
+    /// the watched mappings must be given up.
+    pub fn next_change(&mut self) -> io::Result<Option<Change>> {
+        if self.now.0.seen.is_of_parent() {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
+        loop {
+            while let Some(event) = self.batch.next() {
+                match event.kind {
+                    uapi::EVENT_INVAL => return Ok(Some(Change { event })),
+                    uapi::EVENT_LAST => {
+                        self.now.0.seen.set(event.user_cookie_counter);
+                        return Ok(None);
+                    }
+                    _ => {}
+                }
+            }
+            let now = self.now.0.counter.get();
+            if self.now.0.seen.is(now) {
+                return Ok(None);
+            }
+            match self.batch.fill(&self.device) {
+                Ok(()) => {}
+                // The driver of 2010 has no LAST to tell where the only event there was went away
+                // with its region. Up to `now` there is nothing else, then.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.now.0.seen.set(now);
+                    return Ok(None);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The changes up to now, as an iterator over [`next_change`](Self::next_change).
+    ///
+    /// What is not taken from it is there the next time.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// # if !ummunotify::is_present() { return Ok(()) }
+    /// let mut watcher = ummunotify::Watcher::open()?;
+    /// let buffers = [vec![1u8; 1 << 20], vec![2u8; 1 << 20]];
+    /// for (cookie, buffer) in buffers.iter().enumerate() {
+    ///     watcher.watch(ummunotify::addresses(buffer), cookie as u64)?;
+    /// }
+    /// drop(buffers);
+    /// let changes = watcher.changes().collect::<Result<Vec<_>, _>>()?;
+    /// assert_eq!(changes.len(), 2);
+    /// assert_eq!(changes[1].cookie(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn changes(&mut self) -> Changes<'_> {
+        Changes {
+            watcher: self,
+            done: false,
+        }
+    }
+
+    /// Waits until something has changed, for `limit` at most; returns whether it has.
+    ///
+    /// # Errors
+    ///
+    /// Those of `poll`, `EINTR` among them.
+    pub fn wait(&self, limit: Option<Duration>) -> io::Result<bool> {
+        if !self.batch.is_empty() {
+            return Ok(true);
+        }
+        let mut fd = libc::pollfd {
+            fd: self.device.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let limit = limit.map_or(-1, |limit| limit.as_millis().try_into().unwrap_or(i32::MAX));
+        // SAFETY: `fd` is one valid `pollfd`.
+        Ok(check(unsafe { libc::poll(&mut fd, 1, limit) })? != 0)
+    }
+
+    /// The open file. Events must not be read from it.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl AsFd for Watcher {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
+
+/// A watched region has changed: what was derived from its mappings must not be used any more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    event: Event,
+}
+
+impl Change {
+    /// The name of the region.
+    #[inline]
+    pub fn cookie(&self) -> u64 {
+        self.event.user_cookie_counter
+    }
+
+    /// What of the region has changed, at most: it is all of it if there was more than one change.
+    /// It always lies inside the region.
+    #[inline]
+    pub fn addresses(&self) -> Range<u64> {
+        self.event.hint_start..self.event.hint_end
+    }
+
+    /// Whether [`addresses`](Self::addresses) is that of the only change, rather than the region.
+    #[inline]
+    pub fn is_exact(&self) -> bool {
+        self.event.flags & uapi::EVENT_FLAG_HINT != 0
+    }
+
+    /// The record as the kernel wrote it.
+    #[inline]
+    pub fn event(&self) -> &Event {
+        &self.event
+    }
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Change")
+            .field("cookie", &self.cookie())
+            .field("addresses", &format_args!("{:#x?}", self.addresses()))
+            .field("is_exact", &self.is_exact())
+            .finish()
+    }
+}
+
+/// The changes up to now; see [`Watcher::changes`]. It ends after an error.
+#[derive(Debug)]
+pub struct Changes<'a> {
+    watcher: &'a mut Watcher,
+    done: bool,
+}
+
+impl Iterator for Changes<'_> {
+    type Item = io::Result<Change>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let next = self.watcher.next_change().transpose();
+        self.done = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+impl iter::FusedIterator for Changes<'_> {}
+
+/// Tells from any thread whether something may have changed; see [`Watcher::changed`].
+///
+/// When it says that nothing has, all that the reading thread did before
+/// [`Watcher::next_change`] returned `None` is visible to the asking one.
+#[derive(Clone, Debug)]
+pub struct Checker(Arc<Clock>);
+
+impl Checker {
+    /// Whether something may have changed since [`Watcher::next_change`] last returned `None`.
+    #[inline]
+    pub fn changed(&self) -> bool {
+        !self.0.seen.is(self.0.counter.get())
+    }
+}
+
+/// The counter, and how far it is known.
+#[derive(Debug)]
+struct Clock {
+    counter: Counter,
+    seen: Seen,
+}
+
+/// The value of the counter up to which all changes have been taken.
+///
+/// It is kept as one more than it is, so that the 0 that a forked child finds is none.
+#[derive(Debug)]
+struct Seen(Wiped);
+
+impl Seen {
+    fn new() -> io::Result<Self> {
+        let seen = Self(Wiped::new()?);
+        seen.set(0);
+        Ok(seen)
+    }
+
+    #[inline]
+    fn is(&self, counter: u64) -> bool {
+        // Pairs with the release in `set`: what the reader has marked as stale is seen to be.
+        self.0.word().load(Ordering::Acquire) == counter.wrapping_add(1)
+    }
+
+    fn set(&self, counter: u64) {
+        self.0
+            .word()
+            .store(counter.wrapping_add(1), Ordering::Release);
+    }
+
+    fn is_of_parent(&self) -> bool {
+        self.0.word().load(Ordering::Relaxed) == 0
+    }
+}
+
+/// Events that were read together, and not yet handed out.
+struct Batch {
+    events: Vec<Event>,
+    next: usize,
+}
+
+impl Batch {
+    /// As many events as are read with one call.
+    const SIZE: usize = 128;
+
+    fn new() -> Self {
+        Self {
+            events: Vec::with_capacity(Self::SIZE),
+            next: 0,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.next == self.events.len()
+    }
+
+    fn next(&mut self) -> Option<Event> {
+        let event = self.events.get(self.next).copied()?;
+        self.next += 1;
+        Some(event)
+    }
+
+    /// Reads more, when all were handed out.
+    fn fill(&mut self, device: &Device) -> io::Result<()> {
+        self.events.resize(Self::SIZE, Event::default());
+        let read = device.read(&mut self.events);
+        self.events.truncate(*read.as_ref().unwrap_or(&0));
+        self.next = 0;
+        match read {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            result => result.map(drop),
+        }
+    }
+
+    /// Drops what is there of a region that is not watched any more.
+    fn forget(&mut self, cookie: u64) {
+        self.events.drain(..self.next);
+        self.next = 0;
+        self.events
+            .retain(|it| it.kind != uapi::EVENT_INVAL || it.user_cookie_counter != cookie);
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.events.iter().skip(self.next))
+            .finish()
+    }
+}
