@@ -9,20 +9,20 @@ use crate::{
         self,
         Device, //
     },
+    exit,
     expect::{
         Failure,
         Outcome, //
     },
-    harness,
 };
 
 /// What a command says in its help about how it ends.
 pub const EXIT_STATUS: &str =
-    "Exit status: 0 success, 1 failure, 2 wrong usage, 77 this machine lacks what it takes.";
+    "Exit status: 0 success, 1 failure, 2 wrong usage, 4 skipped: this machine lacks what it takes.";
 
 /// Ends a command: a failure is one line on stderr.
 pub fn exit(outcome: Outcome) -> ExitCode {
-    let (code, text) = harness::encode(outcome);
+    let (code, text) = exit::encode(outcome);
     if !text.is_empty() {
         eprintln!("umn-test: {text}");
     }

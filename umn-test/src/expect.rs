@@ -142,6 +142,9 @@ impl<T> OrSkip<T> for io::Result<T> {
             Some(number) if LACKING.contains(&number) => {
                 Failure::Skipped(format!("{what}: {}", errno_name(number)))
             }
+            None if e.kind() == io::ErrorKind::PermissionDenied => {
+                Failure::Skipped(format!("{what}: {e}"))
+            }
             _ => Failure::Failed(format!(
                 "expected success, saw {} ({what}, {}:{})",
                 named(&e),

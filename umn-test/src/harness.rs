@@ -1,33 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Chooses tests, runs each in a process of its own, and counts what comes of it.
+//! Chooses tests, and runs each in a process of its own.
 
 use std::{
-    collections::BTreeMap,
     env,
     fmt::Display,
     io::{
         self,
-        IsTerminal,
-        Read,
-        Write, //
+        Read, //
     },
-    os::{
-        fd::{
-            AsRawFd,
-            FromRawFd,
-            OwnedFd, //
-        },
-        unix::process::{
-            CommandExt,
-            ExitStatusExt, //
-        },
-    },
-    panic,
+    os::unix::process::CommandExt,
     process::{
         Command,
         ExitCode,
-        ExitStatus,
         Stdio, //
     },
     sync::atomic::{
@@ -42,12 +27,16 @@ use std::{
 };
 
 use crate::{
-    device::check,
+    exit,
     expect::{
         Failure,
         Outcome, //
     },
-    process, //
+    process,
+    report::{
+        Format,
+        Report, //
+    }, //
 };
 
 /// A test.
@@ -97,89 +86,75 @@ macro_rules! table {
 }
 pub(crate) use table;
 
-/// How tests are run.
-pub struct Options {
-    /// Say how long each test took.
-    pub verbose: bool,
-    /// How long a test may take.
-    pub limit: Duration,
+/// Which tests to run.
+#[derive(clap::Args)]
+pub struct Selection {
+    /// Run only these tests: the one of that name, or else all with that in their name
+    names: Vec<String>,
+
+    /// Names are full names
+    #[arg(long)]
+    exact: bool,
+
+    /// Leave out the tests with this in their name, or with --exact of this name; may be repeated
+    #[arg(long, value_name = "NAME")]
+    skip: Vec<String>,
+
+    /// For cargo-nextest: only tests that are ignored by default, of which there are none
+    #[arg(long, hide = true)]
+    ignored: bool,
 }
 
-/// Exit status of a test's process when the test cannot run on this machine.
-const EXIT_SKIPPED: u8 = 77;
-
-/// The tests with one of these names or, where a name is none's, with that in their name.
-///
-/// Fails with the first of `names` that is in no test's name.
-pub fn select(all: &[Test], names: &[String]) -> Result<Vec<Test>, String> {
-    if names.is_empty() {
-        return Ok(all.to_vec());
-    }
-    let mut chosen = BTreeMap::new();
-    for name in names {
-        let exact = all.iter().any(|test| test.name == name);
-        let mut found = false;
-        for (index, test) in all.iter().enumerate() {
-            if test.name == name || (!exact && test.name.contains(name.as_str())) {
-                chosen.insert(index, *test);
-                found = true;
-            }
-        }
-        if !found {
+impl Selection {
+    /// The chosen ones of all tests, in their order.
+    ///
+    /// Fails with the first name that is in no test's name.
+    pub fn of(&self, all: &[Test]) -> Result<Vec<Test>, String> {
+        let is_meant = |name: &String, test: &Test| {
+            let exact = self.exact || all.iter().any(|test| test.name == name);
+            test.name == name || (!exact && test.name.contains(name.as_str()))
+        };
+        let is_skipped = |test: &Test| {
+            self.skip
+                .iter()
+                .any(|name| test.name == name || (!self.exact && test.name.contains(name.as_str())))
+        };
+        let is_none = |name: &&String| !all.iter().any(|test| is_meant(name, test));
+        if let Some(name) = self.names.iter().find(is_none) {
             return Err(name.clone());
         }
+        let is_chosen = |test: &&Test| {
+            let named = self.names.is_empty() || self.names.iter().any(|name| is_meant(name, test));
+            named && !is_skipped(test) && !self.ignored
+        };
+        Ok(all.iter().filter(is_chosen).copied().collect())
     }
-    Ok(chosen.into_values().collect())
 }
 
 /// Prints the names of tests and what they show.
-pub fn list(tests: &[Test]) {
+pub fn list(tests: &[Test], format: Format) {
+    if format == Format::Terse {
+        // This is what libtest prints, and cargo-nextest reads.
+        for test in tests {
+            println!("{}: test", test.name);
+        }
+        return;
+    }
     let width = tests.iter().map(|test| test.name.len()).max().unwrap_or(0);
     for test in tests {
         println!("{:width$}  {}", test.name, test.about);
     }
 }
 
-/// Runs tests one after the other. The last line it prints has the numbers.
-pub fn run(tests: &[Test], options: &Options) -> ExitCode {
-    let colours = io::stdout().is_terminal();
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    let began = Instant::now();
+/// Runs tests one after the other, for `limit` at the most each.
+pub fn run(tests: &[Test], limit: Duration, mut report: Report) -> ExitCode {
     for test in tests {
         let started = Instant::now();
-        let result = run_apart(test, options.limit)
+        let result = run_apart(test, limit)
             .unwrap_or_else(|error| Err(Failure::new("starting the test", "success", error)));
-        let (word, colour, detail) = match result {
-            Ok(note) => {
-                passed += 1;
-                let separator = if note.is_empty() { "" } else { ": " };
-                ("ok", 32, format!("{separator}{note}"))
-            }
-            Err(Failure::Failed(why)) => {
-                failed += 1;
-                ("FAIL", 31, format!(": {why}"))
-            }
-            Err(Failure::Skipped(why)) => {
-                skipped += 1;
-                ("SKIP", 33, format!(": {why}"))
-            }
-        };
-        let time = if options.verbose {
-            format!(" [{} ms]", started.elapsed().as_millis())
-        } else {
-            String::new()
-        };
-        if colours {
-            println!("\x1b[{colour}m{word}\x1b[m {}{detail}{time}", test.name);
-        } else {
-            println!("{word} {}{detail}{time}", test.name);
-        }
+        report.add(test.name, result, started.elapsed());
     }
-    if options.verbose {
-        println!("{:.1} s", began.elapsed().as_secs_f64());
-    }
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
-    ExitCode::from(u8::from(failed > 0))
+    report.end()
 }
 
 /// Runs a test in a process group of its own, which is killed when the time is over or the test is.
@@ -200,7 +175,7 @@ fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
         stdout.read_to_string(&mut report).map(|_| report)
     });
 
-    let in_time = wait_for_exit(group, limit)?;
+    let in_time = process::wait_for_exit(group, limit)?;
     // The test's own children go too, so that the pipe ends. A zombie still holds the number.
     // SAFETY: Only affects the process group that was made above.
     unsafe { libc::kill(-group, libc::SIGKILL) };
@@ -208,7 +183,7 @@ fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
     let report = report.join().expect("the reader does not panic")?;
     if in_time {
         let report = report.trim_end();
-        Ok(judge(status, report).map(|()| report.to_string()))
+        Ok(exit::judge(status, report).map(|()| report.to_string()))
     } else {
         Ok(Err(Failure::Failed(format!(
             "expected an end, saw none within {} s; killed",
@@ -217,66 +192,11 @@ fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
     }
 }
 
-/// Waits until a child has ended, but does not reap it; returns whether it did in time.
-pub fn wait_for_exit(pid: i32, limit: Duration) -> io::Result<bool> {
-    // SAFETY: The call takes no pointer.
-    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })? as i32;
-    // SAFETY: The file was just opened and is nobody else's.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut poll = libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: `poll` is one valid `pollfd`.
-    let ready = check(unsafe { libc::poll(&mut poll, 1, limit.as_millis() as i32) })?;
-    Ok(ready == 1)
-}
-
-/// The outcome of a process that ended with `status`, after it wrote `report`.
-pub fn judge(status: ExitStatus, report: &str) -> Outcome {
-    match status.code() {
-        Some(0) => Ok(()),
-        Some(code) if code == i32::from(EXIT_SKIPPED) => Err(Failure::Skipped(report.into())),
-        Some(1) => Err(Failure::Failed(report.into())),
-        _ => Err(Failure::Failed(match status.signal() {
-            Some(signal) => format!("expected an orderly end, saw death by signal {signal}"),
-            None => format!("expected an orderly end, saw {status}"),
-        })),
-    }
-}
-
 /// Runs a test in this process.
 pub fn run_here(test: &Test) -> ExitCode {
     // Where that is not possible, there is no balancing either.
     let _ = process::balance_numa(false);
-    finish(catch(test.run))
-}
-
-/// Makes a panic a failure.
-pub fn catch(run: impl FnOnce() -> Outcome) -> Outcome {
-    panic::catch_unwind(panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
-        Err(Failure::Failed(
-            "expected an orderly end, saw a panic".into(),
-        ))
-    })
-}
-
-/// Tells an outcome to the process that waits for this one: by the exit status and on stdout.
-pub fn finish(outcome: Outcome) -> ExitCode {
-    let (code, text) = encode(outcome);
-    // A test that changes what stdout is has no use for the line either.
-    let _ = io::stdout().write_all(text.as_bytes());
-    ExitCode::from(code)
-}
-
-/// An outcome as an exit status and a text.
-pub fn encode(outcome: Outcome) -> (u8, String) {
-    match outcome {
-        Ok(()) => (0, String::new()),
-        Err(Failure::Failed(why)) => (1, why),
-        Err(Failure::Skipped(why)) => (EXIT_SKIPPED, why),
-    }
+    exit::finish(exit::catch(test.run))
 }
 
 #[cfg(test)]
@@ -304,28 +224,29 @@ mod tests {
             run: || Ok(()),
         };
         let all = [test("read"), test("read_twice"), test("poll")];
-        let select = |wanted: &[&str]| {
-            let wanted: Vec<String> = wanted.iter().map(|name| name.to_string()).collect();
-            select(&all, &wanted).map(|chosen| names(&chosen))
+        let strings = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+        let select_with = |exact, wanted, skip| {
+            let selection = Selection {
+                names: strings(wanted),
+                exact,
+                skip: strings(skip),
+                ignored: false,
+            };
+            selection.of(&all).map(|chosen| names(&chosen))
         };
+        let select = |wanted| select_with(false, wanted, &[]);
         assert_eq!(select(&[]), Ok(vec!["read", "read_twice", "poll"]));
         assert_eq!(select(&["read"]), Ok(vec!["read"]));
         assert_eq!(select(&["rea"]), Ok(vec!["read", "read_twice"]));
         assert_eq!(select(&["poll", "twice"]), Ok(vec!["read_twice", "poll"]));
         assert_eq!(select(&["poll", "no"]), Err("no".to_string()));
-    }
-
-    #[test]
-    fn a_process_tells_its_outcome() {
-        for outcome in [
-            Ok(()),
-            Err(Failure::Failed("f".into())),
-            Err(Failure::Skipped("s".into())),
-        ] {
-            let shown = format!("{outcome:?}");
-            let (code, text) = encode(outcome);
-            let status = ExitStatus::from_raw(i32::from(code) << 8);
-            assert_eq!(format!("{:?}", judge(status, &text)), shown);
-        }
+        assert_eq!(select_with(true, &["read"], &[]), Ok(vec!["read"]));
+        assert_eq!(select_with(true, &["rea"], &[]), Err("rea".to_string()));
+        assert_eq!(select_with(false, &[], &["read"]), Ok(vec!["poll"]));
+        assert_eq!(
+            select_with(true, &[], &["read"]),
+            Ok(vec!["read_twice", "poll"])
+        );
+        assert_eq!(select_with(false, &["rea"], &["twice"]), Ok(vec!["read"]));
     }
 }

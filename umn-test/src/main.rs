@@ -9,6 +9,7 @@ mod command;
 #[cfg(target_pointer_width = "64")] // as the crate io-uring is
 mod demo;
 mod device;
+mod exit;
 mod expect;
 #[cfg(target_pointer_width = "64")]
 mod hammer;
@@ -18,11 +19,14 @@ mod mem;
 mod model;
 mod module;
 mod process;
+mod report;
+mod system;
 mod tests;
 mod userfault;
 mod watch;
 
 use std::{
+    env,
     process::ExitCode,
     time::Duration, //
 };
@@ -33,26 +37,43 @@ use clap::{
 };
 use ummunotify::uapi;
 
+use crate::{
+    harness::Selection,
+    report::{
+        Format,
+        Report, //
+    }, //
+};
+
 /// Tests, demonstration and event viewer for /dev/ummunotify.
 ///
-/// Without a command it runs the self-tests, each in a process of its own. The exit status is 0
-/// where none failed. A test that needs something this machine lacks is skipped, with the reason.
+/// Without a command it runs the self-tests, each in a process of its own. A test that needs
+/// something this machine lacks is skipped, with the reason.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version, args_conflicts_with_subcommands = true, after_help = EXIT_STATUS)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// Run only these tests: the one of that name, or else all with that in their name
-    names: Vec<String>,
+    #[command(flatten)]
+    selection: Selection,
 
     /// List the tests instead of running them
     #[arg(short, long)]
     list: bool,
 
-    /// Say how long each test took
+    /// How to print the results
+    #[arg(long, value_enum, default_value_t = Format::Tap)]
+    format: Format,
+
+    /// Print how long each test took
     #[arg(short, long)]
     verbose: bool,
+
+    /// Allow what changes settings of the whole machine, or unloads the module; they are restored.
+    /// UMN_SYSTEM=1 in the environment does the same
+    #[arg(long, global = true)]
+    system: bool,
 
     /// Seconds a test may take
     #[arg(long, default_value_t = 60)]
@@ -61,6 +82,10 @@ struct Cli {
     /// Have the tests that repeat something do so this often, rather than as often as each does
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     rounds: u64,
+
+    /// For cargo-nextest: what a test prints is always part of its result
+    #[arg(long, hide = true)]
+    nocapture: bool,
 
     /// Run one test in this very process
     #[arg(long, hide = true, value_name = "NAME")]
@@ -84,8 +109,18 @@ enum Command {
     Watch(watch::Args),
 }
 
+/// How a run of the tests ends.
+const EXIT_STATUS: &str =
+    "Exit status: 0 no test failed, 1 a test failed, 2 wrong usage, 4 all tests were skipped.";
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.system {
+        env::set_var(system::VARIABLE, "1");
+    }
+    if env::var_os(system::VARIABLE).is_some_and(|value| value == "1") {
+        system::allow_changes();
+    }
     if let Some(command) = cli.command {
         return match command {
             #[cfg(target_pointer_width = "64")]
@@ -100,29 +135,26 @@ fn main() -> ExitCode {
         };
     }
     if let Some([name, argument]) = cli.executed.as_deref() {
-        return harness::finish(tests::fork::executed(name, argument));
+        return exit::finish(tests::fork::executed(name, argument));
     }
 
     harness::set_rounds(cli.rounds);
     let all = tests::all();
-    let names = cli.in_this_process.as_ref().map(std::slice::from_ref);
-    let chosen = match harness::select(&all, names.unwrap_or(&cli.names)) {
+    if let Some(name) = cli.in_this_process {
+        let test = all.iter().find(|test| test.name == name);
+        return harness::run_here(test.expect("the name is one of a test"));
+    }
+    let chosen = match cli.selection.of(&all) {
         Ok(chosen) => chosen,
         Err(name) => {
-            eprintln!("umn-test: no test has '{name}' in its name; --list shows what there is");
+            eprintln!("umn-test: no test has '{name}' in its name; --list shows all names");
             return ExitCode::from(2);
         }
     };
     if cli.list {
-        harness::list(&chosen);
-        ExitCode::SUCCESS
-    } else if cli.in_this_process.is_some() {
-        harness::run_here(&chosen[0])
-    } else {
-        let options = harness::Options {
-            verbose: cli.verbose,
-            limit: Duration::from_secs(cli.limit.into()),
-        };
-        harness::run(&chosen, &options)
+        harness::list(&chosen, cli.format);
+        return ExitCode::SUCCESS;
     }
+    let report = Report::new(cli.format, cli.verbose, chosen.len());
+    harness::run(&chosen, Duration::from_secs(cli.limit.into()), report)
 }

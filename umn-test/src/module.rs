@@ -25,7 +25,8 @@ use crate::{
         OrSkip,
         Outcome, //
     },
-    process, //
+    process,
+    system, //
 };
 
 /// The module as a file, from which it can be loaded.
@@ -46,6 +47,7 @@ impl Module {
 
     /// Loads it, which is one system call.
     pub fn insert(&self, parameters: &CStr) -> io::Result<()> {
+        system::may_change()?;
         // SAFETY: `parameters` is a C string.
         check(unsafe {
             let fd = self.file.as_raw_fd();
@@ -66,6 +68,7 @@ impl Module {
 
     /// Unloads it. Does not wait until nobody uses it any more.
     pub fn remove() -> io::Result<()> {
+        system::may_change()?;
         // SAFETY: The name is a C string.
         check(unsafe {
             libc::syscall(

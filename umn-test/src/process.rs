@@ -24,10 +24,6 @@ use std::{
             process::ExitStatusExt, //
         },
     },
-    path::{
-        Path,
-        PathBuf, //
-    },
     process::ExitStatus,
     ptr,
     sync::atomic::{
@@ -43,12 +39,12 @@ use std::{
 
 use crate::{
     device::check,
+    exit,
     expect::{
         self,
         Failure,
         Outcome, //
     },
-    harness,
 };
 
 /// A line between two processes, to wait for each other and to pass files.
@@ -178,7 +174,7 @@ impl Child {
                 // On stdout it is where a program expects it that the child may execute.
                 // SAFETY: The call takes no pointer.
                 unsafe { libc::dup2(its_report.as_raw_fd(), libc::STDOUT_FILENO) };
-                let (code, text) = harness::encode(harness::catch(|| body(&its_line)));
+                let (code, text) = exit::encode(exit::catch(|| body(&its_line)));
                 let _ = (&its_report).write_all(text.as_bytes());
                 // SAFETY: Ends the process, without the parent's exit handlers.
                 unsafe { libc::_exit(code.into()) }
@@ -238,7 +234,7 @@ impl Child {
         } else {
             status
         };
-        harness::judge(ExitStatus::from_raw(status), &text)
+        exit::judge(ExitStatus::from_raw(status), &text)
     }
 
     /// Waits for the child to end, but leaves it to be reaped; returns `si_code` and `si_status`.
@@ -307,6 +303,22 @@ pub fn in_vfork_child<F: FnOnce() -> Outcome>(body: F) -> Outcome {
     check(unsafe { libc::waitpid(pid, &mut status, 0) })?;
     expect::same("exit status of the vfork child", status, 0)?;
     call.1
+}
+
+/// Waits until a child has ended, but does not reap it; returns whether it did in time.
+pub fn wait_for_exit(pid: i32, limit: Duration) -> io::Result<bool> {
+    // SAFETY: The call takes no pointer.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })? as i32;
+    // SAFETY: The file was just opened and is nobody else's.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: `poll` is one valid `pollfd`.
+    let ready = check(unsafe { libc::poll(&mut poll, 1, limit.as_millis() as i32) })?;
+    Ok(ready == 1)
 }
 
 /// Where a thread says which it is.
@@ -438,80 +450,6 @@ pub fn caught() -> Caught {
 pub fn signal_thread(tid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: The call takes no pointer.
     check(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) }).map(drop)
-}
-
-/// A memory cgroup of its own, removed when dropped.
-pub struct Cgroup(PathBuf);
-
-impl Cgroup {
-    /// Makes one.
-    pub fn new(name: &str) -> io::Result<Self> {
-        let root = Path::new("/sys/fs/cgroup");
-        fs::write(root.join("cgroup.subtree_control"), "+memory")?;
-        let path = root.join(format!("umn-test-{name}-{}", std::process::id()));
-        fs::create_dir(&path)?;
-        Ok(Self(path))
-    }
-
-    /// Moves the calling process into it.
-    pub fn enter(&self) -> io::Result<()> {
-        self.write("cgroup.procs", "0")
-    }
-
-    /// Writes one of its files.
-    pub fn write(&self, file: &str, text: &str) -> io::Result<()> {
-        fs::write(self.0.join(file), text)
-    }
-
-    /// Reads one of its files.
-    pub fn read(&self, file: &str) -> io::Result<String> {
-        fs::read_to_string(self.0.join(file))
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // It takes a moment until a process that has ended does not count any more.
-        eventually(|| fs::remove_dir(&self.0).is_ok());
-    }
-}
-
-/// A setting of the kernel, put back when dropped.
-pub struct Setting {
-    path: PathBuf,
-    before: String,
-}
-
-impl Setting {
-    /// Changes several settings of a directory.
-    pub fn change_all(directory: &str, values: &[(&str, &str)]) -> io::Result<Vec<Self>> {
-        values
-            .iter()
-            .map(|(name, value)| Self::change(Path::new(directory).join(name), value))
-            .collect()
-    }
-
-    /// Changes the setting that is a file.
-    pub fn change(path: impl Into<PathBuf>, value: &str) -> io::Result<Self> {
-        let path = path.into();
-        let before = fs::read_to_string(&path)?;
-        // Of a choice the chosen one is in brackets.
-        let before = match before
-            .split_once('[')
-            .and_then(|(_, rest)| rest.split_once(']'))
-        {
-            Some((chosen, _)) => chosen.to_string(),
-            None => before,
-        };
-        fs::write(&path, value)?;
-        Ok(Self { path, before })
-    }
-}
-
-impl Drop for Setting {
-    fn drop(&mut self) {
-        let _ = fs::write(&self.path, self.before.trim_end());
-    }
 }
 
 /// Keeps NUMA balancing away from the memory of this thread and of those it starts, or lets it.

@@ -35,7 +35,7 @@ use crate::{
         self,
         PAGE, //
     },
-    process::Cgroup,
+    system::Cgroup,
     uapi::{
         self,
         Event,

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     command,
     expect::Outcome,
-    process::Cgroup,
+    system::Cgroup,
     userfault::{
         UserFault,
         MODE_MISSING, //

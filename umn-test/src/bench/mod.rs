@@ -31,7 +31,7 @@ use crate::{
         Failure,
         Outcome, //
     },
-    process::Setting,
+    system::Setting,
 };
 use figures::Figures;
 

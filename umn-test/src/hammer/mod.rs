@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Calls of all kinds from hostile callers, all at once, with processes killed among them and the
+//! A stress test: calls of all kinds from hostile callers, all at once, with processes killed among them and the
 //! module unloaded and loaded in between.
 //!
 //! - [`calls`]: which calls are made, and what may come of each. This is the file to read.
@@ -61,13 +61,20 @@ use crate::{
         Guarded, //
     },
     module::Module,
-    process::{
-        Cgroup,
-        Child, //
+    process::Child,
+    report::{
+        Format,
+        Report, //
+    },
+    system::{
+        self,
+        Cgroup, //
     },
 };
 
-/// Make calls of all kinds with arguments of all kinds, to see whether any does harm.
+/// Stress test: makes calls of all kinds with arguments of all kinds, to see whether any does harm.
+///
+/// The result is printed to standard output, statistics to standard error.
 ///
 /// Processes of several threads open the device, and use it in ways that it is for and in ways that
 /// it is not for, while their memory changes, while files are closed, inherited, executed with and
@@ -97,7 +104,12 @@ pub struct Args {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=MOST_WORKERS as i64))]
     processes: u8,
 
-    /// Unload the module and load it again, from this file; without one from $UMN_MODULE
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t = Format::Tap)]
+    format: Format,
+
+    /// Unload the module and load it again, from this file; without one from $UMN_MODULE. Allows
+    /// what --system allows
     #[arg(long, num_args = 0..=1, value_name = "MODULE")]
     reload: Option<Option<OsString>>,
 
@@ -110,7 +122,13 @@ pub struct Args {
 pub fn run(args: &Args) -> ExitCode {
     match args.executed {
         Some(seed) => worker::executed(seed),
-        None => command::exit(hammer(args)),
+        None => {
+            let mut report = Report::new(args.format, false, 1);
+            let began = Instant::now();
+            let outcome = hammer(args);
+            report.add("hammer", outcome.map(|()| String::new()), began.elapsed());
+            report.end()
+        }
     }
 }
 
@@ -128,12 +146,15 @@ const BROKEN: &[i32] = &[
 ];
 
 fn hammer(args: &Args) -> Outcome {
+    if args.reload.is_some() {
+        system::allow_changes();
+    }
     drop(command::open_device()?);
     let seed = args.seed.unwrap_or_else(|| {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         now.map_or(0, |time| time.as_nanos() as u64 % 1_000_000_007)
     });
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let file = Tally::create().map_err(failed("making shared memory"))?;
     tally::place_at(&file, TALLY_FD)?;
     let tally = Tally::map(&file)?;
@@ -168,14 +189,14 @@ fn hammer(args: &Args) -> Outcome {
     reloader.map_or(Ok(()), |reloader| reloader.stop(tally))?;
 
     tally.print();
-    println!("{} calls in {} rounds", tally.calls(), figures.rounds);
-    println!(
+    eprintln!("{} calls in {} rounds", tally.calls(), figures.rounds);
+    eprintln!(
         "processes: {} started; {} ended, {} were killed",
         figures.started, figures.ended, figures.killed
     );
-    println!("and {} children that they left", figures.orphans);
+    eprintln!("and {} children that they left", figures.orphans);
     if args.reload.is_some() {
-        println!(
+        eprintln!(
             "module: unloaded and loaded {} times, refused {} times",
             tally.unloads(),
             tally.refusals()

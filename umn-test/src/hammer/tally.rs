@@ -152,7 +152,7 @@ impl Tally {
 
     /// Prints a line for each kind of call.
     pub fn print(&self) {
-        println!("{:14}{:>9}{:>10}  errors", "call", "calls", "succeeded");
+        eprintln!("{:14}{:>9}{:>10}  errors", "call", "calls", "succeeded");
         for (call, row) in CALLS.iter().zip(&self.rows) {
             let successes = row.successes.load(Ordering::Relaxed);
             let errors: Vec<_> = (0..ERRORS)
@@ -164,7 +164,7 @@ impl Tally {
                 .into_iter()
                 .map(|(number, count)| format!("{} {count}", errno_name(number as i32)))
                 .collect();
-            println!(
+            eprintln!(
                 "{:14}{calls:>9}{successes:>10}  {}",
                 call.name,
                 errors.join(", ")

@@ -33,9 +33,9 @@ use crate::{
     process::{
         catch_signal,
         drop_privilege,
-        signal_thread,
-        Cgroup, //
+        signal_thread, //
     },
+    system::Cgroup,
 };
 
 /// What a worker is to do.

@@ -93,14 +93,14 @@ impl Figures {
 
     /// Prints a table of the operations, and what they did.
     pub fn print(&self) {
-        println!(
+        eprintln!(
             "{:16}{:>10}{:>15}{:>26}",
             "operation", "done", "invalidations", "events without a change"
         );
         for what in What::value_variants() {
             let name = what.to_possible_value().expect("none is hidden");
             let of = |counts: &[AtomicU64; KINDS]| get(&counts[*what as usize]);
-            println!(
+            eprintln!(
                 "{:16}{:>10}{:>15}{:>26}",
                 name.get_name(),
                 of(&self.ops),

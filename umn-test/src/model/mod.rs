@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Random sequences of everything that can be done, against an oracle that knows what must follow.
+//! A property-based test: random sequences of everything that can be done, against an oracle that
+//! knows what must follow.
 
 mod calls;
 mod concurrent;
@@ -39,15 +40,21 @@ use crate::{
         Failure,
         Outcome, //
     },
-    harness,
     process::{
         self,
-        Child,
-        Setting, //
+        Child, //
     },
+    report::{
+        Format,
+        Report, //
+    },
+    system::Setting,
 };
 
-/// Do things at random, and compare what the device tells with what it must tell.
+/// Property-based test: does things at random, and compares what the device reports with what it
+/// must report.
+///
+/// Results are printed to standard output, progress and statistics to standard error.
 ///
 /// One thread does one operation after the other: it registers and unregisters regions, reads in
 /// all ways, and changes mappings in all ways that the kernel has, by itself and from another
@@ -103,6 +110,10 @@ pub struct Args {
     #[arg(long, default_value_t = 60)]
     limit: u64,
 
+    /// How to print the results
+    #[arg(long, value_enum, default_value_t = Format::Tap)]
+    format: Format,
+
     /// Print what was done how often
     #[arg(short, long)]
     verbose: bool,
@@ -142,7 +153,10 @@ pub fn run(args: &Args) -> ExitCode {
         Some(wanted) => *mode == wanted,
         None => !alone || *mode == Mode::Exact,
     });
-    let outcomes = wanted.map(|(name, mode, run)| {
+    let wanted: Vec<_> = wanted.collect();
+    let mut report = Report::new(args.format, args.verbose, wanted.len());
+    for (name, mode, run) in wanted {
+        let began = Instant::now();
         let outcome = Figures::shared()
             .map_err(Failure::from)
             .and_then(|figures| {
@@ -150,16 +164,16 @@ pub fn run(args: &Args) -> ExitCode {
                     args,
                     figures,
                     seed,
-                    began: Instant::now(),
+                    began,
                 };
-                println!("{name}: seed {seed}");
+                eprintln!("{name}: seed {seed}");
                 let outcome = run(&model);
                 model.report(mode, &outcome);
                 outcome
             });
-        (name, outcome)
-    });
-    conclude(&outcomes.collect::<Vec<_>>())
+        report.add(name, outcome.map(|()| String::new()), began.elapsed());
+    }
+    report.end()
 }
 
 /// Keeps the kernel from changing mappings by itself, as far as it can be kept.
@@ -210,7 +224,7 @@ impl Model<'_> {
             let Err(Failure::Failed(why)) = outcome else {
                 return outcome;
             };
-            println!("failed after {} operations: {why}", get(&self.figures.done));
+            eprintln!("failed after {} operations: {why}", get(&self.figures.done));
             self.one(&sequences, get(&self.figures.current))?;
             Err(Failure::Failed(format!(
                 "{why}; but the sequence alone does not fail"
@@ -241,7 +255,7 @@ impl Model<'_> {
             next += BATCH;
             if said.elapsed() >= PROGRESS {
                 said = Instant::now();
-                println!(
+                eprintln!(
                     "{} operations, {} s",
                     get(&self.figures.done),
                     self.began.elapsed().as_secs()
@@ -254,7 +268,7 @@ impl Model<'_> {
     /// Runs the sequence of a number, and makes it shorter if it fails.
     fn one(&self, sequences: &Sequences, number: u64) -> Outcome {
         let mut tree = sequences.tree(number);
-        println!(
+        eprintln!(
             "sequence {number} of seed {}: {}",
             self.seed,
             tree.current()
@@ -288,7 +302,7 @@ impl Model<'_> {
                 (shortest, outcome) = (now, Err(failure));
             }
         }
-        println!(
+        eprintln!(
             "{} operations are enough: --replay '{shortest}'",
             shortest.ops.len()
         );
@@ -311,7 +325,7 @@ impl Model<'_> {
         let figures = self.figures;
         let child = Child::fork(|_| body(figures))?;
         let mut done = get(&figures.done);
-        while !harness::wait_for_exit(child.pid(), Duration::from_secs(self.args.limit))? {
+        while !process::wait_for_exit(child.pid(), Duration::from_secs(self.args.limit))? {
             let now = get(&figures.done);
             if now == done {
                 return Err(Failure::new("the process", "it to go on", "it hang"));
@@ -326,7 +340,7 @@ impl Model<'_> {
         if self.args.verbose {
             figures.print();
         }
-        println!(
+        eprintln!(
             "{} operations in {:.1} s; {} events and {} LAST",
             get(&figures.done),
             self.began.elapsed().as_secs_f64(),
@@ -334,7 +348,7 @@ impl Model<'_> {
             get(&figures.lasts),
         );
         if mode == Mode::Exact {
-            println!(
+            eprintln!(
                 "counters moved {} times; events: {} of a region with a page that was lost, {} of \
                  another that the call reached, {} of one beyond the arena; {} pages lost unasked",
                 figures.invalidations(),
@@ -349,33 +363,10 @@ impl Model<'_> {
                 Mode::Exact => ", 0 unexplained",
                 Mode::Concurrent => "",
             };
-            println!(
+            eprintln!(
                 "{} times that something had to be told: 0 missed{unexplained}",
                 get(&figures.claims)
             );
         }
     }
-}
-
-/// Prints outcomes as those of tests are printed.
-fn conclude(outcomes: &[(&str, Outcome)]) -> ExitCode {
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    for (name, outcome) in outcomes {
-        match outcome {
-            Ok(()) => {
-                passed += 1;
-                println!("ok {name}");
-            }
-            Err(Failure::Failed(why)) => {
-                failed += 1;
-                println!("FAIL {name}: {why}");
-            }
-            Err(Failure::Skipped(why)) => {
-                skipped += 1;
-                println!("SKIP {name}: {why}");
-            }
-        }
-    }
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
-    ExitCode::from(u8::from(failed > 0))
 }

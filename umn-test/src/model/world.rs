@@ -44,10 +44,8 @@ use crate::{
         HUGE,
         PAGE, //
     },
-    process::{
-        Child,
-        Setting, //
-    },
+    process::Child,
+    system::Setting,
 };
 
 /// More invalidations than anything raises.

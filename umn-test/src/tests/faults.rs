@@ -46,6 +46,7 @@ use crate::{
         Module,
         Unloaded, //
     },
+    system, //
 };
 
 table! {
@@ -184,6 +185,7 @@ fn fail_nth() -> io::Result<File> {
 }
 
 fn mount_debugfs() -> io::Result<()> {
+    system::may_change()?;
     let at = CString::new(DEBUGFS)?;
     let kind = c"debugfs".as_ptr();
     // SAFETY: All are C strings, or null where they may be.

@@ -63,11 +63,13 @@ mod prelude {
         },
         process::{
             self,
-            Cgroup,
             Child,
             Line,
-            Setting,
             Tid, //
+        },
+        system::{
+            Cgroup,
+            Setting, //
         },
         uapi::{
             Event,

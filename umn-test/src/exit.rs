@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a process tells an outcome to the one that waits for it: an exit status, and a text on
+//! standard output.
+
+use std::{
+    env,
+    io::{
+        self,
+        Write, //
+    },
+    os::unix::process::ExitStatusExt,
+    panic,
+    process::{
+        ExitCode,
+        ExitStatus, //
+    }, //
+};
+
+use crate::expect::{
+    Failure,
+    Outcome, //
+};
+
+/// Exit status where something cannot run on this machine, as kselftest has it.
+const SKIPPED: u8 = 4;
+
+/// The exit status of a run in which everything was skipped.
+///
+/// cargo-nextest, which sets this variable, takes each status other than 0 for a failure.
+pub fn skipped() -> ExitCode {
+    match env::var_os("NEXTEST") {
+        Some(_) => ExitCode::SUCCESS,
+        None => SKIPPED.into(),
+    }
+}
+
+/// The outcome of a process that ended with `status`, after it wrote `text`.
+pub fn judge(status: ExitStatus, text: &str) -> Outcome {
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(1) => Err(Failure::Failed(text.into())),
+        Some(code) if code == i32::from(SKIPPED) => Err(Failure::Skipped(text.into())),
+        _ => Err(Failure::Failed(match status.signal() {
+            Some(signal) => format!("expected an orderly end, saw death by signal {signal}"),
+            None => format!("expected an orderly end, saw {status}"),
+        })),
+    }
+}
+
+/// An outcome as an exit status and a text.
+pub fn encode(outcome: Outcome) -> (u8, String) {
+    match outcome {
+        Ok(()) => (0, String::new()),
+        Err(Failure::Failed(why)) => (1, why),
+        Err(Failure::Skipped(why)) => (SKIPPED, why),
+    }
+}
+
+/// Makes a panic a failure.
+pub fn catch(run: impl FnOnce() -> Outcome) -> Outcome {
+    panic::catch_unwind(panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        Err(Failure::Failed(
+            "expected an orderly end, saw a panic".into(),
+        ))
+    })
+}
+
+/// Tells an outcome to the process that waits for this one.
+pub fn finish(outcome: Outcome) -> ExitCode {
+    let (code, text) = encode(outcome);
+    // A test that changes what stdout is has no use for the text either.
+    let _ = io::stdout().write_all(text.as_bytes());
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_tells_its_outcome() {
+        for outcome in [
+            Ok(()),
+            Err(Failure::Failed("f".into())),
+            Err(Failure::Skipped("s".into())),
+        ] {
+            let shown = format!("{outcome:?}");
+            let (code, text) = encode(outcome);
+            let status = ExitStatus::from_raw(i32::from(code) << 8);
+            assert_eq!(format!("{:?}", judge(status, &text)), shown);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What belongs to the whole machine: settings of the kernel, and control groups.
+//!
+//! A test may change it only where the user has allowed that, so that everything else can be run on
+//! a machine that is in use.
+
+use std::{
+    fs,
+    io,
+    path::{
+        Path,
+        PathBuf, //
+    },
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    }, //
+};
+
+use crate::process::eventually;
+
+/// Whether the machine may be changed.
+static ALLOWED: AtomicBool = AtomicBool::new(false);
+
+/// The environment variable that allows it, to this process and its children.
+pub const VARIABLE: &str = "UMN_SYSTEM";
+
+/// Allows changes to the machine from now on.
+pub fn allow_changes() {
+    ALLOWED.store(true, Ordering::Relaxed);
+}
+
+/// Fails with `PermissionDenied` unless the machine may be changed.
+///
+/// To be asked by whatever is about to change something that other programs would notice.
+pub fn may_change() -> io::Result<()> {
+    if ALLOWED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        "changes the machine, which needs --system",
+    ))
+}
+
+/// A memory cgroup of its own, removed when dropped.
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Makes one.
+    pub fn new(name: &str) -> io::Result<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let control = root.join("cgroup.subtree_control");
+        if !fs::read_to_string(&control)?
+            .split_whitespace()
+            .any(|controller| controller == "memory")
+        {
+            may_change()?;
+            fs::write(control, "+memory")?;
+        }
+        let path = root.join(format!("umn-test-{name}-{}", std::process::id()));
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    /// Moves the calling process into it.
+    pub fn enter(&self) -> io::Result<()> {
+        self.write("cgroup.procs", "0")
+    }
+
+    /// Writes one of its files.
+    pub fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        fs::write(self.0.join(file), text)
+    }
+
+    /// Reads one of its files.
+    pub fn read(&self, file: &str) -> io::Result<String> {
+        fs::read_to_string(self.0.join(file))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // It takes a moment until a process that has ended does not count any more.
+        eventually(|| fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+/// A setting of the kernel, put back when dropped.
+pub struct Setting {
+    path: PathBuf,
+    before: String,
+}
+
+impl Setting {
+    /// Changes several settings of a directory.
+    pub fn change_all(directory: &str, values: &[(&str, &str)]) -> io::Result<Vec<Self>> {
+        values
+            .iter()
+            .map(|(name, value)| Self::change(Path::new(directory).join(name), value))
+            .collect()
+    }
+
+    /// Changes the setting that is a file.
+    ///
+    /// Fails with `PermissionDenied` where the machine must not be changed.
+    pub fn change(path: impl Into<PathBuf>, value: &str) -> io::Result<Self> {
+        let path = path.into();
+        let before = fs::read_to_string(&path)?;
+        // Of a choice the chosen one is in brackets.
+        let before = match before
+            .split_once('[')
+            .and_then(|(_, rest)| rest.split_once(']'))
+        {
+            Some((chosen, _)) => chosen.to_string(),
+            None => before,
+        };
+        may_change()?;
+        fs::write(&path, value)?;
+        Ok(Self { path, before })
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = fs::write(&self.path, self.before.trim_end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_stays_as_it_is_until_changes_are_allowed() {
+        let path = std::env::temp_dir().join(format!("umn-test-setting-{}", std::process::id()));
+        let content = || fs::read_to_string(&path).expect("the file is there");
+        fs::write(&path, "always [madvise] never\n").expect("the file can be made");
+        let refused = Setting::change(&path, "never").err();
+        assert_eq!(
+            refused.map(|error| error.kind()),
+            Some(io::ErrorKind::PermissionDenied)
+        );
+        assert_eq!(content(), "always [madvise] never\n");
+        allow_changes();
+        let setting = Setting::change(&path, "never").expect("it is allowed");
+        assert_eq!(content(), "never");
+        drop(setting);
+        assert_eq!(content(), "madvise");
+        fs::remove_file(&path).expect("the file is there");
+    }
+}
