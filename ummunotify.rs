@@ -38,6 +38,14 @@ module! {
     },
 }
 
+/// The version, as `modinfo` shows it; the macro [`module!`] has no field for it.
+///
+/// What is built into the kernel has the kernel's version.
+#[cfg(MODULE)]
+#[link_section = ".modinfo"]
+#[used]
+static VERSION: [u8; 14] = *b"version=1.0.0\0";
+
 /// The loaded module.
 #[pin_data]
 struct Ummunotify {
