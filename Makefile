@@ -28,6 +28,10 @@ quick:
 bench:
 	@scripts/bench
 
+rust-analyzer:
+	@scripts/setup
+	@scripts/build rust-analyzer
+
 clean:
 	rm -rf build
 
@@ -39,6 +43,7 @@ help:
 	@echo "make check            all tests and checks"
 	@echo "make quick            those that together take less than two minutes, for use while editing"
 	@echo "make bench            count what each operation costs; fail where it is more than before"
+	@echo "make rust-analyzer    write rust-project.json, for editors"
 	@echo "make [modules]        build ummunotify.ko for the kernel in KDIR"
 	@echo "make modules_install  install it for that kernel"
 	@echo "make clean            remove what was built here (build/)"
@@ -47,4 +52,4 @@ help:
 	@echo "KDIR    a built kernel tree with Rust ($(KDIR))"
 	@echo "MO      where the module is built ($(MO))"
 
-.PHONY: modules modules_install kdir run check quick bench clean distclean help
+.PHONY: modules modules_install kdir run check quick bench rust-analyzer clean distclean help
