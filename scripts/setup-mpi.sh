@@ -6,11 +6,12 @@
 #
 #   mpi/debian/    Debian's Open MPI, libfabric and UCX, soft-RoCE for the stock kernel, and the
 #                  libraries of the build root that all stacks need
+#   mpi/headers/   the headers of that libfabric, to test it without MPI
 #   mpi/mpich/     MPICH as it is on PyPI, which brings its own libfabric and UCX
 #   mpi/intel/     Intel MPI, likewise from PyPI, under its own licence; only if it was asked for
 #
 #   .../stamp        what it was made from
-#   .../include/     mpi.h
+#   .../include/     mpi.h and the like
 #   .../guest/       what is in the archive: to link to
 #   .../guest.cpio
 
@@ -23,6 +24,7 @@ mpi_modules="brd ext4 dummy rdma_rxe ib_uverbs rdma_ucm"
 triplet=x86_64-linux-gnu
 
 mpi_debian_made_from() { echo "$(cat "$(kernel_dir stock)/stamp")" $mpi_packages $mpi_modules; }
+mpi_headers_made_from() { mpi_debian_made_from; }
 mpi_mpich_made_from() { echo mpich; }
 mpi_intel_made_from() { echo impi-rt; }
 
@@ -96,6 +98,18 @@ make_mpi_debian() {
 		[ -e "$file" ] || die "Debian's MPI packages have no ${file#guest}"
 	done
 	mpi_finish debian
+}
+
+make_mpi_headers() {
+	mpi_begin headers
+	mkdir debs
+	(cd debs && in_root --root apt-get -o APT::Sandbox::User=root download libfabric-dev libibverbs-dev)
+	for deb in debs/*.deb; do
+		in_root dpkg -x "$deb" all
+	done
+	mv all/usr/include .
+	rm -rf all debs
+	mpi_finish headers
 }
 
 # Installs a wheel as pip would, and leaves its files in ./data.

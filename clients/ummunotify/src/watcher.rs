@@ -290,6 +290,11 @@ impl Checker {
     pub fn changed(&self) -> bool {
         !self.0.seen.is(self.0.counter.get())
     }
+
+    /// Whether this process is a forked child, for which the watcher is of no use.
+    pub fn is_inherited(&self) -> bool {
+        self.0.seen.is_of_parent()
+    }
 }
 
 /// The counter, and how far it is known.

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+
+//! Links the library so that it needs nothing but libc, and stays loaded.
+
+use std::{
+    env,
+    fs,
+    path::PathBuf, //
+};
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    // libfabric unloads a provider that has nothing to provide.
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
+
+    // The standard library asks for libgcc_s, to print where a panic came from. The static one of
+    // the compiler does as well.
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    let script = out.join("libgcc_s.so");
+    if fs::write(&script, "INPUT(-lgcc_eh)\n").is_ok() {
+        println!("cargo:rustc-link-search=native={}", out.display());
+    }
+}

@@ -1,0 +1,634 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+
+//! Which registrations are still true.
+//!
+//! libfabric does not say when it pins. It looks up a range, and is told whether what it has for it
+//! is valid; if it has nothing valid, it pins the range, and subscribes to it **after that**. A change
+//! in between must not be missed. So this is what is known:
+//!
+//! - A range is *clean since* some moment: since it was watched, or since its last change was read.
+//! - Before a thread pins it may have asked whether something is valid. So what it subscribes to
+//!   was *pinned after* the last time it asked.
+//!
+//! What was pinned while the range was clean is true, and the rest is not known to be. That is all
+//! of it. The first subscription to a range never is known to be true, since nobody watched while
+//! it was pinned. The first look-up of it says no, libfabric pins again, and from then on it is.
+//! A range stays watched for a while after nobody subscribes to it any more, so that this happens
+//! once, and not after each change.
+//!
+//! Moments are numbers. Several domains may subscribe to the same range and cannot be told apart, so
+//! the one that was pinned first counts.
+
+use std::{
+    cell::Cell,
+    collections::{
+        BTreeMap,
+        HashMap, //
+    },
+    hash::{
+        BuildHasherDefault,
+        Hasher, //
+    },
+    io, mem,
+    ops::Range,
+    os::fd::{
+        AsFd,
+        AsRawFd,
+        RawFd, //
+    },
+    sync::{
+        atomic::{
+            AtomicUsize,
+            Ordering, //
+        },
+        Arc, //
+    },
+};
+
+use ummunotify::Watcher;
+
+use crate::log::{
+    say,
+    COUNTS, //
+};
+
+/// How many ranges stay watched that nobody subscribes to.
+const IDLE: usize = 4096;
+
+/// A point in time: it is later the greater it is.
+pub type Moment = u64;
+
+thread_local! {
+    /// When this thread last asked whether something is valid.
+    static ASKED: Cell<Moment> = const { Cell::new(0) };
+}
+
+/// What tells of changes: the device, or a test.
+pub trait Watch {
+    /// As [`Watcher::watch`].
+    fn watch(&self, range: Range<u64>, cookie: u64) -> io::Result<()>;
+    /// As [`Watcher::unwatch`].
+    fn unwatch(&mut self, cookie: u64) -> io::Result<()>;
+    /// As [`Watcher::changed`].
+    fn changed(&self) -> bool;
+    /// The cookie of [`Watcher::next_change`].
+    fn next_change(&mut self) -> io::Result<Option<u64>>;
+}
+
+impl Watch for Watcher {
+    fn watch(&self, range: Range<u64>, cookie: u64) -> io::Result<()> {
+        self.watch(range, cookie)
+    }
+
+    fn unwatch(&mut self, cookie: u64) -> io::Result<()> {
+        self.unwatch(cookie)
+    }
+
+    fn changed(&self) -> bool {
+        self.changed()
+    }
+
+    fn next_change(&mut self) -> io::Result<Option<u64>> {
+        Ok(self.next_change()?.map(|change| change.cookie()))
+    }
+}
+
+/// A range that is, or was of late, subscribed to.
+struct Region {
+    range: Range<u64>,
+    /// Subscriptions.
+    users: u32,
+    /// Whether the device watches it. If not, nothing is known.
+    watched: bool,
+    /// Whether it has changed since the first of its users subscribed.
+    changed: bool,
+    /// Whether it is among those that libfabric is to drop.
+    to_drop: bool,
+    clean_since: Moment,
+    /// Of all that is pinned of it, the moment after which that was pinned.
+    pinned_after: Moment,
+    /// Without users: since when.
+    idle_since: Moment,
+}
+
+impl Region {
+    fn is_true(&self) -> bool {
+        self.watched && self.clean_since <= self.pinned_after
+    }
+
+    fn is_doubtful(&self) -> bool {
+        self.users > 0 && !self.is_true()
+    }
+}
+
+/// All of them.
+pub struct Regions<W> {
+    watcher: W,
+    /// By cookie; where there is none the cookie is free.
+    regions: Vec<Option<Region>>,
+    free: Vec<usize>,
+    by_range: HashMap<(u64, u64), usize, BuildHasherDefault<Fold>>,
+    idle: BTreeMap<Moment, usize>,
+    /// What is to be dropped by libfabric, since it is not true.
+    to_drop: Vec<usize>,
+    now: Moment,
+    /// Whether the device has failed.
+    failed: bool,
+    /// How many are in use and not true. Where there are none, and nothing has changed, a look-up
+    /// need not know what is looked up.
+    doubtful: Arc<AtomicUsize>,
+}
+
+impl Regions<Watcher> {
+    /// The device, to wait for something to read.
+    pub fn device(&self) -> RawFd {
+        self.watcher.as_fd().as_raw_fd()
+    }
+}
+
+/// Whether what is pinned may be used, and what is to be done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It may.
+    Valid,
+    /// It may not.
+    Invalid,
+    /// It may not, and since several caches have it, asking again would not help before all of them
+    /// have dropped it.
+    InvalidForSeveral,
+}
+
+impl<W: Watch> Regions<W> {
+    /// None. `now` must be no earlier than any moment of what was there before.
+    pub fn new(watcher: W, doubtful: Arc<AtomicUsize>, now: Moment) -> Self {
+        doubtful.store(0, Ordering::Release);
+        Self {
+            watcher,
+            regions: Vec::new(),
+            free: Vec::new(),
+            by_range: HashMap::default(),
+            idle: BTreeMap::new(),
+            to_drop: Vec::new(),
+            now,
+            failed: false,
+            doubtful,
+        }
+    }
+
+    /// The present moment.
+    pub fn now(&self) -> Moment {
+        self.now
+    }
+
+    /// Whether the device has failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Whether there is something for libfabric to drop.
+    pub fn has_to_drop(&self) -> bool {
+        !self.to_drop.is_empty()
+    }
+
+    /// Reads what has changed. If the device fails, nothing is known any more, for good.
+    pub fn catch_up(&mut self) {
+        if !self.watcher.changed() || self.failed {
+            return;
+        }
+        // What was pinned before now, by who asked before now, was pinned before the change.
+        self.now += 1;
+        loop {
+            match self.watcher.next_change() {
+                Ok(Some(cookie)) => self.changed(cookie as usize),
+                Ok(None) => return,
+                Err(error) => {
+                    say!("the device failed: {error}; libfabric keeps no registrations any more");
+                    self.failed = true;
+                    // So that each look-up comes here.
+                    self.doubtful.fetch_add(1, Ordering::Release);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether what is pinned at `range` may be used.
+    pub fn is_valid(&mut self, range: Range<u64>) -> Answer {
+        self.catch_up();
+        ASKED.set(self.now);
+        let cookie = self.by_range.get(&(range.start, range.end)).copied();
+        let Some(cookie) = cookie.filter(|_| !self.failed) else {
+            return Answer::Invalid;
+        };
+        let Some(region) = self.regions.get(cookie).and_then(Option::as_ref) else {
+            return Answer::Invalid;
+        };
+        if region.is_true() {
+            COUNTS.hits.add_one();
+            return Answer::Valid;
+        }
+        if region.changed {
+            COUNTS.changed.add_one();
+        } else {
+            COUNTS.unproven.add_one();
+        }
+        if region.users > 1 {
+            self.drop_later(cookie);
+            return Answer::InvalidForSeveral;
+        }
+        Answer::Invalid
+    }
+
+    /// Something was pinned at `range`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the device: what is pinned must not be kept. It has to be unsubscribed from even so.
+    pub fn subscribe(&mut self, range: Range<u64>) -> io::Result<()> {
+        COUNTS.registrations.add_one();
+        self.catch_up();
+        if self.failed {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let cookie = match self.by_range.get(&(range.start, range.end)) {
+            Some(&cookie) => cookie,
+            None => self.add(range),
+        };
+        let watched = self.watch(cookie);
+        let asked = ASKED.get();
+        let mut was_idle = None;
+        self.update(cookie, |it| {
+            if it.users == 0 {
+                was_idle = Some(it.idle_since);
+                it.changed = false;
+                it.to_drop = false;
+                it.pinned_after = asked;
+            }
+            it.users += 1;
+            it.pinned_after = it.pinned_after.min(asked);
+            #[cfg(feature = "trust-first-pin")]
+            {
+                it.pinned_after = it.pinned_after.max(it.clean_since);
+            }
+        });
+        if let Some(since) = was_idle {
+            self.idle.remove(&since);
+        }
+        watched
+    }
+
+    /// What was pinned at `range` will not be used any more.
+    pub fn unsubscribe(&mut self, range: Range<u64>) {
+        let Some(&cookie) = self.by_range.get(&(range.start, range.end)) else {
+            return;
+        };
+        self.now += 1;
+        let now = self.now;
+        let mut watched = false;
+        let mut users = 1;
+        self.update(cookie, |it| {
+            it.users = it.users.saturating_sub(1);
+            it.idle_since = now;
+            (users, watched) = (it.users, it.watched);
+        });
+        if users > 0 {
+            return;
+        }
+        if !watched {
+            self.remove(cookie);
+            return;
+        }
+        self.idle.insert(now, cookie);
+        if self.idle.len() > IDLE {
+            self.forget_oldest();
+        }
+    }
+
+    /// Takes what libfabric is to drop.
+    pub fn take_to_drop(&mut self) -> Vec<Range<u64>> {
+        let mut ranges = Vec::new();
+        for cookie in mem::take(&mut self.to_drop) {
+            if let Some(Some(region)) = self.regions.get_mut(cookie) {
+                // It may have been pinned again since.
+                if mem::take(&mut region.to_drop) && region.is_doubtful() {
+                    ranges.push(region.range.clone());
+                }
+            }
+        }
+        ranges
+    }
+
+    /// Adds a region without users, which is not watched.
+    fn add(&mut self, range: Range<u64>) -> usize {
+        let region = Region {
+            range: range.clone(),
+            users: 0,
+            watched: false,
+            changed: false,
+            to_drop: false,
+            clean_since: self.now,
+            pinned_after: 0,
+            idle_since: Moment::MAX,
+        };
+        let cookie = self.free.pop().unwrap_or(self.regions.len());
+        match self.regions.get_mut(cookie) {
+            Some(place) => *place = Some(region),
+            None => self.regions.push(Some(region)),
+        }
+        self.by_range.insert((range.start, range.end), cookie);
+        cookie
+    }
+
+    /// Has the device watch a region, unless it does.
+    fn watch(&mut self, cookie: usize) -> io::Result<()> {
+        let Some(region) = self.regions.get(cookie).and_then(Option::as_ref) else {
+            return Ok(());
+        };
+        if region.watched {
+            return Ok(());
+        }
+        let range = region.range.clone();
+        while let Err(error) = self.watcher.watch(range.clone(), cookie as u64) {
+            // Perhaps there is room for this one if there are fewer that may not be needed again.
+            let is_limit = matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOSPC));
+            if !is_limit || !self.forget_oldest() {
+                COUNTS.refused.add_one();
+                return Err(error);
+            }
+        }
+        self.now += 1;
+        let now = self.now;
+        self.update(cookie, |it| {
+            it.watched = true;
+            it.clean_since = now;
+        });
+        Ok(())
+    }
+
+    /// Stops watching what nobody subscribes to for the longest time; returns whether there was one.
+    fn forget_oldest(&mut self) -> bool {
+        let Some((_, cookie)) = self.idle.pop_first() else {
+            return false;
+        };
+        // There is no more to be done if the device refuses: what is read of it means nothing.
+        let _ = self.watcher.unwatch(cookie as u64);
+        self.remove(cookie);
+        true
+    }
+
+    fn remove(&mut self, cookie: usize) {
+        if let Some(region) = self.regions.get_mut(cookie).and_then(Option::take) {
+            self.by_range
+                .remove(&(region.range.start, region.range.end));
+            self.free.push(cookie);
+        }
+    }
+
+    /// A region has changed, which is to be known now.
+    fn changed(&mut self, cookie: usize) {
+        COUNTS.events.add_one();
+        let now = self.now;
+        self.update(cookie, |it| {
+            it.clean_since = now;
+            it.changed = true;
+        });
+        self.drop_later(cookie);
+    }
+
+    fn drop_later(&mut self, cookie: usize) {
+        if let Some(Some(region)) = self.regions.get_mut(cookie) {
+            if region.is_doubtful() && !region.to_drop {
+                region.to_drop = true;
+                self.to_drop.push(cookie);
+            }
+        }
+    }
+
+    /// Changes a region, and keeps count of the doubtful ones.
+    fn update(&mut self, cookie: usize, change: impl FnOnce(&mut Region)) {
+        let Some(Some(region)) = self.regions.get_mut(cookie) else {
+            return;
+        };
+        let before = region.is_doubtful();
+        change(region);
+        // The release pairs with the acquire of a look-up. The watcher takes the counter for known
+        // only after this, so who finds it standing still finds this region among the doubtful.
+        match (before, region.is_doubtful()) {
+            (false, true) => self.doubtful.fetch_add(1, Ordering::Release),
+            (true, false) => self.doubtful.fetch_sub(1, Ordering::Release),
+            _ => return,
+        };
+    }
+}
+
+/// A quick hash for pairs of addresses, which nobody chooses to make them collide.
+#[derive(Default)]
+pub struct Fold(u64);
+
+impl Hasher for Fold {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(byte.into());
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        let product = u128::from(self.0 ^ word) * 0x9E37_79B9_7F4A_7C15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use std::{
+        cell::RefCell,
+        collections::{
+            BTreeSet,
+            VecDeque, //
+        },
+        sync::Mutex,
+        thread, //
+    };
+
+    use super::*;
+
+    /// Stands for the device: what changes is what the test says.
+    #[derive(Default)]
+    struct Fake {
+        watched: RefCell<BTreeSet<u64>>,
+        changes: VecDeque<u64>,
+        limit: Option<usize>,
+    }
+
+    impl Watch for Fake {
+        fn watch(&self, _: Range<u64>, cookie: u64) -> io::Result<()> {
+            let mut watched = self.watched.borrow_mut();
+            if self.limit.is_some_and(|limit| watched.len() >= limit) {
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            }
+            assert!(watched.insert(cookie));
+            Ok(())
+        }
+
+        fn unwatch(&mut self, cookie: u64) -> io::Result<()> {
+            assert!(self.watched.borrow_mut().remove(&cookie));
+            self.changes.retain(|it| *it != cookie);
+            Ok(())
+        }
+
+        fn changed(&self) -> bool {
+            !self.changes.is_empty()
+        }
+
+        fn next_change(&mut self) -> io::Result<Option<u64>> {
+            Ok(self.changes.pop_front())
+        }
+    }
+
+    const ONE: Range<u64> = 0x1000..0x2000;
+    const OTHER: Range<u64> = 0x8000..0x9000;
+
+    fn regions() -> Regions<Fake> {
+        ASKED.set(0);
+        Regions::new(Fake::default(), Arc::default(), 0)
+    }
+
+    impl Regions<Fake> {
+        fn doubtful(&self) -> usize {
+            self.doubtful.load(Ordering::Relaxed)
+        }
+
+        fn change(&mut self, range: &Range<u64>) {
+            let cookie = self.by_range[&(range.start, range.end)] as u64;
+            self.watcher.changes.push_back(cookie);
+        }
+
+        /// What libfabric does for a buffer; returns whether it found it.
+        fn look_up(&mut self, range: &Range<u64>) -> bool {
+            let known = self
+                .by_range
+                .get(&(range.start, range.end))
+                .is_some_and(|it| self.regions[*it].as_ref().is_some_and(|it| it.users > 0));
+            if known {
+                if self.is_valid(range.clone()) == Answer::Valid {
+                    return true;
+                }
+                self.unsubscribe(range.clone());
+            }
+            if self.subscribe(range.clone()).is_err() {
+                self.unsubscribe(range.clone());
+            }
+            false
+        }
+    }
+
+    #[test]
+    fn what_was_pinned_before_it_was_watched_is_pinned_again() {
+        let mut regions = regions();
+        assert!(!regions.look_up(&ONE));
+        assert_eq!(regions.doubtful(), 1);
+        assert!(!regions.look_up(&ONE));
+        assert_eq!(regions.doubtful(), 0);
+        assert!(regions.look_up(&ONE));
+        // That happens once.
+        regions.change(&ONE);
+        assert!(!regions.look_up(&ONE));
+        assert!(regions.look_up(&ONE));
+    }
+
+    #[test]
+    fn a_change_between_pin_and_subscription_is_not_missed() {
+        let mut regions = regions();
+        regions.look_up(&ONE);
+        assert_eq!(regions.is_valid(ONE), Answer::Invalid);
+        regions.unsubscribe(ONE);
+        // Here it is pinned.
+        regions.change(&ONE);
+        regions.subscribe(ONE).unwrap();
+        assert!(!regions.look_up(&ONE));
+        assert!(regions.look_up(&ONE));
+    }
+
+    #[test]
+    fn a_thread_that_did_not_ask_is_not_believed() {
+        let mut regions = regions();
+        regions.look_up(&ONE);
+        regions.look_up(&ONE);
+        regions.unsubscribe(ONE);
+        let regions = Mutex::new(regions);
+        thread::scope(|scope| {
+            scope.spawn(|| regions.lock().unwrap().subscribe(ONE).unwrap());
+        });
+        let mut regions = regions.into_inner().unwrap();
+        assert!(!regions.look_up(&ONE));
+        assert!(regions.look_up(&ONE));
+    }
+
+    #[test]
+    fn of_several_the_oldest_counts() {
+        let mut regions = regions();
+        regions.subscribe(ONE).unwrap();
+        regions.subscribe(ONE).unwrap();
+        assert_eq!(regions.is_valid(ONE), Answer::InvalidForSeveral);
+        regions.unsubscribe(ONE);
+        regions.subscribe(ONE).unwrap();
+        assert_eq!(regions.is_valid(ONE), Answer::InvalidForSeveral);
+        // Until all were dropped.
+        assert_eq!(regions.take_to_drop(), [ONE]);
+        regions.unsubscribe(ONE);
+        regions.unsubscribe(ONE);
+        assert_eq!(regions.doubtful(), 0);
+        regions.subscribe(ONE).unwrap();
+        regions.subscribe(ONE).unwrap();
+        assert_eq!(regions.is_valid(ONE), Answer::Valid);
+    }
+
+    #[test]
+    fn only_what_is_not_true_is_dropped() {
+        let mut regions = regions();
+        for range in [ONE, OTHER] {
+            regions.look_up(&range);
+            regions.look_up(&range);
+        }
+        regions.change(&ONE);
+        regions.change(&OTHER);
+        assert!(!regions.look_up(&ONE));
+        assert_eq!(regions.doubtful(), 1);
+        assert!(regions.has_to_drop());
+        assert_eq!(regions.take_to_drop(), [OTHER]);
+        assert!(!regions.has_to_drop());
+    }
+
+    #[test]
+    fn what_cannot_be_watched_takes_the_place_of_what_is_idle() {
+        let mut regions = regions();
+        regions.watcher.limit = Some(1);
+        regions.look_up(&ONE);
+        assert!(!regions.look_up(&OTHER));
+        assert!(!regions.look_up(&OTHER));
+        assert!(!regions.by_range.contains_key(&(OTHER.start, OTHER.end)));
+        assert_eq!(regions.doubtful(), 1);
+        regions.unsubscribe(ONE);
+        regions.look_up(&OTHER);
+        regions.look_up(&OTHER);
+        assert!(regions.look_up(&OTHER));
+    }
+
+    #[test]
+    fn not_too_many_stay_watched() {
+        let mut regions = regions();
+        for page in 0..2 * IDLE as u64 {
+            let range = page << 12..(page + 1) << 12;
+            regions.subscribe(range.clone()).unwrap();
+            regions.unsubscribe(range);
+        }
+        assert_eq!(regions.watcher.watched.borrow().len(), IDLE);
+        assert_eq!(regions.by_range.len(), IDLE);
+        assert!(regions.regions.len() <= IDLE + 1);
+    }
+}
