@@ -490,15 +490,30 @@ pub fn balance_numa(may: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Becomes an ordinary user.
+/// Sets both limits on a resource of this process.
+pub fn set_limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: most as libc::rlim_t,
+        rlim_max: most as libc::rlim_t,
+    };
+    // SAFETY: `limit` is valid.
+    check(unsafe { libc::setrlimit(resource, &limit) }).map(drop)
+}
+
+/// Becomes an ordinary user who owns nothing.
 pub fn drop_privilege() -> io::Result<()> {
-    /// Who owns nothing.
     const NOBODY: u32 = 65534;
+    become_user(NOBODY)
+}
+
+/// Becomes an ordinary user, who can look at this process in `/proc` all the same.
+pub fn become_user(user: u32) -> io::Result<()> {
     // SAFETY: The calls take no pointer to anything.
     unsafe {
         check(libc::setgroups(0, ptr::null()))?;
-        check(libc::setgid(NOBODY))?;
-        check(libc::setuid(NOBODY))?;
+        check(libc::setgid(user))?;
+        check(libc::setuid(user))?;
+        check(libc::prctl(libc::PR_SET_DUMPABLE, 1))?;
     }
     Ok(())
 }

@@ -33,6 +33,7 @@ use crate::{
     process::{
         catch_signal,
         drop_privilege,
+        set_limit,
         signal_thread, //
     },
     system::Cgroup,
@@ -70,12 +71,8 @@ fn prepare(plan: &Plan<'_>) -> Outcome<bool> {
     set_limit(libc::RLIMIT_NOFILE, 160)?;
     set_limit(libc::RLIMIT_NPROC, 400)?;
     set_limit(libc::RLIMIT_CORE, 0)?;
-    // SAFETY: The calls take no pointer.
-    unsafe {
-        // Whoever has changed its user is not to be looked at, unless it says so.
-        check(libc::prctl(libc::PR_SET_DUMPABLE, 1))?;
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-    }
+    // SAFETY: The call takes no pointer.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
     let restart = if plan.seed % 2 == 0 {
         libc::SA_RESTART
     } else {
@@ -89,15 +86,6 @@ fn prepare(plan: &Plan<'_>) -> Outcome<bool> {
         process::abort();
     }));
     Ok(is_apart)
-}
-
-fn set_limit(resource: libc::__rlimit_resource_t, most: u64) -> std::io::Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: most,
-        rlim_max: most,
-    };
-    // SAFETY: `limit` is valid.
-    check(unsafe { libc::setrlimit(resource, &limit) }).map(drop)
 }
 
 /// Starts the threads, interrupts one now and then, and leaves when it likes.
