@@ -97,8 +97,9 @@ pub fn munmap(range: &Range<u64>) -> i64 {
     count::call(libc::SYS_munmap, [range.start, range.end - range.start, 0])
 }
 
+/// `madvise(MADV_DONTNEED)`.
 #[inline(always)]
-fn dontneed(range: &Range<u64>) -> i64 {
+pub fn dontneed(range: &Range<u64>) -> i64 {
     let advice = libc::MADV_DONTNEED as u64;
     count::call(
         libc::SYS_madvise,
@@ -197,6 +198,7 @@ pub fn measure() -> Outcome<Figures> {
     bench.scale();
     bench.random_order(order)?;
     bench.ascending_order()?;
+    bench.after_zero()?;
     bench.charged()?;
     Ok(bench.figures)
 }
@@ -335,6 +337,24 @@ impl Bench {
         Ok(())
     }
 
+    /// Misses after a change of which the kernel does not tell the end.
+    fn after_zero(&mut self) -> Outcome {
+        let watch = Watch::open()?;
+        watch.register(page(0), 0)?;
+        let low = 0..2 * PAGE;
+        mem::map_over(&low)?;
+        mem::advise(&low, libc::MADV_POPULATE_WRITE)?;
+        for _ in 0..100 {
+            mem::protect(&low, libc::PROT_READ)?;
+            mem::protect(&low, libc::PROT_READ | libc::PROT_WRITE)?;
+        }
+        // Something that came while it seemed to be under way.
+        watch.register(page(1), 1)?;
+        let outside = Calls::dontneed(outside)? - self.bare.dontneed;
+        self.add(Operation::MissAfterZero, 1, outside);
+        Ok(mem::unmap(&low)?)
+    }
+
     /// Regions of a process in a memory cgroup. The root one, where all else is measured, counts
     /// nothing.
     fn charged(&mut self) -> Outcome {
@@ -379,19 +399,22 @@ impl Bench {
 }
 
 /// An open file with its counter.
-struct Watch {
-    device: Device,
+pub struct Watch {
+    /// The file.
+    pub device: Device,
     counter: Counter,
 }
 
 impl Watch {
-    fn open() -> Outcome<Self> {
+    /// Opens one.
+    pub fn open() -> Outcome<Self> {
         let device = command::open_device()?;
         let counter = device.map_counter()?;
         Ok(Self { device, counter })
     }
 
-    fn argument(region: Range<u64>, cookie: u64) -> Register {
+    /// What REGISTER takes.
+    pub fn argument(region: Range<u64>, cookie: u64) -> Register {
         Register {
             start: region.start,
             end: region.end,
@@ -400,12 +423,14 @@ impl Watch {
         }
     }
 
-    fn register(&self, region: Range<u64>, cookie: u64) -> Outcome {
+    /// Registers a region.
+    pub fn register(&self, region: Range<u64>, cookie: u64) -> Outcome {
         Ok(self.device.register(region.start, region.end, cookie)?)
     }
 
+    /// Issues an ioctl with an argument that is as it should be.
     #[inline(always)]
-    fn ioctl<T>(&self, command: u32, argument: &T) -> i64 {
+    pub fn ioctl<T>(&self, command: u32, argument: &T) -> i64 {
         let argument = (&raw const *argument) as u64;
         count::call(
             libc::SYS_ioctl,
@@ -413,8 +438,9 @@ impl Watch {
         )
     }
 
+    /// Reads; returns the bytes read, or less than 0.
     #[inline(always)]
-    fn read(&self, events: &mut [Event]) -> i64 {
+    pub fn read(&self, events: &mut [Event]) -> i64 {
         let (buffer, bytes) = (events.as_mut_ptr() as u64, size_of_val(events) as u64);
         count::call(
             libc::SYS_read,

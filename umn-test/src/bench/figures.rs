@@ -25,6 +25,12 @@ use crate::expect::{
 /// How many regions there are while something is measured.
 pub const REGIONS: [u64; 5] = [1, 1 << 10, 1 << 15, 1 << 19, 1 << 20];
 
+/// How many regions there are that one change hits.
+pub const CROWDS: [u64; 3] = [128, 1 << 12, 1 << 20];
+
+/// How many files a process has open.
+pub const FILES: [u64; 3] = [1, 256, 3000];
+
 /// How much higher than before a figure may be, as a factor.
 const TOLERANCE: f64 = 1.03;
 
@@ -52,6 +58,8 @@ pub enum Operation {
     Hit,
     /// Each further region that the same call hits.
     Further,
+    /// As [`MissOutside`](Self::MissOutside), after `mprotect` of pages at address 0.
+    MissAfterZero,
     /// `read` of the only event that is queued, with room for no more.
     ReadOne,
     /// `read` of 128 events, each.
@@ -66,6 +74,26 @@ pub enum Operation {
     Charged,
     /// What an open file is charged with, in bytes.
     Open,
+    /// `madvise(MADV_DONTNEED)` of a page that many regions are on: what is added to the bare call.
+    CrowdFirst,
+    /// The same, with a region between any two that is not hit, so that half of them are.
+    CrowdApart,
+    /// The same, with nothing read since the last time.
+    CrowdAgain,
+    /// Another process punches a hole into the file that is mapped there: what is added.
+    CrowdOther,
+    /// `fork`, if a private page is there: what is added.
+    CrowdFork,
+    /// Reads of all of the events, 128 at once, each, with everything that was left to them.
+    CrowdRead,
+    /// Opening one more file.
+    OpenFile,
+    /// The first REGISTER of a file.
+    FirstRegister,
+    /// Closing a file with a region.
+    CloseFile,
+    /// The end of a process with files, each with a region: what it adds, for each.
+    ExitFile,
     /// For scale: the cheapest system call there is, `getppid`.
     Getppid,
     /// For scale: an ioctl that the device does not know.
@@ -75,29 +103,6 @@ pub enum Operation {
 use Operation::*;
 
 impl Operation {
-    /// All of them, in the order of the table.
-    const ALL: [Self; 19] = [
-        Register,
-        Unregister,
-        RegisterAscending,
-        UnregisterAscending,
-        RegisterCharged,
-        UnregisterCharged,
-        MissOutside,
-        MissBetween,
-        Hit,
-        Further,
-        ReadOne,
-        ReadMany,
-        ReadNone,
-        Check,
-        Memory,
-        Charged,
-        Open,
-        Getppid,
-        Ioctl,
-    ];
-
     /// What it is called in the table.
     pub fn text(self) -> &'static str {
         match self {
@@ -118,6 +123,17 @@ impl Operation {
             Memory => "memory of a region, bytes",
             Charged => "charged of it to the memory cgroup",
             Open => "memory of an open file, bytes charged",
+            MissAfterZero => "the same, after mprotect at address 0",
+            CrowdFirst => "madvise(DONTNEED) of their page",
+            CrowdApart => "the same, every other one is not hit",
+            CrowdAgain => "the same, nothing was read in between",
+            CrowdOther => "a hole in the file, by another process",
+            CrowdFork => "fork",
+            CrowdRead => "reads of all of the events, each",
+            OpenFile => "open one more",
+            FirstRegister => "its first register",
+            CloseFile => "close it",
+            ExitFile => "exit with all of them, each",
             Getppid => "getppid",
             Ioctl => "an unknown ioctl",
         }
@@ -130,7 +146,9 @@ impl Operation {
             Register => 1300.0,
             Unregister if regions == 1 => 900.0,
             Unregister => 1200.0,
-            MissOutside | MissBetween => 380.0,
+            MissOutside | MissBetween | MissAfterZero => 380.0,
+            CrowdFirst | CrowdApart | CrowdAgain | CrowdOther | CrowdFork => 30_000.0,
+            CrowdRead => 180.0,
             Hit => 700.0,
             Further => 72.0,
             ReadOne => 800.0,
@@ -142,10 +160,60 @@ impl Operation {
             RegisterAscending | UnregisterAscending | RegisterCharged | UnregisterCharged => {
                 return None
             }
+            OpenFile | FirstRegister | CloseFile | ExitFile => return None,
             Charged | Getppid | Ioctl => return None,
         })
     }
 }
+
+/// A table: operations, with different numbers of something.
+struct Table {
+    title: &'static str,
+    columns: &'static [u64],
+    operations: &'static [Operation],
+}
+
+/// All of them.
+const TABLES: [Table; 3] = [
+    Table {
+        title: "operation, with N regions",
+        columns: &REGIONS,
+        operations: &[
+            Register,
+            Unregister,
+            RegisterAscending,
+            UnregisterAscending,
+            RegisterCharged,
+            UnregisterCharged,
+            MissOutside,
+            MissAfterZero,
+            MissBetween,
+            Hit,
+            Further,
+            ReadOne,
+            ReadMany,
+            ReadNone,
+            Check,
+            Memory,
+            Charged,
+            Open,
+            Getppid,
+            Ioctl,
+        ],
+    },
+    Table {
+        title: "one change that hits N regions of a file",
+        columns: &CROWDS,
+        operations: &[
+            CrowdFirst, CrowdApart, CrowdAgain, CrowdOther, CrowdFork, CrowdRead,
+        ],
+    },
+    Table {
+        title: "operation, with N open files, each with a region",
+        columns: &FILES,
+        operations: &[OpenFile, FirstRegister, CloseFile, ExitFile],
+    },
+];
 
 /// Who does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,15 +229,18 @@ pub enum Peer {
     V2,
     /// The module that libfabric uses.
     Kdreg2,
+    /// `eventfd`, the least there is of a file.
+    Eventfd,
 }
 
 impl Peer {
     /// All of them, in the order of the table.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Ummunotify,
         Self::Userfaultfd,
         Self::V2,
         Self::Kdreg2,
+        Self::Eventfd,
         Self::Bare,
     ];
 
@@ -181,6 +252,7 @@ impl Peer {
             Self::Userfaultfd => "userfaultfd",
             Self::V2 => "V2 (2010)",
             Self::Kdreg2 => "kdreg2",
+            Self::Eventfd => "eventfd",
         }
     }
 }
@@ -301,48 +373,46 @@ impl Figures {
             "Instructions in Linux {}, the median; hits and misses: what is added to the bare call.\n\n",
             self.kernel
         );
-        let columns = REGIONS.map(|regions| {
-            [(20, "Mi"), (10, "Ki"), (0, "")]
-                .iter()
-                .find(|(shift, _)| regions >> shift > 0)
-                .map_or(String::new(), |(shift, unit)| {
-                    format!("{}{unit}", regions >> shift)
-                })
-        });
-        line(
-            &mut text,
-            "operation, with N regions",
-            "whose",
-            &columns,
-            "goal",
-        );
-        line(
-            &mut text,
-            "---",
-            "---",
-            &REGIONS.map(|_| "--:".into()),
-            "---",
-        );
-        for operation in Operation::ALL {
-            for peer in Peer::ALL {
-                let costs = self.of(operation, peer);
-                if costs.is_empty() {
-                    continue;
-                }
-                let cells = REGIONS.map(|regions| {
-                    let cost = costs.iter().find(|cost| cost.0 == regions);
-                    cost.map_or(String::new(), |cost| grouped(cost.1))
-                });
-                let goal = if peer == Peer::Ummunotify {
-                    verdict(operation, &costs)
-                } else {
-                    String::new()
-                };
-                line(&mut text, operation.text(), peer.text(), &cells, &goal);
+        for (number, table) in TABLES.iter().enumerate() {
+            if number > 0 {
+                text.push('\n');
             }
+            self.add_table(table, &mut text);
         }
         self.more_tables(&mut text);
         text
+    }
+
+    fn add_table(&self, table: &Table, text: &mut String) {
+        let columns = table.columns.iter().map(|number| rounded(*number));
+        line(
+            text,
+            table.title,
+            "whose",
+            &columns.collect::<Vec<_>>(),
+            "goal",
+        );
+        let rule = vec!["--:".to_string(); table.columns.len()];
+        line(text, "---", "---", &rule, "---");
+        for operation in table.operations {
+            for peer in Peer::ALL {
+                let costs = self.of(*operation, peer);
+                if costs.is_empty() {
+                    continue;
+                }
+                let cells = table.columns.iter().map(|column| {
+                    let cost = costs.iter().find(|cost| cost.0 == *column);
+                    cost.map_or(String::new(), |cost| grouped(cost.1))
+                });
+                let goal = if peer == Peer::Ummunotify {
+                    verdict(*operation, &costs)
+                } else {
+                    String::new()
+                };
+                let cells: Vec<_> = cells.collect();
+                line(text, operation.text(), peer.text(), &cells, &goal);
+            }
+        }
     }
 
     fn more_tables(&self, text: &mut String) {
@@ -452,6 +522,15 @@ fn verdict(operation: Operation, costs: &[(u64, f64)]) -> String {
     } else {
         format!("{text}: not met")
     }
+}
+
+/// A number, in units if it is one of these.
+fn rounded(number: u64) -> String {
+    let units = [(20, "Mi"), (10, "Ki")];
+    let unit = units.iter().find(|(shift, _)| number % (1 << shift) == 0);
+    unit.map_or(grouped(number as f64), |(shift, unit)| {
+        format!("{}{unit}", number >> shift)
+    })
 }
 
 /// A number with its thousands apart; small ones with a fraction.

@@ -6,6 +6,9 @@
 //! keeps it from that is in the figures: that interrupts are disabled, or a spin lock is held.
 
 use std::{
+    fs,
+    ops::Range,
+    os::fd::AsRawFd,
     sync::atomic::{
         AtomicBool,
         Ordering, //
@@ -27,7 +30,13 @@ use super::{
         REGIONS, //
     },
 };
-use crate::{command, device::Device, expect::Outcome, process};
+use crate::{
+    command,
+    device::Device,
+    expect::Outcome,
+    mem::PAGE,
+    process, //
+};
 
 /// How many regions are unregistered.
 const REGISTERED: u64 = REGIONS[REGIONS.len() - 1];
@@ -95,7 +104,61 @@ pub fn measure() -> Outcome<Figures> {
         "a thread closes a file with 1Mi regions, another reads",
         beside(&device, &[close, read])?,
     );
+
+    let crowd = crowd()?;
+    let change: Task<'_> = &|ends| {
+        while !ends.load(Ordering::Relaxed) {
+            let _ = populate(&CROWDED);
+            munmap(&CROWDED);
+        }
+    };
+    let read: Task<'_> = &|ends| {
+        while !ends.load(Ordering::Relaxed) {
+            let _ = crowd.read_events(1024);
+        }
+    };
+    let look: Task<'_> = &|ends| {
+        let path = format!("/proc/self/fdinfo/{}", crowd.as_raw_fd());
+        while !ends.load(Ordering::Relaxed) {
+            let _ = fs::read(&path);
+        }
+    };
+    let register: Task<'_> = &|ends| {
+        while !ends.load(Ordering::Relaxed) {
+            let _ = crowd.register(CROWDED.start, CROWDED.end, u64::MAX - 2);
+            let _ = crowd.unregister(u64::MAX - 2);
+        }
+    };
+    for (others, tasks) in [
+        (
+            "changes of a page that 1Mi regions are on, reads, fdinfo",
+            [change, read, look],
+        ),
+        (
+            "such changes, reads, REGISTER and UNREGISTER",
+            [change, read, register],
+        ),
+    ] {
+        figures.latencies.push(Latency {
+            operation: "munmap of a watched page".into(),
+            beside: others.into(),
+            quantiles: quantiles(beside_with(&tasks, |ends| sample_munmap(&crowd, ends))?),
+        });
+    }
     Ok(figures)
+}
+
+/// A page that many regions are on.
+const CROWDED: Range<u64> = 3 << 40..(3 << 40) + PAGE;
+
+/// A file with so many regions on one page.
+fn crowd() -> Outcome<Device> {
+    let device = command::open_device()?;
+    for cookie in 0..REGISTERED {
+        let start = CROWDED.start - REGISTERED + cookie;
+        device.register(start, CROWDED.start + 1 + cookie % PAGE, cookie)?;
+    }
+    Ok(device)
 }
 
 /// What another thread does, until it is told to end; it may also tell that this is the end.
@@ -119,12 +182,20 @@ fn registered() -> Outcome<Device> {
 
 /// Measures while others do something.
 fn beside(device: &Device, tasks: &[Task<'_>]) -> Outcome<Calls> {
+    beside_with(tasks, |ends| sample(device, ends))
+}
+
+/// The same, by other means.
+fn beside_with<T: Send>(
+    tasks: &[Task<'_>],
+    sample: impl FnOnce(&AtomicBool) -> Outcome<T> + Send,
+) -> Outcome<T> {
     let ends = AtomicBool::new(false);
     thread::scope(|scope| {
         for task in tasks {
             scope.spawn(|| task(&ends));
         }
-        let sampler = scope.spawn(|| sample(device, &ends));
+        let sampler = scope.spawn(|| sample(&ends));
         let calls = sampler.join().expect("it does not panic");
         ends.store(true, Ordering::Relaxed);
         calls
@@ -159,6 +230,24 @@ fn sample(device: &Device, ends: &AtomicBool) -> Outcome<Calls> {
     }
     device.unregister(cookie)?;
     Ok(calls)
+}
+
+/// Measures how late a change is that hits one region, where REGISTER has much to do.
+fn sample_munmap(device: &Device, ends: &AtomicBool) -> Outcome<Vec<u64>> {
+    /// Fewer than of the others: each may have to wait for a longer time.
+    const CALLS: usize = 4000;
+    let watched = page(2 * REGISTERED);
+    device.register(watched.start, watched.end, u64::MAX)?;
+    let mut late = Vec::with_capacity(CALLS);
+    process::set_priority(0, 1)?;
+    while late.len() < CALLS && !ends.load(Ordering::Relaxed) {
+        populate(&watched)?;
+        let due = sleep();
+        munmap(&watched);
+        late.push(now() - due);
+    }
+    device.unregister(u64::MAX)?;
+    Ok(late)
 }
 
 fn time() -> libc::timespec {

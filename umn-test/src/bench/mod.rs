@@ -7,7 +7,9 @@
 
 mod costs;
 mod count;
+mod crowd;
 mod figures;
+mod files;
 mod latency;
 mod memory;
 mod plot;
@@ -52,6 +54,8 @@ enum What {
     Costs,
     /// Count the same for userfaultfd
     Userfaultfd,
+    /// Count what one change costs that hits many regions, and what many open files do
+    Many,
     /// Count how late munmap and REGISTER are while others keep the device busy
     Latency,
     /// See what memory regions and files take; first thing after a boot
@@ -83,6 +87,11 @@ pub fn run(args: &Args) -> ExitCode {
     command::exit(match &args.what {
         What::Costs => measure(costs::measure),
         What::Userfaultfd => measure(userfault::measure),
+        What::Many => measure(|| {
+            let mut figures = crowd::measure()?;
+            figures.extend(files::measure()?);
+            Ok(figures)
+        }),
         What::Latency => measure(latency::measure),
         What::Memory => measure(memory::measure),
         What::Processors => measure(processors::measure),

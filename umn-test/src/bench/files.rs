@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What it costs to open, close and leave many files.
+
+use std::os::fd::{
+    AsRawFd,
+    FromRawFd,
+    IntoRawFd,
+    OwnedFd, //
+};
+
+use super::{
+    costs::{
+        page,
+        Watch, //
+    },
+    count::{
+        self,
+        now,
+        Stopwatch, //
+    },
+    figures::{
+        Figures,
+        Operation,
+        Peer,
+        FILES, //
+    },
+};
+use crate::{
+    device::{
+        check,
+        Device,
+        PATH, //
+    },
+    expect::{
+        self,
+        Outcome, //
+    },
+    process::{
+        self,
+        Child, //
+    },
+    uapi,
+};
+
+/// How often each is measured.
+const ROUNDS: usize = 101;
+const EXITS: usize = 5;
+
+/// Measures with files of the device and with eventfds.
+pub fn measure() -> Outcome<Figures> {
+    count::require()?;
+    process::set_limit(libc::RLIMIT_NOFILE, FILES[FILES.len() - 1] + 100)?;
+    let mut figures = Figures::default();
+    for files in FILES {
+        // In a process of its own, so that nothing is left of the one before.
+        let child = Child::fork(|line| {
+            for time in with(files)? {
+                line.tell_number(time)?;
+            }
+            Ok(())
+        })?;
+        for operation in [
+            Operation::OpenFile,
+            Operation::FirstRegister,
+            Operation::CloseFile,
+        ] {
+            let time = child.hear_number()?;
+            figures.add(operation, Peer::Ummunotify, files, time as f64);
+        }
+        child.join()?;
+        let nothing = exit(0, watched)?;
+        for (peer, time) in [
+            (Peer::Ummunotify, exit(files, watched)?),
+            (Peer::Eventfd, exit(files, eventfd)?),
+        ] {
+            let each = (time - nothing) / files as f64;
+            figures.add(Operation::ExitFile, peer, files, each);
+        }
+    }
+    Ok(figures)
+}
+
+/// A file with a region.
+fn watched(number: u64) -> Outcome<OwnedFd> {
+    let watch = Watch::open()?;
+    watch.register(page(number), number)?;
+    Ok(watch.device.file().try_clone()?.into())
+}
+
+fn eventfd(_: u64) -> Outcome<OwnedFd> {
+    // SAFETY: The file was just opened and is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(check(libc::eventfd(0, 0))?) })
+}
+
+/// What it costs to open a file, to register its first region, and to close it, with others open.
+fn with(files: u64) -> Outcome<[u64; 3]> {
+    let _others = (1..files).map(watched).collect::<Outcome<Vec<_>>>()?;
+    let path = std::ffi::CString::new(PATH).map_err(std::io::Error::from)?;
+    let [mut opening, mut registering, mut closing] = [(); 3].map(|()| Stopwatch::new());
+    let argument = Watch::argument(page(0), 0);
+    for _ in 0..ROUNDS {
+        let arguments = [
+            libc::AT_FDCWD as u64,
+            path.as_ptr() as u64,
+            libc::O_RDONLY as u64,
+        ];
+        let fd = opening.time(|| count::call(libc::SYS_openat, arguments));
+        expect::that("open", fd >= 0, "success", fd)?;
+        // SAFETY: The file was just opened and is nobody else's.
+        let device = Device::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+        let arguments = [
+            device.as_raw_fd() as u64,
+            uapi::REGISTER_REGION.into(),
+            (&raw const argument) as u64,
+        ];
+        let result = registering.time(|| count::call(libc::SYS_ioctl, arguments));
+        expect::same("REGISTER_REGION", result, 0)?;
+        let fd = OwnedFd::from(device.file().try_clone()?).into_raw_fd();
+        drop(device);
+        closing.time(|| count::call(libc::SYS_close, [fd as u64, 0, 0]));
+    }
+    Ok([opening, registering, closing].map(Stopwatch::median))
+}
+
+/// What it costs until a process with so many files is seen to have ended.
+fn exit(files: u64, make: fn(u64) -> Outcome<OwnedFd>) -> Outcome<f64> {
+    let mut times = vec![];
+    for _ in 0..EXITS {
+        let child = Child::fork(|line| {
+            let files = (0..files).map(make).collect::<Outcome<Vec<_>>>()?;
+            line.tell()?;
+            line.hear()?;
+            std::mem::forget(files);
+            Ok(())
+        })?;
+        child.hear()?;
+        let start = now();
+        child.tell()?;
+        child.ended_by()?;
+        times.push(now() - start);
+        child.join()?;
+    }
+    times.sort_unstable();
+    Ok(times[times.len() / 2] as f64)
+}
