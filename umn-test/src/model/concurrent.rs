@@ -93,8 +93,9 @@ use crate::{
     },
 };
 
-/// Regions of a thread.
+/// Regions of a thread, but for those that come many at once, and how many come.
 const REGIONS: usize = 8;
+const MANY: usize = 150;
 
 /// Rounds after which memory begins anew.
 const RENEW: u64 = 8;
@@ -211,6 +212,16 @@ impl Lane {
             match op.what {
                 What::Register => self.register(watcher, op)?,
                 What::Unregister => self.unregister(watcher, op)?,
+                What::RegisterMany if self.regions.len() < 2 * MANY => {
+                    for _ in 0..MANY {
+                        self.register_one(watcher, op)?;
+                    }
+                }
+                What::RegisterMany | What::UnregisterMany => {
+                    for with in 0..MANY as u8 {
+                        self.unregister(watcher, Op { with, ..op })?;
+                    }
+                }
                 What::Read | What::Poll | What::Reopen | What::Merge => {
                     let most = [1, 2, 3, 17, 64][usize::from(op.with) % 5];
                     self.log.reads.extend(watcher.read(most)?);
@@ -222,9 +233,13 @@ impl Lane {
     }
 
     fn register(&mut self, watcher: &Watcher, op: Op) -> Outcome {
-        if self.regions.len() == REGIONS {
+        if self.regions.len() >= REGIONS {
             return self.unregister(watcher, op);
         }
+        self.register_one(watcher, op)
+    }
+
+    fn register_one(&mut self, watcher: &Watcher, op: Op) -> Outcome {
         let world = if op.with % 4 == 0 {
             &self.view
         } else {

@@ -8,12 +8,16 @@
 
 use std::{
     io,
-    ops::Range, //
+    ops::Range,
+    os::fd::AsRawFd, //
 };
 
 use super::{
     calls,
-    figures::Figures,
+    figures::{
+        add,
+        Figures, //
+    },
     op::{
         Op,
         Sequence,
@@ -52,11 +56,14 @@ use crate::{
 /// How many files watch.
 const FILES: usize = 2;
 
-/// The most regions of a file.
+/// The most regions of a file, but for those that come many at once.
 const MOST_REGIONS: usize = 24;
 
+/// The most of all.
+const MOST_OF_ALL: usize = 600;
+
 /// Most records that a read has room for.
-const MOST_RECORDS: usize = 48;
+const MOST_RECORDS: usize = MOST_OF_ALL + 2;
 
 /// A page for the buffers of reads; the next one cannot be accessed.
 const BUFFER: u64 = 32 << 30;
@@ -66,6 +73,7 @@ const NOWHERE: u64 = 8;
 
 /// An open file, and what it has to tell.
 struct Watcher {
+    figures: &'static Figures,
     device: Device,
     counter: Counter,
     oracle: Oracle,
@@ -80,6 +88,7 @@ impl Watcher {
         let counter = device.map_counter()?;
         expect::same("the counter of a new file", counter.get(), 0)?;
         Ok(Self {
+            figures,
             oracle: Oracle::new(figures, 0),
             device,
             counter,
@@ -121,7 +130,7 @@ impl Watcher {
         let arena = world.arena();
         let with = op.with >> 1;
         let odd = u64::from(with) * 37 % PAGE;
-        if self.oracle.len() == MOST_REGIONS {
+        if self.oracle.len() >= MOST_REGIONS && !self.oracle.is_crowded() {
             return Ok(());
         }
         let other = self.oracle.pick(with.into());
@@ -161,6 +170,61 @@ impl Watcher {
         expect::success("REGISTER_REGION", self.device.register_with(region))?;
         self.oracle.register(cookie, start, end, &known(arena));
         Ok(())
+    }
+
+    /// Registers so many regions in a range that a change may hit more of them than it queues.
+    fn register_many(&mut self, op: Op, world: &World) -> Outcome {
+        let Range { start, end } = world.range(op);
+        let unit = (end - start) / u64::from(op.len).min((end - start) / PAGE);
+        let count = 130 + u64::from(op.with >> 3) * 4;
+        for number in 0..count {
+            if self.oracle.len() == MOST_OF_ALL {
+                break;
+            }
+            let page = start + number * unit % (end - start);
+            let region = match op.with & 7 {
+                0 | 1 => start..end,
+                2 | 3 => start + number..end,
+                4 | 5 => start + number..end - number,
+                // Some of them, or single bytes.
+                6 => page..page + PAGE,
+                _ => page + number..page + number + 1,
+            };
+            let cookie = self.cookie(0);
+            self.device.register(region.start, region.end, cookie)?;
+            let known = known(world.arena());
+            self.oracle
+                .register(cookie, region.start, region.end, &known);
+        }
+        Ok(())
+    }
+
+    /// Unregisters many regions, from all over the place.
+    fn unregister_many(&mut self, op: Op) -> Outcome {
+        for number in 0..usize::from(op.with) {
+            let Some((cookie, _)) = self.oracle.pick(number * 7 + usize::from(op.at)) else {
+                break;
+            };
+            expect::success("UNREGISTER_REGION", self.device.unregister(cookie))?;
+            self.oracle.unregister(cookie);
+        }
+        Ok(())
+    }
+
+    /// How often changes were merged, which happens where there are many regions.
+    fn merged(&self) -> Outcome<u64> {
+        if !self.oracle.is_crowded() {
+            return Ok(0);
+        }
+        let path = format!("/proc/self/fdinfo/{}", self.device.as_raw_fd());
+        let text = std::fs::read_to_string(path)?;
+        let number = |name: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|number| number.trim().parse().ok())
+                .unwrap_or(0)
+        };
+        add(&self.figures.deferred, number("deferred:"));
+        Ok(number("merged:"))
     }
 
     fn register_wrongly(&mut self, with: u8, start: u64, end: u64) -> Outcome {
@@ -235,6 +299,7 @@ impl Watcher {
             78..82 => &[(memory, 32), (NOWHERE, 64)],
             82..86 => &[(memory, 40), (NOWHERE, 64)],
             86..88 => &[(memory, 5), (memory, 0), (memory + 5, 6)],
+            88..96 => &[(memory, 48 * 32)],
             _ => &[(memory, all)],
         };
         let room = buffers.iter().map(|(_, length)| length).sum();
@@ -331,11 +396,15 @@ impl Session {
             len: 1,
             with: 255,
         };
-        for index in 0..FILES {
-            for _ in 0..2 {
-                self.watchers[index]
+        for watcher in &mut self.watchers {
+            loop {
+                let more = watcher.oracle.is_readable();
+                watcher
                     .read(rest)
                     .map_err(|failure| after(failure, sequence.ops.len() + 1, &rest))?;
+                if !more {
+                    break;
+                }
             }
         }
         Ok(())
@@ -347,6 +416,8 @@ impl Session {
         let effect = match op.what {
             What::Register => watcher.register(op, &self.world).map(|()| None)?,
             What::Unregister => watcher.unregister(op).map(|()| None)?,
+            What::RegisterMany => watcher.register_many(op, &self.world).map(|()| None)?,
+            What::UnregisterMany => watcher.unregister_many(op).map(|()| None)?,
             What::Read => watcher.read(op).map(|()| None)?,
             What::Poll => watcher.poll().map(|()| None)?,
             What::Reopen => {
@@ -363,9 +434,9 @@ impl Session {
         let mut effect = effect.unwrap_or_default();
         effect.lost = self.world.look()?;
         for watcher in &mut self.watchers {
-            watcher
-                .oracle
-                .apply(op.what, &effect, watcher.counter.get())?;
+            let merged = watcher.merged()?;
+            let counter = watcher.counter.get();
+            watcher.oracle.apply(op.what, &effect, counter, merged)?;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use super::op::What;
 use crate::device::check;
 
 /// Number of operations that there are.
-const KINDS: usize = What::Merge as usize + 1;
+const KINDS: usize = What::LAST as usize + 1;
 
 /// Counts. All zero to begin with.
 #[repr(C)]
@@ -39,6 +39,9 @@ pub struct Figures {
     pub unasked: AtomicU64,
     /// LAST records.
     pub lasts: AtomicU64,
+    /// Changes that were found deferred after an operation, and how often two were merged.
+    pub deferred: AtomicU64,
+    pub merged: AtomicU64,
     /// Claims that were checked: a change, and a region that it must have been reported for.
     pub claims: AtomicU64,
     /// The clock of the tickets.

@@ -357,6 +357,11 @@ impl Model<'_> {
                 get(&figures.beyond),
                 get(&figures.unasked),
             );
+            eprintln!(
+                "changes seen deferred: {}, and merged: {}",
+                get(&figures.deferred),
+                get(&figures.merged),
+            );
         }
         if outcome.is_ok() {
             let unexplained = match mode {

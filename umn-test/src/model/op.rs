@@ -115,6 +115,15 @@ pub enum What {
     UffdMove,
     /// KSM merges what is equal.
     Merge,
+    /// REGISTER_REGION of more regions than a change queues by itself.
+    RegisterMany,
+    /// UNREGISTER_REGION of many.
+    UnregisterMany,
+}
+
+impl What {
+    /// The last of all.
+    pub const LAST: Self = Self::UnregisterMany;
 }
 
 /// How often each comes, of the sum of all.
@@ -163,6 +172,18 @@ const WEIGHTS: &[(What, u32)] = &[
 
 /// One sequence of this many also merges pages, since that takes as long as many of the others.
 const MERGING: u64 = 50;
+
+/// One sequence of this many has many regions, and few of what makes their events be queued.
+const CROWDED: u64 = 4;
+
+/// What comes more often in such a sequence, or less.
+const CROWDED_WEIGHTS: &[(What, u32)] = &[
+    (What::Register, 12),
+    (What::RegisterMany, 20),
+    (What::Read, 40),
+    (What::Unregister, 20),
+    (What::UnregisterMany, 6),
+];
 
 /// An operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,16 +275,20 @@ impl FromStr for Sequence {
 /// Sequences at random, of up to some operations.
 pub struct Sequences {
     seed: u64,
-    strategy: [SBoxedStrategy<Sequence>; 2],
+    plain: SBoxedStrategy<Sequence>,
+    merging: SBoxedStrategy<Sequence>,
+    crowded: SBoxedStrategy<Sequence>,
 }
 
 impl Sequences {
     /// Those of a seed.
     pub fn new(seed: u64, length: usize) -> Self {
-        let strategy = [vec![], vec![(What::Merge, 15)]].map(|more| {
+        let strategy = |other: &[(What, u32)]| {
+            let is_other = |what: &What| other.iter().any(|(other, _)| other == what);
             let table: Vec<What> = WEIGHTS
                 .iter()
-                .chain(&more)
+                .filter(|(what, _)| !is_other(what))
+                .chain(other)
                 .flat_map(|(what, weight)| std::iter::repeat_n(*what, *weight as usize))
                 .collect();
             let op = (0..table.len(), 0..UNITS as u8, length_of_range(), 0..=255u8);
@@ -279,8 +304,13 @@ impl Sequences {
                     ops,
                 })
                 .sboxed()
-        });
-        Self { seed, strategy }
+        };
+        Self {
+            seed,
+            plain: strategy(&[]),
+            merging: strategy(&[(What::Merge, 15)]),
+            crowded: strategy(CROWDED_WEIGHTS),
+        }
     }
 
     /// The sequence with a number, always the same, and all that is simpler.
@@ -290,8 +320,14 @@ impl Sequences {
         seed[8..16].copy_from_slice(&number.to_le_bytes());
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
         let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-        let merging = number % MERGING == MERGING - 1;
-        self.strategy[usize::from(merging)]
+        let strategy = if number % MERGING == MERGING - 1 {
+            &self.merging
+        } else if number % CROWDED == CROWDED - 1 {
+            &self.crowded
+        } else {
+            &self.plain
+        };
+        strategy
             .new_tree(&mut runner)
             .expect("nothing is filtered out")
     }
@@ -329,8 +365,10 @@ mod tests {
     #[test]
     fn each_operation_comes_and_has_a_weight() {
         for what in What::value_variants() {
-            let weighted = WEIGHTS.iter().any(|(weighted, _)| weighted == what);
-            assert_eq!(weighted, *what != What::Merge);
+            let mut weighted = WEIGHTS.iter().chain(CROWDED_WEIGHTS);
+            let comes = weighted.any(|(weighted, _)| weighted == what);
+            assert_eq!(comes, *what != What::Merge);
+            assert!(*what <= What::LAST);
         }
     }
 }

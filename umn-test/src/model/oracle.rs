@@ -9,6 +9,10 @@
 //! - hit more than once for sure: one event, of the whole region;
 //! - a page in it lost: one event, whose hint, if it has one, covers that page;
 //! - never hit, and could not have been: no event.
+//!
+//! Where a file has more regions than a change queues by itself, changes are deferred, and where too
+//! many are, two are merged into one that encloses both. Only then, as fdinfo tells, may a region be
+//! told of what was between the two; not one that was registered after them.
 
 use std::{
     io,
@@ -115,7 +119,22 @@ pub struct Oracle {
     step: u64,
     /// The latest step at which one of the events that were read may first have been queued.
     order: u64,
+    /// What may be deferred.
+    deferred: Option<Deferred>,
+    /// How often changes were merged.
+    merged: u64,
 }
+
+/// Changes that may be deferred.
+struct Deferred {
+    /// Encloses all of them.
+    hull: Range<u64>,
+    /// The step of the first.
+    since: u64,
+}
+
+/// So many regions are all queued by the change that hits them.
+const AT_ONCE: usize = 128;
 
 impl Oracle {
     /// That of a file that shows this counter, with everything read.
@@ -128,6 +147,8 @@ impl Oracle {
             reported: counter,
             step: 0,
             order: 0,
+            deferred: None,
+            merged: 0,
         }
     }
 
@@ -147,6 +168,8 @@ impl Oracle {
     pub fn register(&mut self, cookie: u64, start: u64, end: u64, known: &Range<u64>) {
         // An empty region watches a byte, and the last byte of all has no end.
         let region = start..end.max(start.saturating_add(1));
+        // What was deferred was about the others.
+        self.deferred = None;
         self.watches.push(Watch {
             cookie,
             beyond: region.start < known.start || region.end > known.end,
@@ -167,7 +190,7 @@ impl Oracle {
     }
 
     /// Whether a read returns something.
-    fn is_readable(&self) -> bool {
+    pub fn is_readable(&self) -> bool {
         self.counter != self.reported
     }
 
@@ -176,8 +199,14 @@ impl Oracle {
         self.counter
     }
 
-    /// Takes note of what an operation did; expects the counter to have moved by that.
-    pub fn apply(&mut self, what: What, effect: &Effect, counter: u64) -> Outcome {
+    /// Whether the file has so many regions that changes may be deferred.
+    pub fn is_crowded(&self) -> bool {
+        self.watches.len() > AT_ONCE || self.deferred.is_some()
+    }
+
+    /// Takes note of what an operation did, and of how often changes have been merged; expects the
+    /// counter to have moved by that.
+    pub fn apply(&mut self, what: What, effect: &Effect, counter: u64, merged: u64) -> Outcome {
         self.step += 1;
         let step = self.step;
         let (mut least, mut most) = (0u64, 0u64);
@@ -227,6 +256,8 @@ impl Oracle {
             others.min(1)
         };
 
+        self.defer(effect, what, merged);
+
         let moved = counter.wrapping_sub(self.counter);
         let most = if self.is_disturbed() { u64::MAX } else { most };
         that(
@@ -239,6 +270,33 @@ impl Oracle {
         self.was_disturbed = false;
         self.figures.count_invalidations(what, moved);
         Ok(())
+    }
+
+    /// Takes note of changes that may be deferred, and that some may have been merged.
+    fn defer(&mut self, effect: &Effect, what: What, merged: u64) {
+        if !self.is_crowded() {
+            return;
+        }
+        let maybe = effect.maybe.iter().map(|(range, _)| range);
+        let mut hull = self.deferred.as_ref().map(|deferred| deferred.hull.clone());
+        for range in effect.sure.iter().chain(maybe).chain(&effect.lost) {
+            extend(&mut hull, range);
+        }
+        let Some(hull) = hull else { return };
+        let since = self
+            .deferred
+            .as_ref()
+            .map_or(self.step, |deferred| deferred.since);
+        if merged != self.merged {
+            for (watch, part) in hits(&mut self.watches, &hull) {
+                watch.pending.note(&part, false, since, what);
+                watch.pending.first = watch.pending.first.min(Some(since));
+                watch.pending.maybe = watch.pending.maybe.saturating_add(MANY);
+            }
+            add(&self.figures.merged, merged - self.merged);
+            self.merged = merged;
+        }
+        self.deferred = Some(Deferred { hull, since });
     }
 
     /// Expects of a read what it must return.
@@ -309,6 +367,7 @@ impl Oracle {
         )?;
         self.reported = value;
         self.counter = value;
+        self.deferred = None;
         for watch in &mut self.watches {
             if watch.pending.must() {
                 return Err(Failure::new(

@@ -561,9 +561,13 @@ impl World {
                 Effect::of_pages(pages(&self.arena), MANY)
             }
             // These are for the file of the device, not for memory.
-            What::Register | What::Read | What::Unregister | What::Poll | What::Reopen => {
-                Effect::default()
-            }
+            What::Register
+            | What::RegisterMany
+            | What::Read
+            | What::Unregister
+            | What::UnregisterMany
+            | What::Poll
+            | What::Reopen => Effect::default(),
         })
     }
 
