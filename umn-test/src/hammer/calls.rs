@@ -117,6 +117,7 @@ calls! {
     exchange, 4, [EINVAL EPERM EFAULT];
     register, 50, [EINVAL EPERM EFAULT ENOSPC];
     register_many, 2, [EINVAL EPERM ENOSPC];
+    register_crowd, 2, [EINVAL EPERM ENOSPC];
     unregister, 25, [EINVAL EPERM EFAULT];
     other_ioctl, 15, [ENOTTY];
     read, 50, [EAGAIN EINTR EINVAL EFAULT EPERM];
@@ -267,6 +268,23 @@ fn register_many(caller: &mut Caller) -> Answer {
     for _ in 0..200 {
         let mut region = region(caller);
         region.user_cookie = caller.rng.u64(0..1000);
+        last = ioctl(fd, uapi::REGISTER_REGION, (&raw mut region).cast());
+    }
+    (May, last)
+}
+
+/// More regions on a page than a change to it queues by itself.
+fn register_crowd(caller: &mut Caller) -> Answer {
+    let fd = caller.fd();
+    let start = caller.arena_page();
+    let mut last = Ok(0);
+    for cookie in 0..300 {
+        let mut region = Register {
+            start: start + cookie % 7,
+            end: start + PAGE,
+            user_cookie: cookie,
+            ..Register::default()
+        };
         last = ioctl(fd, uapi::REGISTER_REGION, (&raw mut region).cast());
     }
     (May, last)
