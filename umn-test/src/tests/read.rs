@@ -23,6 +23,7 @@ table! {
     read_and_close: "closing the file while another thread reads: the event still wakes it",
     read_killed: "SIGKILL ends a sleeping reader, and the others go on",
     read_several_sleepers: "several sleeping readers all get something in the end",
+    read_many_sleepers: "a hundred sleeping readers all get something in the end",
     read_count_zero: "a read of no bytes returns 0",
     read_short_buffer: "a buffer shorter than a record gives EINVAL and loses nothing",
     read_whole_records: "a buffer of 33 to 63 bytes gets one record",
@@ -210,6 +211,41 @@ fn read_several_sleepers() -> Outcome {
         .collect();
     expect::events("all reads together", &seen, &wanted)?;
     bench.drain().map(drop)
+}
+
+fn read_many_sleepers() -> Outcome {
+    const READERS: usize = 100;
+    let bench = Bench::blocking(1)?;
+    bench.watch_pages()?;
+    let tids: Vec<Tid> = (0..READERS).map(|_| Tid::default()).collect();
+    thread::scope(|scope| {
+        let device = &bench.device;
+        let readers: Vec<_> = tids
+            .iter()
+            .map(|tid| {
+                scope.spawn(move || {
+                    tid.set();
+                    device.read_events(1)
+                })
+            })
+            .collect();
+        for tid in &tids {
+            tid.asleep_in(libc::SYS_read)?;
+        }
+        // Each gives something to two of them at most.
+        let all = process::eventually(|| {
+            let _ = bench.hit(0);
+            readers.iter().all(|reader| reader.is_finished())
+        });
+        if !all {
+            // They sleep for ever, and are waited for.
+            return Err(Failure::new("readers", "their end", "that some sleep on"));
+        }
+        readers.into_iter().try_for_each(|reader| {
+            let events = reader.join().expect("the reader does not panic")?;
+            expect::same("records", events.len(), 1)
+        })
+    })
 }
 
 fn read_count_zero() -> Outcome {

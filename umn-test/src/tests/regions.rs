@@ -17,6 +17,8 @@ table! {
     region_with_end_before_start: "end before start gives EINVAL and registers nothing",
     region_across_mappings: "a region over several mappings and holes",
     region_beyond_the_others: "a region below or above all others is watched as they are",
+    region_at_tagged_addresses: "a tag in an address is ignored where the processor ignores it",
+    region_at_address_zero: "changes at address 0, whose end the kernel may not tell, are told once",
     region_next_door: "what touches the neighbouring bytes alone does not hit",
     event_hint_is_clamped: "the hint of a first hit is the invalidated part of the region",
     event_hint_of_what_is_large: "the hint tells what is below 512 GiB, wherever in the region that is",
@@ -198,6 +200,82 @@ fn region_beyond_the_others() -> Outcome {
         bench.reads(&[hit(cookie, &page), last(cookie)])?;
     }
     Ok(())
+}
+
+/// Has the processor ignore tags in addresses, where it can; returns one.
+fn tag() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        const ARCH_ENABLE_TAGGED_ADDR: u64 = 0x4002;
+        const BITS: u64 = 6;
+        // SAFETY: The call takes no pointer.
+        let ignored = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_ENABLE_TAGGED_ADDR, BITS) };
+        if ignored == 0 {
+            return 0x15 << 57;
+        }
+    }
+    0
+}
+
+fn region_at_tagged_addresses() -> Outcome {
+    let tag = tag();
+    let bench = Bench::new(2)?;
+    let page = bench.area.page(0);
+    // What has a tag that is none is an address of nothing.
+    let other = if tag == 0 { 0x15 << 57 } else { tag };
+    let tagged = page.start | other..page.end | other;
+    bench.watch(1, &tagged)?;
+    bench.hit(1)?;
+    bench.counts(0)?;
+    bench.hit(0)?;
+    let mixed = bench.device.register(tagged.start, page.end, 2);
+    if tag == 0 {
+        bench.counts(0)?;
+        bench.is_silent()?;
+        return expect::error("the end without the tag", mixed, libc::EINVAL);
+    }
+    bench.counts(1)?;
+    bench.reads(&[hit(1, &tagged), last(1)])?;
+    expect::success("the end without the tag", mixed)?;
+    bench.device.unregister(2)?;
+    // As it was registered, and so is part of it.
+    bench.device.unregister(1)?;
+    let all = tagged.start + 5..(bench.area.page(1).end | tag) - 5;
+    bench.watch(3, &all)?;
+    bench.hit(1)?;
+    bench.reads(&[hit(3, &(tagged.end..all.end)), last(2)])
+}
+
+fn region_at_address_zero() -> Outcome {
+    let bench = Bench::new(2)?;
+    bench.watch(5, &bench.area.page(0))?;
+    let _setting =
+        Setting::change("/proc/sys/vm/mmap_min_addr", "0").or_skip("a mapping at address 0")?;
+    let (low, first) = (0..4 * PAGE, 0..PAGE);
+    mem::map_over(&low).or_skip("a mapping at address 0")?;
+    mem::advise(&low, libc::MADV_POPULATE_WRITE)?;
+    bench.watch(1, &first)?;
+    bench.watch(2, &(2 * PAGE..3 * PAGE))?;
+    let mut counter = 0;
+    for round in 0..200 {
+        let access = [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE][round % 2];
+        mem::protect(&(0..2 * PAGE), access)?;
+        counter += 1;
+        bench.reads(&[hit(1, &first), last(counter)])?;
+        // Regions that come and are read after it are not taken for ones that came during it.
+        bench.watch(3, &first)?;
+        bench.hit(0)?;
+        counter += 1;
+        bench.reads(&[hit(5, &bench.area.page(0)), last(counter)])?;
+        bench.hit(1)?;
+        bench.counts(counter)?;
+        bench.device.unregister(3)?;
+    }
+    mem::advise(&low, libc::MADV_DONTNEED)?;
+    let second = hit(2, &(2 * PAGE..3 * PAGE));
+    bench.reads(&[hit(1, &first), second, last(counter + 1)])?;
+    mem::unmap(&low)?;
+    bench.counts(counter + 2)
 }
 
 fn region_next_door() -> Outcome {
