@@ -35,6 +35,9 @@ rust-analyzer:
 clean:
 	rm -rf build
 
+update:
+	@scripts/setup --update
+
 distclean: clean
 	@scripts/setup --remove
 
@@ -46,10 +49,17 @@ help:
 	@echo "make rust-analyzer    write rust-project.json, for editors"
 	@echo "make [modules]        build ummunotify.ko for the kernel in KDIR"
 	@echo "make modules_install  install it for that kernel"
+	@echo "make update           look for a newer kernel of Debian for the others to use"
 	@echo "make clean            remove what was built here (build/)"
 	@echo "make distclean        also remove the cache that 'make run' and 'make check' use"
 	@echo
 	@echo "KDIR    a built kernel tree with Rust ($(KDIR))"
 	@echo "MO      where the module is built ($(MO))"
+	@echo "SERIES  the kernel series to use in place of the newest, as in 'SERIES=7.2 make run'"
+	@echo "SUITE   the suite of Debian to take the kernel from"
+	@echo
+	@echo "series  architecture  Debian suite (compiler)                        tested by 'make check'"
+	@echo "7.3     x86-64        trixie-backports (1.85), experimental (1.97)   with the first: all"
+	@echo "7.2     x86-64        trixie-backports (1.85), forky, sid (1.97)     with the first: build, v2_, gap_, cause_"
 
-.PHONY: modules modules_install kdir run check quick bench rust-analyzer clean distclean help
+.PHONY: modules modules_install kdir run check quick bench rust-analyzer update clean distclean help

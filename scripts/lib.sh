@@ -8,23 +8,65 @@ set -eu
 umask 022
 PATH=$PATH:/usr/sbin:/sbin
 
-project=$(cd "${here:?}/.." && pwd -P)
-cache=${XDG_CACHE_HOME:-${HOME:?is not set}/.cache}/ummunotify
-root=$cache/root
-out=$project/build
-
-# The directory of a kernel, which scripts/setup describes.
-kernel_dir() { # NAME
-	[ -s "$cache/$1" ] || die "there is no kernel \"$1\" in $cache: run scripts/setup"
-	echo "$cache/kernel-$(cat "$cache/$1")"
-}
-
 me=${0##*/}
 say() { echo "$*" >&2; }
 die() {
 	say "$me: $*"
 	exit 1
 }
+
+# Kernel builds take no blanks and no colons, and make or the shell none of the others.
+check_path() { # PATH WHAT
+	case $1 in
+	[!/]*) die "$2 is \"$1\", which does not start with a slash" ;;
+	*[[:space:]:\;\&\|\<\>\(\)\*\?\[\]\{\}\`\'\"\$\#%\\]*)
+		die "$2 is \"$1\": a kernel cannot be built where a path has blanks, colons or the like; choose another place"
+		;;
+	esac
+}
+
+project=$(cd "${here:?}/.." && pwd -P)
+check_path "$project" "the project's directory"
+[ -n "${XDG_CACHE_HOME-}${HOME-}" ] || HOME=$(getent passwd "$(id -u)" | cut -d : -f 6)
+[ -n "${XDG_CACHE_HOME-}${HOME-}" ] || die "HOME is not set: set it, or set XDG_CACHE_HOME"
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/ummunotify
+check_path "$cache" "the cache's directory"
+out=$project/build
+
+# apt knows the lower-case names only.
+: "${http_proxy:=${HTTP_PROXY-}}" "${https_proxy:=${HTTPS_PROXY-}}" "${no_proxy:=${NO_PROXY-}}"
+export http_proxy https_proxy no_proxy
+
+# --- what is in the cache; scripts/setup describes it ------------------------------------------
+
+# Which kernel is asked for; beside the newest one, the cache keeps others under names of their own.
+variant=${SERIES:+-$SERIES}${SUITE:+-$SUITE}
+
+release() { # KERNEL
+	[ -s "$cache/$1$variant" ] ||
+		die "there is no kernel \"$1$variant\" in $cache: run ${SERIES:+SERIES=$SERIES }${SUITE:+SUITE=$SUITE }scripts/setup"
+	cat "$cache/$1$variant"
+}
+kernel_dir() { # KERNEL
+	kernel_release=$(release "$1")
+	echo "$cache/kernel-$kernel_release"
+}
+
+# Each suite has a compiler of its own, and thus a build root.
+root_of() { # SUITE
+	case $1 in
+	trixie) echo "$cache/root" ;;
+	*) echo "$cache/root-$1" ;;
+	esac
+}
+# The stamp of a kernel tells its series and the suite of its compiler.
+stamp_of() { cat "$cache/kernel-$(cat "$cache/$1$variant")/stamp"; } 2>/dev/null # KERNEL
+find_root() {
+	root_suite=$(stamp_of stock | sed -n '1s/^[^ ]* \([^ ]*\) .*/\1/p')
+	: "${root_suite:=trixie}"
+	root=$(root_of "$root_suite")
+}
+find_root
 
 # The comment at the top of a script is its help.
 usage() { sed -n '3,/^[^#]/{/^#/{s/^# \{0,1\}//;p;};}' "$0"; }
@@ -39,17 +81,108 @@ misused() {
 
 seconds() { date +%s; }
 
+# --- processes, and how they end ---------------------------------------------------------------
+
+# Runs a command, and heeds signals meanwhile: a shell does while it waits for something in the
+# background, and not while it runs something in the foreground.
+attend() { # COMMAND...
+	# What holds the lock of contained() must be this shell alone.
+	{ (exec <&3 3<&- 8>&-; "$@") & } 3<&0
+	job=$!
+	attended=0
+	wait $job || attended=$?
+	job=
+	return $attended
+}
+job='' ticker=''
+
+descendants() { # PID
+	for children_of in "/proc/$1/task"/*/children; do
+		children=
+		{ read -r children <"$children_of"; } 2>/dev/null || :
+		for child in $children; do
+			echo "$child"
+			descendants "$child"
+		done
+	done
+}
+# Ends a process and all that it has started; those that tidy up get a moment to do so.
+end() { # PID
+	doomed="$1 $(descendants "$1")"
+	# shellcheck disable=SC2086 # several processes
+	kill -TERM $doomed 2>/dev/null || :
+	sleep 0.2
+	# shellcheck disable=SC2086
+	kill -STOP $doomed 2>/dev/null || :
+	for process in $doomed; do
+		# shellcheck disable=SC2046
+		kill -KILL $(descendants "$process") "$process" 2>/dev/null || :
+	done
+}
+tidy_up() {
+	stop_ticker
+	rm -f "$cache/alive.$$".*
+}
+ended_by_signal() { # STATUS
+	trap '' HUP INT TERM
+	[ -z "$job" ] || end "$job"
+	exit "$1"
+}
+trap 'ended_by_signal 129' HUP
+trap 'ended_by_signal 130' INT
+trap 'ended_by_signal 143' TERM
+trap tidy_up EXIT
+
+# --- root, or what does for it -----------------------------------------------------------------
+
+# Whether this user may be root in a namespace of its own.
+user_namespaces() { unshare --user --map-root-user --mount --pid --fork true 2>/dev/null; }
+
 as_root() {
 	if [ "$(id -u)" = 0 ]; then
 		"$@"
 	elif command -v sudo >/dev/null; then
 		sudo "$@"
 	else
-		die "this needs root, and there is no sudo: run it as root, or install sudo"
+		die "this needs root, and there is no sudo: run it as root, or install sudo or uidmap"
 	fi
 }
 
-in_root() { "$here/in-root" "$@"; }
+# Runs a command as root, or as what is root in a user namespace, with mounts and processes of its
+# own. All are gone as soon as whoever called this has ended, even if it was killed: it holds a lock,
+# and the first process in there ends when it gets it.
+contained() { # --user|--users|--root COMMAND...
+	case $1 in
+	--user) how="unshare --user --map-root-user" ;;
+	--users) how="unshare --user --map-root-user --map-auto" ;;
+	--root) how="as_root unshare" ;;
+	esac
+	shift
+	alive=$(mktemp "$cache/alive.$$.XXXXXX")
+	exec 8>"$alive"
+	flock 8
+	# shellcheck disable=SC2016 # expanded by the inner shell
+	set -- --mount --pid --fork --kill-child sh -c '
+		alive=$1
+		shift
+		{ "$@" <&3 3<&- & } 3<&0
+		command=$!
+		trap "exit 143" TERM
+		{
+			flock "$alive" true
+			rm -f "$alive"
+			kill -TERM 1
+		} </dev/null >/dev/null 2>&1 &
+		wait $command
+	' contained "$alive" "$@"
+	contained=0
+	# shellcheck disable=SC2086 # a command and its arguments
+	attend $how "$@" || contained=$?
+	rm -f "$alive"
+	return $contained
+}
+
+in_root() { attend "$here/in-root" "$@"; }
 
 # Becomes a program of the build root that needs no privileges, under the root's own loader, so that
 # the host needs neither the program nor its libraries. `limit` may name a command to run it with.
@@ -68,13 +201,15 @@ lock() { # FILE WHAT
 		exec 9>"$1"
 		flock -n 9 || {
 			say "$me: another process is working on $2; waiting for it"
-			flock 9
+			attend flock 9
 		}
 		# Whoever held it may have removed the file.
 		locked=$(stat -L -c %i /proc/$$/fd/9) || die "/proc is needed, and not mounted"
 		[ "$(stat -c %i "$1" 2>/dev/null)" != "$locked" ] || return 0
 	done
 }
+
+# --- steps that take long ----------------------------------------------------------------------
 
 # Runs a command whose output matters only if it fails, and says how far it is and how long it took.
 # Sets `status`, rather than to return it: `set -e` would not hold in a command that is tested.
@@ -89,17 +224,18 @@ step() { # LOG TEXT SECONDS-IT-USUALLY-TAKES COMMAND...
 	else
 		say "$step_text (about $step_usual s)"
 	fi
-	set +e
-	(set -e && "$@") >"$step_log" 2>&1
-	status=$?
-	set -e
+	(set -e && "$@") >"$step_log" 2>&1 &
+	job=$!
+	status=0
+	wait $job || status=$?
+	job=
 	stop_ticker
 	[ $status != 0 ] || say "$step_text: done in $(($(seconds) - step_start)) s"
 }
-ticker=
 stop_ticker() {
 	[ -n "$ticker" ] || return 0
-	kill "$ticker" 2>/dev/null || :
+	# shellcheck disable=SC2046 # several processes
+	kill $ticker $(descendants $ticker) 2>/dev/null || :
 	wait "$ticker" 2>/dev/null || :
 	ticker=
 	printf '\r\033[K' >&2
@@ -113,6 +249,7 @@ remove() { # PATH...
 		if cut -d ' ' -f 5 /proc/self/mountinfo | grep -qF "$(realpath "$remove_path")/"; then
 			die "something is mounted below $remove_path: unmount it first"
 		fi
-		as_root rm -rf --one-file-system "$remove_path"
+		rm -rf --one-file-system "$remove_path" 2>/dev/null ||
+			as_root rm -rf --one-file-system "$remove_path"
 	done
 }

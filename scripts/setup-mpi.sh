@@ -47,10 +47,10 @@ mpi_finish() { # STACK
 
 make_mpi_debian() {
 	mpi_begin debian
-	in_root --root apt-get --error-on=any update
+	apt_lists mpi "$(source_from "$mirror") $root_suite main"
 	mkdir debs
 	# shellcheck disable=SC2086 # several packages
-	(cd debs && in_root --root apt-get -o APT::Sandbox::User=root download $mpi_packages python3-pip-whl)
+	(cd debs && apt_with mpi apt-get download $mpi_packages python3-pip-whl)
 	mkdir all
 	for deb in debs/*.deb; do
 		in_root dpkg -x "$deb" all
@@ -82,7 +82,7 @@ make_mpi_debian() {
 	echo 127.0.0.1 localhost guest >guest/etc/hosts
 	echo hosts: files >guest/etc/nsswitch.conf
 
-	release=$(cat "$cache/stock")
+	release=$(release stock)
 	modules=$new/guest/lib/modules/$release
 	mkdir -p "$modules/extra"
 	cd "$(kernel_dir stock)"
@@ -103,7 +103,8 @@ make_mpi_debian() {
 make_mpi_headers() {
 	mpi_begin headers
 	mkdir debs
-	(cd debs && in_root --root apt-get -o APT::Sandbox::User=root download libfabric-dev libibverbs-dev)
+	apt_lists mpi "$(source_from "$mirror") $root_suite main"
+	(cd debs && apt_with mpi apt-get download libfabric-dev libibverbs-dev)
 	for deb in debs/*.deb; do
 		in_root dpkg -x "$deb" all
 	done
