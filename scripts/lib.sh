@@ -59,10 +59,11 @@ root_of() { # SUITE
 	*) echo "$cache/root-$1" ;;
 	esac
 }
-# The stamp of a kernel tells its series and the suite of its compiler.
+# The stamp of a kernel tells its series and the suite of its compiler. While scripts/setup makes one
+# there is none yet, so it exports UMN_ROOT_SUITE.
 stamp_of() { cat "$cache/kernel-$(cat "$cache/$1$variant")/stamp"; } 2>/dev/null # KERNEL
 find_root() {
-	root_suite=$(stamp_of stock | sed -n '1s/^[^ ]* \([^ ]*\) .*/\1/p')
+	root_suite=${UMN_ROOT_SUITE:-$(stamp_of stock | sed -n '1s/^[^ ]* \([^ ]*\) .*/\1/p')}
 	: "${root_suite:=trixie}"
 	root=$(root_of "$root_suite")
 }
