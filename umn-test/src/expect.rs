@@ -13,6 +13,8 @@ use std::{
     panic::Location, //
 };
 
+use nix::errno::Errno;
+
 use crate::uapi::{
     Event,
     EVENT_FLAG_HINT,
@@ -49,6 +51,13 @@ impl From<io::Error> for Failure {
     #[track_caller]
     fn from(error: io::Error) -> Self {
         Self::new("system call", "success", named(&error))
+    }
+}
+
+impl From<Errno> for Failure {
+    #[track_caller]
+    fn from(error: Errno) -> Self {
+        io::Error::from(error).into()
     }
 }
 
@@ -223,18 +232,8 @@ pub fn named(error: &io::Error) -> String {
 
 /// The name of an error number, such as `EINVAL`.
 pub fn errno_name(number: i32) -> String {
-    macro_rules! names {
-        ($($name:ident)+) => {
-            match number {
-                $(libc::$name => stringify!($name).to_string(),)+
-                other => format!("error {other}"),
-            }
-        };
+    match Errno::from_raw(number) {
+        Errno::UnknownErrno => format!("error {number}"),
+        errno => format!("{errno:?}"),
     }
-    names!(
-        EPERM ENOENT ESRCH EINTR EIO ENXIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT
-        EBUSY EEXIST ENODEV EINVAL ENFILE EMFILE ENOTTY EFBIG ENOSPC ESPIPE EROFS EPIPE ERANGE
-        EDEADLK ENAMETOOLONG ENOSYS ELOOP EOVERFLOW EOPNOTSUPP ETIMEDOUT ECANCELED ETIME EXDEV ENOTDIR
-        ENOTSOCK ETOOMANYREFS
-    )
 }

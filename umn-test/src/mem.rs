@@ -6,10 +6,7 @@
 //! call: each test hands them what it got from here.
 
 use std::{
-    ffi::{
-        c_void,
-        CStr, //
-    },
+    ffi::c_void,
     fs::{
         self,
         File, //
@@ -20,13 +17,23 @@ use std::{
     },
     ops::Range,
     os::{
-        fd::{
-            AsRawFd,
-            FromRawFd, //
-        },
+        fd::AsRawFd,
         unix::fs::FileExt, //
     },
     ptr, //
+};
+
+use nix::{
+    fcntl::{
+        fallocate,
+        FallocateFlags,
+        OFlag, //
+    },
+    sys::memfd::{
+        memfd_create,
+        MFdFlags, //
+    },
+    unistd::pipe2,
 };
 
 use crate::device::check;
@@ -274,12 +281,8 @@ pub fn write_byte(address: u64, value: u8) {
 
 /// A pipe: its end to read from, and that to write to.
 pub fn pipe() -> io::Result<(File, File)> {
-    let mut ends = [0; 2];
-    // SAFETY: There is room for two descriptors.
-    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
-    // SAFETY: The files were just opened and are nobody else's.
-    let [out, into] = ends.map(|fd| unsafe { File::from_raw_fd(fd) });
-    Ok((out, into))
+    let (out, into) = pipe2(OFlag::O_CLOEXEC)?;
+    Ok((out.into(), into.into()))
 }
 
 /// The byte at an address, or `None` where nothing can be read: to look costs no signal.
@@ -299,28 +302,20 @@ pub fn peek(address: u64) -> io::Result<Option<u8>> {
 
 /// A file that is nothing but memory, of some pages; it can be sealed.
 pub fn memory_file(pages: u64) -> io::Result<File> {
-    const NAME: &CStr = c"umn-test";
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-    // SAFETY: `NAME` is a C string.
-    let fd = check(unsafe { libc::memfd_create(NAME.as_ptr(), flags) })?;
-    // SAFETY: The file was just made and is nobody else's.
-    let file = unsafe { File::from_raw_fd(fd) };
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create("umn-test", flags)?);
     file.set_len(pages * PAGE)?;
     Ok(file)
 }
 
 /// Punches a hole into a file, at some of its pages.
 pub fn punch_hole(file: &File, pages: Range<u64>) -> io::Result<()> {
-    // SAFETY: The call takes no pointer.
-    check(unsafe {
-        libc::fallocate64(
-            file.as_raw_fd(),
-            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-            (pages.start * PAGE) as i64,
-            ((pages.end - pages.start) * PAGE) as i64,
-        )
-    })
-    .map(drop)
+    Ok(fallocate(
+        file,
+        FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+        (pages.start * PAGE) as _,
+        ((pages.end - pages.start) * PAGE) as _,
+    )?)
 }
 
 /// What `/proc/PID/pagemap` says of a page.

@@ -11,15 +11,18 @@ use std::{
     },
     fs::File,
     io,
-    ops::Deref,
-    os::fd::AsRawFd, //
+    ops::Deref, //
+};
+
+use nix::kmod::{
+    delete_module,
+    finit_module,
+    DeleteModuleFlags,
+    ModuleInitFlags, //
 };
 
 use crate::{
-    device::{
-        check,
-        Device, //
-    },
+    device::Device,
     expect::{
         Failure,
         OrSkip,
@@ -48,12 +51,11 @@ impl Module {
     /// Loads it, which is one system call.
     pub fn insert(&self, parameters: &CStr) -> io::Result<()> {
         system::may_change()?;
-        // SAFETY: `parameters` is a C string.
-        check(unsafe {
-            let fd = self.file.as_raw_fd();
-            libc::syscall(libc::SYS_finit_module, fd, parameters.as_ptr(), 0)
-        })
-        .map(drop)
+        Ok(finit_module(
+            &self.file,
+            parameters,
+            ModuleInitFlags::empty(),
+        )?)
     }
 
     /// Loads it, and waits for the device.
@@ -69,15 +71,7 @@ impl Module {
     /// Unloads it. Does not wait until nobody uses it any more.
     pub fn remove() -> io::Result<()> {
         system::may_change()?;
-        // SAFETY: The name is a C string.
-        check(unsafe {
-            libc::syscall(
-                libc::SYS_delete_module,
-                c"ummunotify".as_ptr(),
-                libc::O_NONBLOCK,
-            )
-        })
-        .map(drop)
+        Ok(delete_module(c"ummunotify", DeleteModuleFlags::O_NONBLOCK)?)
     }
 }
 

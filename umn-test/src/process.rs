@@ -8,12 +8,15 @@ use std::{
     fs,
     io::{
         self,
+        IoSlice,
+        IoSliceMut,
         Read,
         Write, //
     },
     mem,
     os::{
         fd::{
+            AsFd,
             AsRawFd,
             FromRawFd,
             OwnedFd,
@@ -35,6 +38,50 @@ use std::{
         Duration,
         Instant, //
     }, //
+};
+
+use nix::{
+    cmsg_space,
+    poll::{
+        poll,
+        PollFd,
+        PollFlags,
+        PollTimeout, //
+    },
+    sched::{
+        clone,
+        sched_getcpu,
+        sched_setaffinity,
+        CloneFlags,
+        CpuSet, //
+    },
+    sys::{
+        prctl::set_dumpable,
+        socket::{
+            recvmsg,
+            sendmsg,
+            ControlMessage,
+            ControlMessageOwned,
+            MsgFlags, //
+        },
+        wait::{
+            waitid,
+            waitpid,
+            Id,
+            WaitPidFlag,
+            WaitStatus, //
+        },
+    },
+    unistd::{
+        dup2_stdout,
+        fork,
+        gettid,
+        setgid,
+        setgroups,
+        setuid,
+        ForkResult,
+        Pid, //
+    },
 };
 
 use crate::{
@@ -80,41 +127,28 @@ impl Line {
 
     /// Passes an open file.
     pub fn pass(&self, file: &impl AsRawFd) -> io::Result<()> {
-        let mut space = ControlSpace::default();
-        let mut byte = [b'.'];
-        let mut iov = one_iovec(&mut byte);
-        let message = space.message(&mut iov);
-        // SAFETY: `message` has room for one header with one descriptor.
-        unsafe {
-            let header = &mut *libc::CMSG_FIRSTHDR(&message);
-            header.cmsg_level = libc::SOL_SOCKET;
-            header.cmsg_type = libc::SCM_RIGHTS;
-            header.cmsg_len = libc::CMSG_LEN(mem::size_of::<RawFd>() as u32) as _;
-            libc::CMSG_DATA(header)
-                .cast::<RawFd>()
-                .write_unaligned(file.as_raw_fd());
-        }
-        // SAFETY: All that `message` points to is alive.
-        check(unsafe { libc::sendmsg(self.0.as_raw_fd(), &message, 0) }).map(drop)
+        let files = [file.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&files)];
+        let byte = [IoSlice::new(b".")];
+        let flags = MsgFlags::empty();
+        sendmsg::<()>(self.0.as_raw_fd(), &byte, &rights, flags, None)?;
+        Ok(())
     }
 
     /// Receives an open file.
     pub fn receive(&self) -> io::Result<OwnedFd> {
-        let mut space = ControlSpace::default();
         let mut byte = [0];
-        let mut iov = one_iovec(&mut byte);
-        let mut message = space.message(&mut iov);
-        // SAFETY: All that `message` points to is alive and may be written.
-        check(unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut message, 0) })?;
-        // SAFETY: The kernel has filled in the message.
-        let header = unsafe { libc::CMSG_FIRSTHDR(&message) };
-        if header.is_null() {
-            return Err(io::Error::other("no file was passed"));
-        }
-        // SAFETY: The only header that is ever sent here carries one descriptor, which is new.
-        unsafe {
-            let fd = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
-            Ok(OwnedFd::from_raw_fd(fd))
+        let mut bytes = [IoSliceMut::new(&mut byte)];
+        let mut space = cmsg_space!(RawFd);
+        let flags = MsgFlags::empty();
+        let message = recvmsg::<()>(self.0.as_raw_fd(), &mut bytes, Some(&mut space), flags)?;
+        // It is cut short where there was no descriptor free for the file.
+        match message.cmsgs().ok().and_then(|mut all| all.next()) {
+            Some(ControlMessageOwned::ScmRights(files)) if files.len() == 1 => {
+                // SAFETY: The file was just received and is nobody else's.
+                Ok(unsafe { OwnedFd::from_raw_fd(files[0]) })
+            }
+            _ => Err(io::Error::other("no file was passed")),
         }
     }
 }
@@ -126,36 +160,11 @@ impl From<OwnedFd> for Line {
     }
 }
 
-fn one_iovec(bytes: &mut [u8]) -> libc::iovec {
-    libc::iovec {
-        iov_base: bytes.as_mut_ptr().cast(),
-        iov_len: bytes.len(),
-    }
-}
-
-/// Room for a control message with a descriptor, aligned as its header has to be.
-#[derive(Default)]
-struct ControlSpace([u64; 4]);
-
-impl ControlSpace {
-    fn message(&mut self, iov: &mut libc::iovec) -> libc::msghdr {
-        // SAFETY: All-zero bytes are a valid `msghdr`.
-        let mut message: libc::msghdr = unsafe { mem::zeroed() };
-        message.msg_iov = iov;
-        message.msg_iovlen = 1;
-        message.msg_control = self.0.as_mut_ptr().cast();
-        // SAFETY: The macro only computes.
-        let length = unsafe { libc::CMSG_SPACE(mem::size_of::<RawFd>() as u32) };
-        message.msg_controllen = length as usize;
-        message
-    }
-}
-
 /// A forked child that runs part of a test.
 ///
 /// It is killed where the test ends without [`Self::join`].
 pub struct Child {
-    pid: i32,
+    pid: Pid,
     line: Line,
     report: UnixStream,
 }
@@ -168,24 +177,23 @@ impl Child {
         let (line, its_line) = Line::pair()?;
         let (report, its_report) = UnixStream::pair()?;
         // SAFETY: There is only this thread, so that the child may do whatever the parent may.
-        match check(unsafe { libc::fork() })? {
-            0 => {
+        match unsafe { fork() }? {
+            ForkResult::Child => {
                 drop((line, report));
                 // On stdout it is where a program expects it that the child may execute.
-                // SAFETY: The call takes no pointer.
-                unsafe { libc::dup2(its_report.as_raw_fd(), libc::STDOUT_FILENO) };
+                let _ = dup2_stdout(&its_report);
                 let (code, text) = exit::encode(exit::catch(|| body(&its_line)));
                 let _ = (&its_report).write_all(text.as_bytes());
                 // SAFETY: Ends the process, without the parent's exit handlers.
                 unsafe { libc::_exit(code.into()) }
             }
-            pid => Ok(Self { pid, line, report }),
+            ForkResult::Parent { child: pid } => Ok(Self { pid, line, report }),
         }
     }
 
     /// The child's process id.
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.pid.as_raw()
     }
 
     /// Lets the child go on.
@@ -226,26 +234,26 @@ impl Child {
 
     /// Waits for the child to end, but leaves it to be reaped; returns its outcome.
     fn outcome(&self) -> Outcome {
-        let (code, status) = self.wait()?;
+        let status = match self.wait()? {
+            WaitStatus::Exited(_, code) => code << 8,
+            WaitStatus::Signaled(_, signal, _) => signal as i32,
+            other => {
+                return Err(Failure::new(
+                    "child process",
+                    "its end",
+                    format!("{other:?}"),
+                ));
+            }
+        };
         let mut text = String::new();
         let _ = (&self.report).read_to_string(&mut text);
-        let status = if code == libc::CLD_EXITED {
-            status << 8
-        } else {
-            status
-        };
         exit::judge(ExitStatus::from_raw(status), &text)
     }
 
-    /// Waits for the child to end, but leaves it to be reaped; returns `si_code` and `si_status`.
-    fn wait(&self) -> io::Result<(i32, i32)> {
-        // SAFETY: All-zero bytes are a valid `siginfo_t`.
-        let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
-        let flags = libc::WEXITED | libc::WNOWAIT;
-        // SAFETY: `info` may be written.
-        check(unsafe { libc::waitid(libc::P_PID, self.pid as u32, &mut info, flags) })?;
-        // SAFETY: This is what `waitid` fills in.
-        Ok((info.si_code, unsafe { info.si_status() }))
+    /// Waits for the child to end, but leaves it to be reaped.
+    fn wait(&self) -> io::Result<WaitStatus> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        Ok(waitid(Id::Pid(self.pid), flags)?)
     }
 
     /// Waits for the child to end; its outcome is the outcome.
@@ -256,53 +264,48 @@ impl Child {
     /// Sends the child a signal.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         // SAFETY: The child is not reaped yet, so the number is still its.
-        check(unsafe { libc::kill(self.pid, signal) }).map(drop)
+        check(unsafe { libc::kill(self.pid(), signal) }).map(drop)
     }
 
     /// Waits for the child to end; returns the signal that ended it.
     pub fn ended_by(&self) -> io::Result<Option<i32>> {
-        let (code, status) = self.wait()?;
-        Ok((code != libc::CLD_EXITED).then_some(status))
+        Ok(match self.wait()? {
+            WaitStatus::Signaled(_, signal, _) => Some(signal as i32),
+            _ => None,
+        })
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
         let _ = self.signal(libc::SIGKILL);
-        // SAFETY: The status is of no interest.
-        unsafe { libc::waitpid(self.pid, ptr::null_mut(), 0) };
+        let _ = waitpid(self.pid, None);
     }
 }
 
 /// Runs `body` in a process that shares this one's address space, as a child of `vfork` does, and
 /// waits for its end.
-pub fn in_vfork_child<F: FnOnce() -> Outcome>(body: F) -> Outcome {
-    extern "C" fn run<F: FnOnce() -> Outcome>(call: *mut c_void) -> i32 {
-        // SAFETY: `in_vfork_child` passes this, and sleeps until this process is gone.
-        let call = unsafe { &mut *call.cast::<(Option<F>, Outcome)>() };
-        if let Some(body) = call.0.take() {
-            call.1 = body();
+pub fn in_vfork_child(body: impl FnOnce() -> Outcome) -> Outcome {
+    /// Enough for what a body does.
+    const STACK: usize = 256 << 10;
+    let mut stack = vec![0; STACK];
+    let (mut body, mut outcome) = (Some(body), Ok(()));
+    let run = Box::new(|| {
+        if let Some(body) = body.take() {
+            outcome = body();
         }
         0
-    }
-    /// Room for what a body does.
-    const STACK: usize = 256 << 10;
-    let mut stack = vec![0u128; STACK / mem::size_of::<u128>()];
-    let mut call = (Some(body), Ok(()));
+    });
+    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
     // SAFETY: The child runs on a stack of its own, and this thread sleeps until it has ended.
-    let pid = check(unsafe {
-        libc::clone(
-            run::<F>,
-            stack.as_mut_ptr_range().end.cast(),
-            libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
-            (&raw mut call).cast(),
-        )
-    })?;
-    let mut status = 0;
-    // SAFETY: `status` may be written.
-    check(unsafe { libc::waitpid(pid, &mut status, 0) })?;
-    expect::same("exit status of the vfork child", status, 0)?;
-    call.1
+    let pid = unsafe { clone(run, &mut stack, flags, Some(libc::SIGCHLD)) }?;
+    let status = waitpid(pid, None)?;
+    expect::same(
+        "status of the vfork child",
+        status,
+        WaitStatus::Exited(pid, 0),
+    )?;
+    outcome
 }
 
 /// Waits until a child has ended, but does not reap it; returns whether it did in time.
@@ -311,13 +314,8 @@ pub fn wait_for_exit(pid: i32, limit: Duration) -> io::Result<bool> {
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })? as i32;
     // SAFETY: The file was just opened and is nobody else's.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut poll = libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: `poll` is one valid `pollfd`.
-    let ready = check(unsafe { libc::poll(&mut poll, 1, limit.as_millis() as i32) })?;
+    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    let ready = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], limit)?;
     Ok(ready == 1)
 }
 
@@ -328,8 +326,7 @@ pub struct Tid(AtomicI32);
 impl Tid {
     /// Says that it is this thread.
     pub fn set(&self) {
-        // SAFETY: The call takes no arguments.
-        self.0.store(unsafe { libc::gettid() }, Ordering::Release);
+        self.0.store(gettid().as_raw(), Ordering::Release);
     }
 
     /// The thread, once it has said so.
@@ -374,12 +371,9 @@ pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
 
 /// Keeps this thread, and those it starts, on the processor that it is on.
 pub fn stay_here() -> io::Result<()> {
-    // SAFETY: All-zero bytes are an empty set, and the calls get what they take.
-    unsafe {
-        let mut set: libc::cpu_set_t = mem::zeroed();
-        libc::CPU_SET(check(libc::sched_getcpu())? as usize, &mut set);
-        check(libc::sched_setaffinity(0, mem::size_of_val(&set), &set)).map(drop)
-    }
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu()?)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &here)?)
 }
 
 /// Gives a thread a real-time priority, which those that it starts do not inherit.
@@ -508,12 +502,8 @@ pub fn drop_privilege() -> io::Result<()> {
 
 /// Becomes an ordinary user, who can look at this process in `/proc` all the same.
 pub fn become_user(user: u32) -> io::Result<()> {
-    // SAFETY: The calls take no pointer to anything.
-    unsafe {
-        check(libc::setgroups(0, ptr::null()))?;
-        check(libc::setgid(user))?;
-        check(libc::setuid(user))?;
-        check(libc::prctl(libc::PR_SET_DUMPABLE, 1))?;
-    }
-    Ok(())
+    setgroups(&[])?;
+    setgid(user.into())?;
+    setuid(user.into())?;
+    Ok(set_dumpable(true)?)
 }
