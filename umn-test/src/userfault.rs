@@ -1,21 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What of `userfaultfd` changes mappings: it write-protects pages and moves them.
+//! `userfaultfd`: it write-protects pages, moves them, and makes whoever accesses one wait for it.
 
 use std::{
     fs::File,
     io,
     ops::Range,
     os::fd::{
+        AsFd,
         AsRawFd,
         FromRawFd,
         OwnedFd, //
     },
 };
 
+use nix::poll::{
+    poll,
+    PollFd,
+    PollFlags, //
+};
+
 use crate::{
     device::check,
     expect::{
+        self,
         Failure,
         OrSkip,
         Outcome, //
@@ -99,6 +107,24 @@ impl UserFault {
         const UFFDIO_MOVE: u32 = 0xc028_aa05;
         let length = from.end - from.start;
         self.ioctl(UFFDIO_MOVE, [to.start, from.start, length, 0, 0])
+    }
+
+    /// Provides a page of a registered range, where there is none, with its content.
+    pub fn provide(&self, page: &Range<u64>, content: &[u8]) -> io::Result<()> {
+        const UFFDIO_COPY: u32 = 0xc028_aa03;
+        let length = page.end - page.start;
+        assert_eq!(content.len() as u64, length);
+        let from = content.as_ptr() as u64;
+        self.ioctl(UFFDIO_COPY, [page.start, from, length, 0, 0])
+    }
+
+    /// Waits until somebody waits for a missing page, for ten seconds at the most. Only where reads
+    /// do not block.
+    pub fn wait_for_access(&self) -> Outcome {
+        let mut faults = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut faults, 10_000u16)?;
+        let seen = faults[0].revents();
+        expect::same("an access to the page", seen, Some(PollFlags::POLLIN))
     }
 
     /// Another descriptor of the same.
