@@ -318,6 +318,25 @@ pub fn punch_hole(file: &File, pages: Range<u64>) -> io::Result<()> {
     )?)
 }
 
+/// Maps a `T` that several processes share: the start of `file` or, without one, new memory that all
+/// children have from now on. It stays until the process ends.
+///
+/// # Safety
+///
+/// All-zero bytes must be a valid `T` that may be accessed by several processes at a time, such as a
+/// structure of atomics. The file must hold one, and be at least as large.
+#[cfg(target_pointer_width = "64")] // as those that use it are
+pub unsafe fn shared<T>(file: Option<&File>) -> io::Result<&'static T> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = match file {
+        Some(_) => libc::MAP_SHARED,
+        None => libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+    };
+    let address = map(None, size_of::<T>() as u64, access, flags, file)?;
+    // SAFETY: The mapping is large enough, aligned to a page, and stays; the rest is the caller's.
+    Ok(unsafe { &*(address as *const T) })
+}
+
 /// What `/proc/PID/pagemap` says of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageState(u64);

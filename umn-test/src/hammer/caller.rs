@@ -23,7 +23,6 @@ use std::{
 use fastrand::Rng;
 
 use crate::{
-    expect::named,
     mem::{
         self,
         PAGE, //
@@ -32,24 +31,15 @@ use crate::{
     uapi::Event, //
 };
 
-use super::{
-    calls::{
-        Verdict,
-        CALLS,
-        OPEN, //
-    },
-    tally::{
-        Tally,
-        MOST_WORKERS, //
-    }, //
+use super::tally::{
+    Tally,
+    MOST_WORKERS, //
 };
 
 /// The first descriptor of the device.
 pub const FIRST_FD: i32 = 100;
 /// How many there are.
 pub const FDS: i32 = 6;
-/// The descriptor of the [`Tally`], for those that are executed.
-pub const TALLY_FD: i32 = 99;
 /// Those of a line that all processes pass files over.
 pub const LINE_FDS: [i32; 2] = [97, 98];
 
@@ -94,7 +84,6 @@ pub struct Caller {
     pub spares_strangers: bool,
     /// Both ends of the line to pass files over.
     lines: [ManuallyDrop<Line>; 2],
-    weights: u32,
 }
 
 impl Caller {
@@ -111,7 +100,6 @@ impl Caller {
                 // ends.
                 ManuallyDrop::new(Line::from(unsafe { OwnedFd::from_raw_fd(fd) }))
             }),
-            weights: CALLS.iter().map(|call| call.weight).sum(),
         }
     }
 
@@ -120,51 +108,6 @@ impl Caller {
         self.is_child = true;
         // SAFETY: The call takes no pointer.
         unsafe { libc::alarm(1) };
-    }
-
-    /// Opens some files, so that there is something to do with them.
-    pub fn begin(&mut self) {
-        for _ in 0..FDS {
-            self.make(OPEN);
-        }
-    }
-
-    /// Makes one call.
-    pub fn call(&mut self) {
-        let mut at = self.rng.u32(0..self.weights);
-        let index = CALLS
-            .iter()
-            .position(|call| match at.checked_sub(call.weight) {
-                Some(left) => {
-                    at = left;
-                    false
-                }
-                None => true,
-            })
-            .expect("the weights add up");
-        self.make(index);
-    }
-
-    /// Makes a call of one kind, and judges what comes of it.
-    fn make(&mut self, index: usize) {
-        let call = &CALLS[index];
-        let (verdict, result) = (call.make)(self);
-        self.tally.count(index, &result);
-        match (verdict, &result) {
-            (Verdict::MustFail, Ok(value)) => {
-                let what = format!("{}: expected an error, saw {value}", call.name);
-                self.tally.wrong(&what);
-            }
-            (_, Err(error)) if !call.fails_with(error) => {
-                let what = format!(
-                    "{}: expected another error, saw {}",
-                    call.name,
-                    named(error)
-                );
-                self.tally.wrong(&what);
-            }
-            _ => (),
-        }
     }
 
     /// A descriptor of the device, or of nothing.

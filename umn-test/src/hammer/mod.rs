@@ -37,8 +37,7 @@ use fastrand::Rng;
 use self::{
     caller::{
         LINE_FDS,
-        MOST_THREADS,
-        TALLY_FD, //
+        MOST_THREADS, //
     },
     tally::{
         Tally,
@@ -155,9 +154,7 @@ fn hammer(args: &Args) -> Outcome {
         now.map_or(0, |time| time.as_nanos() as u64 % 1_000_000_007)
     });
     eprintln!("seed {seed}");
-    let file = Tally::create().map_err(failed("making shared memory"))?;
-    tally::place_at(&file, TALLY_FD)?;
-    let tally = Tally::map(&file)?;
+    let tally = Tally::create().map_err(failed("making shared memory"))?;
     // What its own parent leaves behind is to be waited for here.
     // SAFETY: The call takes no pointer.
     check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) })?;
@@ -188,7 +185,7 @@ fn hammer(args: &Args) -> Outcome {
     drop(run.group);
     reloader.map_or(Ok(()), |reloader| reloader.stop(tally))?;
 
-    tally.print();
+    tally.print(calls::names());
     eprintln!("{} calls in {} rounds", tally.calls(), figures.rounds);
     eprintln!(
         "processes: {} started; {} ended, {} were killed",

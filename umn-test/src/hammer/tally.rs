@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The figures of a run, in memory that all its processes share, executed ones too.
+//! Statistics of a run, in memory that all its processes share, executed ones too.
 
 use std::{
     fs::File,
     io,
-    os::fd::AsRawFd,
-    ptr,
+    mem::ManuallyDrop,
+    os::fd::{
+        AsRawFd,
+        FromRawFd, //
+    },
     sync::atomic::{
         AtomicBool,
         AtomicI32,
@@ -21,16 +24,17 @@ use crate::{
     mem, //
 };
 
-use super::calls::CALLS;
-
 /// Error numbers end below this.
 const ERRORS: usize = 134;
 
-/// Places for calls in the table: more than there are.
-const ROWS: usize = 64;
+/// Places for kinds of calls: more than there are.
+pub const ROWS: usize = 64;
 
 /// The most worker processes.
 pub const MOST_WORKERS: usize = 16;
+
+/// The descriptor of the [`Tally`] in all processes.
+const TALLY_FD: i32 = 99;
 
 /// What came of the calls of one kind.
 #[repr(C)]
@@ -53,30 +57,19 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Makes the memory of a new run, as a file to be handed on.
-    pub fn create() -> io::Result<File> {
-        mem::memory_file(size_of::<Self>().next_multiple_of(mem::PAGE as usize) as u64 / mem::PAGE)
+    /// Makes that of a new run, for all processes that come of this one.
+    pub fn create() -> io::Result<&'static Self> {
+        let pages = size_of::<Self>().div_ceil(mem::PAGE as usize);
+        place_at(&mem::memory_file(pages as u64)?, TALLY_FD)?;
+        Self::inherited()
     }
 
-    /// Maps it, until the process ends.
-    pub fn map(file: &impl AsRawFd) -> io::Result<&'static Self> {
-        // SAFETY: A new mapping, where the kernel likes.
-        let address = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                size_of::<Self>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: The mapping is large enough, aligned to a page, stays, and is only ever accessed
-        // atomically.
-        Ok(unsafe { &*address.cast() })
+    /// That of the run that this process belongs to.
+    pub fn inherited() -> io::Result<&'static Self> {
+        // SAFETY: Nothing else uses the descriptor, and nothing closes it.
+        let file = ManuallyDrop::new(unsafe { File::from_raw_fd(TALLY_FD) });
+        // SAFETY: The file is as large as this, which has nothing but atomics.
+        unsafe { mem::shared(Some(&file)) }
     }
 
     /// Counts what came of a call.
@@ -150,10 +143,10 @@ impl Tally {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Prints a line for each kind of call.
-    pub fn print(&self) {
+    /// Prints a line for each kind of call, which have these names.
+    pub fn print(&self, names: impl Iterator<Item = &'static str>) {
         eprintln!("{:14}{:>9}{:>10}  errors", "call", "calls", "succeeded");
-        for (call, row) in CALLS.iter().zip(&self.rows) {
+        for (name, row) in names.zip(&self.rows) {
             let successes = row.successes.load(Ordering::Relaxed);
             let errors: Vec<_> = (0..ERRORS)
                 .map(|number| (number, row.errors[number].load(Ordering::Relaxed)))
@@ -164,11 +157,7 @@ impl Tally {
                 .into_iter()
                 .map(|(number, count)| format!("{} {count}", errno_name(number as i32)))
                 .collect();
-            eprintln!(
-                "{:14}{calls:>9}{successes:>10}  {}",
-                call.name,
-                errors.join(", ")
-            );
+            eprintln!("{name:14}{calls:>9}{successes:>10}  {}", errors.join(", "));
         }
     }
 }
@@ -178,5 +167,3 @@ pub fn place_at(file: &impl AsRawFd, number: i32) -> io::Result<()> {
     // SAFETY: Whoever calls this sees to it that the number is nothing else's.
     check(unsafe { libc::dup2(file.as_raw_fd(), number) }).map(drop)
 }
-
-const _: () = assert!(CALLS.len() <= ROWS);

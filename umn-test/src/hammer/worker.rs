@@ -21,7 +21,6 @@ use super::{
     caller::{
         self,
         Caller,
-        TALLY_FD,
         THREADS, //
     },
     calls,
@@ -94,7 +93,7 @@ fn prepare(plan: &Plan<'_>) -> Outcome<bool> {
 /// Starts the threads, interrupts one now and then, and leaves when it likes.
 fn make_calls(plan: &Plan<'_>, tally: &'static Tally, spares_strangers: bool) {
     let mut rng = Rng::with_seed(plan.seed);
-    Caller::new(rng.u64(..), tally, spares_strangers).begin();
+    calls::begin(&mut Caller::new(rng.u64(..), tally, spares_strangers));
     for place in &THREADS[..plan.threads] {
         let seed = rng.u64(..);
         let thread = thread::Builder::new().spawn(move || {
@@ -102,7 +101,7 @@ fn make_calls(plan: &Plan<'_>, tally: &'static Tally, spares_strangers: bool) {
             place.store(unsafe { libc::gettid() }, Ordering::Relaxed);
             let mut caller = Caller::new(seed, tally, spares_strangers);
             loop {
-                caller.call();
+                calls::make_any(&mut caller);
             }
         });
         // There may be too many processes at this moment, or too little memory.
@@ -125,7 +124,7 @@ fn make_calls(plan: &Plan<'_>, tally: &'static Tally, spares_strangers: bool) {
 
 /// Is the program that a worker executes: it has the files, but another address space.
 pub fn executed(seed: u64) -> ExitCode {
-    let ready = Tally::map(&TALLY_FD).and_then(|tally| {
+    let ready = Tally::inherited().and_then(|tally| {
         caller::map_memory()?;
         catch_signal(libc::SIGUSR1, 0)?;
         catch_signal(libc::SIGIO, 0)?;
@@ -136,7 +135,7 @@ pub fn executed(seed: u64) -> ExitCode {
         let mut caller = Caller::new(seed, tally, true);
         caller.be_child();
         for _ in 0..caller.rng.u32(10..200) {
-            caller.call();
+            calls::make_any(&mut caller);
         }
     }
     ExitCode::SUCCESS

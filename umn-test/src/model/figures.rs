@@ -3,17 +3,17 @@
 //! What a run counts, in memory that all its processes share.
 
 use std::{
-    io, ptr,
+    io,
     sync::atomic::{
         AtomicU64,
         Ordering, //
-    },
+    }, //
 };
 
 use clap::ValueEnum;
 
 use super::op::What;
-use crate::device::check;
+use crate::mem;
 
 /// Number of operations that there are.
 const KINDS: usize = What::LAST as usize + 1;
@@ -51,20 +51,8 @@ pub struct Figures {
 impl Figures {
     /// New ones, shared with all children from now on.
     pub fn shared() -> io::Result<&'static Self> {
-        // SAFETY: New memory, where the kernel likes. It is never unmapped.
-        let at = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                size_of::<Self>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        check(at as isize)?;
-        // SAFETY: Zeroes are valid counts, and nobody has a mutable reference.
-        Ok(unsafe { &*at.cast() })
+        // SAFETY: They are atomic counts, and zeroes are valid ones.
+        unsafe { mem::shared(None) }
     }
 
     /// Counts an operation.
