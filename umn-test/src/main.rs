@@ -9,6 +9,7 @@ mod command;
 #[cfg(target_pointer_width = "64")] // as the crate io-uring is
 mod demo;
 mod device;
+mod doctor;
 mod exit;
 mod expect;
 #[cfg(target_pointer_width = "64")]
@@ -102,6 +103,7 @@ enum Command {
     Bench(bench::Args),
     #[cfg(target_pointer_width = "64")]
     Demo(demo::Args),
+    Doctor(doctor::Args),
     #[cfg(target_pointer_width = "64")]
     Hammer(hammer::Args),
     #[cfg(target_pointer_width = "64")]
@@ -127,6 +129,7 @@ fn main() -> ExitCode {
             Command::Bench(args) => bench::run(&args),
             #[cfg(target_pointer_width = "64")]
             Command::Demo(args) => demo::run(&args),
+            Command::Doctor(args) => doctor::run(&args),
             #[cfg(target_pointer_width = "64")]
             Command::Hammer(args) => hammer::run(&args),
             #[cfg(target_pointer_width = "64")]
