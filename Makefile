@@ -28,6 +28,9 @@ quick:
 bench:
 	@scripts/bench
 
+mpi:
+	@scripts/mpi$(if $(INTEL), --intel)
+
 rust-analyzer:
 	@scripts/setup
 	@scripts/build rust-analyzer
@@ -47,6 +50,7 @@ help:
 	@echo "make quick            those that together take less than two minutes, for use while editing"
 	@echo "make bench            count what each operation costs; fail where it is more than before"
 	@echo "make rust-analyzer    write rust-project.json, for editors"
+	@echo "make mpi              MPI libraries over RDMA, as they are and with ummunotify (INTEL=1: Intel's, too)"
 	@echo "make [modules]        build ummunotify.ko for the kernel in KDIR"
 	@echo "make modules_install  install it for that kernel"
 	@echo "make update           look for a newer kernel of Debian for the others to use"

@@ -242,6 +242,15 @@ stop_ticker() {
 	printf '\r\033[K' >&2
 }
 
+# Builds something, for a script that shows more than that.
+build() { # WHAT SECONDS
+	step "$out/build-$1.log" "building $1" "$2" "$here/build" "$1"
+	[ "$status" = 0 ] || {
+		cat "$out/build-$1.log" >&2
+		exit 1
+	}
+}
+
 # Removes below the cache only, and never reaches through something mounted there.
 remove() { # PATH...
 	for remove_path; do

@@ -125,23 +125,21 @@ fn sees_a_change(device: &Device) -> io::Result<bool> {
 }
 
 fn limit() -> Finding {
-    let mut limit = libc::rlimit {
+    let mut limit = libc::rlimit64 {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: The argument is a `struct rlimit` to write to.
-    if unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) } != 0 {
+    // SAFETY: The argument is a `struct rlimit64` to write to.
+    if unsafe { libc::getrlimit64(libc::RLIMIT_MEMLOCK, &mut limit) } != 0 {
         return Unknown(format!("not known: {}", io::Error::last_os_error()));
     }
-    #[cfg_attr(target_pointer_width = "64", expect(clippy::useless_conversion))]
-    judge_limit(limit.rlim_cur.into())
+    judge_limit(limit.rlim_cur)
 }
 
 fn judge_limit(bytes: u64) -> Finding {
     /// Less than that a message or two are enough to use up.
     const SUFFICIENT: u64 = 64 << 20;
-    const UNLIMITED: u64 = libc::RLIM_INFINITY as u64;
-    if bytes == UNLIMITED {
+    if bytes == u64::MAX {
         Fine("memory may be locked without limit".into())
     } else if bytes >= SUFFICIENT {
         Fine(format!("{} MiB of memory may be locked", bytes >> 20))
@@ -313,7 +311,7 @@ mod tests {
 
     #[test]
     fn limits_that_a_message_uses_up_are_bad() {
-        assert!(matches!(judge_limit(libc::RLIM_INFINITY as u64), Fine(_)));
+        assert!(matches!(judge_limit(u64::MAX), Fine(_)));
         assert!(matches!(judge_limit(64 << 20), Fine(_)));
         assert!(matches!(judge_limit(8 << 20), Bad(_)));
     }

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""usage: mpi-table.py < RESULTS
+
+Makes a table of what scripts/mpi-guest prints. The exit status is 0 if messages were wrong without
+ummunotify and none were with it, wherever both were tried, and a run that changed nothing registered
+nothing.
+"""
+
+import collections
+import re
+import sys
+
+NAMES = {
+    "openmpi-libfabric": "Open MPI, libfabric",
+    "openmpi-ucx": "Open MPI, UCX",
+    "mpich-libfabric": "MPICH, libfabric",
+    "intel-libfabric": "Intel MPI, libfabric",
+}
+LABEL, CELL = 36, 11
+
+
+class Run:
+    """What one run of mpi-test has printed."""
+
+    def __init__(self):
+        self.versions = []
+        self.values = {}
+        self.failed = None
+        self.sides = collections.Counter()
+        self.after = collections.OrderedDict()
+
+    def take(self, line):
+        words = line.split()
+        if words[0] == "version":
+            self.versions.append(" ".join(words[1:]))
+        elif words[0] == "failed":
+            self.failed = words[1]
+        elif words[0] in ("sender", "receiver"):
+            side, wrong, of, change = re.match(r"(\w+) (\d+) of (\d+) after (.*)", line).groups()
+            was = self.after.get(change, (0, 0))
+            self.after[change] = was[0] + int(wrong), was[1] + int(of)
+            self.sides[side] += int(wrong)
+        elif len(words) == 2:
+            self.values[words[0]] = int(words[1])
+
+    def value(self, name):
+        if self.failed:
+            return "failed"
+        return str(self.values.get(name, "-"))
+
+
+def read(lines):
+    runs, run = collections.OrderedDict(), None
+    for line in lines:
+        words = line.split()
+        if not words:
+            continue
+        if words[0] == "run":
+            run = runs.setdefault(words[1], {}).setdefault(words[2], Run())
+        elif run:
+            run.take(line.strip())
+    return runs
+
+
+def row(label, cells):
+    print(label.ljust(LABEL) + "".join(str(cell).rjust(CELL) for cell in cells))
+
+
+def heading(texts):
+    print(" " * LABEL + "".join(text.rjust(2 * CELL) for text in texts))
+
+
+def show(runs):
+    pairs = [(stack, ways.get("as-is"), ways.get("with")) for stack, ways in runs.items()]
+    any_run = [as_is or with_it for _, as_is, with_it in pairs]
+    for line in (0, 1):
+        heading([(run.versions + ["", ""])[line] for run in any_run])
+    row("", ["as it is", "ummunotify"] * len(pairs))
+
+    def cells(what):
+        return [what(run) if run else "-" for _, as_is, with_it in pairs for run in (as_is, with_it)]
+
+    row("messages", cells(lambda run: run.value("messages")))
+    row("WRONG MESSAGES", cells(lambda run: run.value("wrong")))
+    row("  sent from other pages", cells(lambda run: run.sides["sender"]))
+    row("  received into other pages", cells(lambda run: run.sides["receiver"]))
+    row("memory registered, times", cells(lambda run: run.value("registrations")))
+    if any("quiet" in ways for ways in runs.values()):
+        quiet = [ways.get("quiet") for ways in runs.values()]
+        row("  the same, and nothing changes",
+            [cell for run in quiet for cell in ("", run.value("registrations") if run else "-")])
+    print("wrong, of those after")
+    changes = list(collections.OrderedDict.fromkeys(
+        change for _, *both in pairs for run in both if run for change in run.after))
+    for change in changes:
+        row("  " + change, cells(lambda run: "%d of %d" % run.after.get(change, (0, 0))))
+    print()
+
+
+def judge(runs):
+    worst = 0
+    for stack, ways in runs.items():
+        name = NAMES.get(stack, stack)
+        as_is, with_it, quiet = (ways.get(way) for way in ("as-is", "with", "quiet"))
+        if any(run and run.failed for run in ways.values()):
+            print(f"{name}: FAILED, so nothing is known", file=sys.stderr)
+            worst = 1
+            continue
+        if with_it and with_it.values["wrong"]:
+            print(f"{name}: FAILED: messages were wrong although ummunotify was used", file=sys.stderr)
+            worst = 1
+        if as_is and not as_is.values["wrong"]:
+            print(f"{name}: FAILED: no message was wrong without ummunotify, so nothing was shown",
+                  file=sys.stderr)
+            worst = 1
+        if quiet and (quiet.values["wrong"] or quiet.values.get("registrations")):
+            print(f"{name}: FAILED: memory was registered again though nothing changed",
+                  file=sys.stderr)
+            worst = 1
+    return worst
+
+
+def main():
+    runs = read(sys.stdin)
+    if not runs:
+        sys.exit("mpi-table.py: there are no results")
+    show(runs)
+    status = judge(runs)
+    if not status:
+        lost = sum(ways["as-is"].values["wrong"] for ways in runs.values() if "as-is" in ways)
+        sent = sum(ways["as-is"].values["messages"] for ways in runs.values() if "as-is" in ways)
+        if sent:
+            print(f"As they are, {lost} of {sent} messages arrived with wrong bytes, and no call failed.")
+            print("With ummunotify none did. No program and no MPI library was changed for it.")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
