@@ -5,10 +5,12 @@
 
 mod calls;
 mod concurrent;
+mod effect;
 mod exact;
 mod figures;
 mod op;
 mod oracle;
+mod other;
 mod world;
 
 use std::{

@@ -21,15 +21,15 @@ use std::{
 
 use super::{
     calls::common,
+    effect::{
+        Effect,
+        MANY, //
+    },
     figures::{
         add,
         Figures, //
     },
-    op::What,
-    world::{
-        Effect,
-        MANY, //
-    },
+    op::What, //
 };
 use crate::{
     expect::{

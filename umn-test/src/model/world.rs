@@ -11,14 +11,10 @@ use std::{
     fs::File,
     io,
     ops::Range,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{
-            FileExt,
-            MetadataExt, //
-        }, //
-    },
-    sync::Mutex,
+    os::unix::fs::{
+        FileExt,
+        MetadataExt, //
+    }, //
 };
 
 use super::{
@@ -31,14 +27,26 @@ use super::{
         Uffd,
         Vma, //
     },
+    effect::{
+        pages,
+        Effect,
+        MANY, //
+    },
     op::{
         Op,
         What,
         UNITS, //
     },
+    other::{
+        holder,
+        Other, //
+    },
 };
 use crate::{
-    expect::Outcome,
+    expect::{
+        OrSkip,
+        Outcome, //
+    },
     mem::{
         self,
         HUGE,
@@ -47,56 +55,6 @@ use crate::{
     process::Child,
     system::Setting,
 };
-
-/// More invalidations than anything raises.
-pub const MANY: u64 = 1 << 32;
-
-/// What an operation makes the kernel invalidate.
-#[derive(Debug, Default)]
-pub struct Effect {
-    /// Invalidations that happened, each of them once and with exactly this range.
-    pub sure: Vec<Range<u64>>,
-    /// Ranges in which there may have been further ones, and how many at most.
-    pub maybe: Vec<(Range<u64>, u64)>,
-    /// Pages that are not mapped any more where they were.
-    pub lost: Vec<Range<u64>>,
-    /// What is lost was taken page by page.
-    pub one_by_one: bool,
-}
-
-impl Effect {
-    fn sure(ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
-        Self {
-            sure: ranges.into_iter().collect(),
-            ..Self::default()
-        }
-    }
-
-    /// At most so many in each of these.
-    fn maybe(ranges: impl IntoIterator<Item = Range<u64>>, most: u64) -> Self {
-        Self {
-            maybe: ranges.into_iter().map(|range| (range, most)).collect(),
-            ..Self::default()
-        }
-    }
-
-    /// The same, of pages that are taken one by one.
-    fn of_pages(pages: impl IntoIterator<Item = Range<u64>>, most: u64) -> Self {
-        Self {
-            one_by_one: true,
-            ..Self::maybe(pages, most)
-        }
-    }
-
-    /// Takes what happened as possible only, since the call has failed half way.
-    fn unless(mut self, result: &io::Result<()>) -> Self {
-        if result.is_err() {
-            let sure = std::mem::take(&mut self.sure);
-            self.maybe.extend(sure.into_iter().map(|range| (range, 1)));
-        }
-        self
-    }
-}
 
 /// Where the arenas are: where the kernel would not put anything by itself.
 ///
@@ -721,26 +679,6 @@ impl World {
     }
 }
 
-fn pages(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
-    let starts = range.clone().step_by(PAGE as usize);
-    starts.map(|page| page..page + PAGE)
-}
-
-/// A child that keeps the pages it was forked with, but for those it is told to write to.
-fn holder(scratch: &File) -> io::Result<Child> {
-    /// A child must not be forked while another thread holds the ends of a line that are not its.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock();
-    Child::fork(|line| loop {
-        let address = line.hear_number()?;
-        if address == 0 {
-            return Ok(());
-        }
-        let _ = calls::store(scratch, address);
-        line.tell_number(0)?;
-    })
-}
-
 /// Has KSM look at all there is, and waits until it has.
 fn merge() -> Outcome {
     const DIRECTORY: &str = "/sys/kernel/mm/ksm";
@@ -754,75 +692,8 @@ fn merge() -> Outcome {
         text.trim().parse().map_err(io::Error::other)
     };
     let Ok(before) = scans() else { return Ok(()) };
-    let _settings = Setting::change_all(DIRECTORY, &values)?;
+    let _settings = Setting::change_all(DIRECTORY, &values).or_skip("KSM")?;
     // The first may have begun before, and only a page that the second finds unchanged is merged.
     crate::process::eventually(|| scans().is_ok_and(|now| now >= before + 3));
     Ok(())
-}
-
-/// The other process: what it can be asked for.
-struct Other;
-
-impl Other {
-    const TRUNCATE: u64 = 1;
-    const PUNCH: u64 = 2;
-    const STORE: u64 = 3;
-    /// And the node.
-    const MIGRATE: u64 = 4;
-    /// And which of [`Self::ADVICE`].
-    const ADVISE: u64 = 16;
-    const ADVICE: [i32; 5] = [
-        libc::MADV_PAGEOUT,
-        libc::MADV_PAGEOUT,
-        libc::MADV_COLD,
-        libc::MADV_WILLNEED,
-        libc::MADV_COLLAPSE,
-    ];
-
-    /// Starts a process that does as it is asked, until it is asked for 0.
-    fn start(file: &File, scratch: &File) -> io::Result<Child> {
-        let parent = std::process::id() as i32;
-        Child::fork(|line| {
-            let memory = File::options()
-                .write(true)
-                .open(format!("/proc/{parent}/mem"))?;
-            let pidfd = calls::pidfd(parent)?;
-            loop {
-                let code = line.hear_number()?;
-                if code == 0 {
-                    return Ok(());
-                }
-                let (one, two) = (line.hear_number()?, line.hear_number()?);
-                let _ = Self::act(file, scratch, &memory, (&pidfd, parent), code, one..two);
-                line.tell_number(0)?;
-            }
-        })
-    }
-
-    fn act(
-        file: &File,
-        scratch: &File,
-        memory: &File,
-        (pidfd, parent): (&OwnedFd, i32),
-        code: u64,
-        range: Range<u64>,
-    ) -> io::Result<()> {
-        match code {
-            Self::TRUNCATE => file.set_len(range.start),
-            Self::PUNCH => mem::punch_hole(file, range.start / PAGE..range.end / PAGE),
-            Self::STORE => {
-                let mut byte = [0];
-                scratch.read_exact_at(&mut byte, 0)?;
-                memory.write_all_at(&byte, range.start)
-            }
-            Self::ADVISE.. => {
-                let advice = Self::ADVICE[(code - Self::ADVISE) as usize];
-                calls::advise_other(pidfd, &range, advice)
-            }
-            _ => {
-                let pages: Vec<u64> = pages(&range).map(|page| page.start).collect();
-                calls::move_pages(parent, &pages, (code - Self::MIGRATE) as i32)
-            }
-        }
-    }
 }

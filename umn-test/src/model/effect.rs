@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What an operation makes the kernel invalidate, as far as that can be known.
+
+use std::{
+    io,
+    mem,
+    ops::Range, //
+};
+
+use crate::mem::PAGE;
+
+/// More invalidations than anything raises.
+pub const MANY: u64 = 1 << 32;
+
+/// What an operation makes the kernel invalidate.
+#[derive(Debug, Default)]
+pub struct Effect {
+    /// Invalidations that happened, each of them once and with exactly this range.
+    pub sure: Vec<Range<u64>>,
+    /// Ranges in which there may have been further ones, and how many at most.
+    pub maybe: Vec<(Range<u64>, u64)>,
+    /// Pages that are not mapped any more where they were.
+    pub lost: Vec<Range<u64>>,
+    /// What is lost was taken page by page.
+    pub one_by_one: bool,
+}
+
+impl Effect {
+    /// Exactly one in each of these.
+    pub fn sure(ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
+        Self {
+            sure: ranges.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// At most so many in each of these.
+    pub fn maybe(ranges: impl IntoIterator<Item = Range<u64>>, most: u64) -> Self {
+        Self {
+            maybe: ranges.into_iter().map(|range| (range, most)).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The same, of pages that are taken one by one.
+    pub fn of_pages(pages: impl IntoIterator<Item = Range<u64>>, most: u64) -> Self {
+        Self {
+            one_by_one: true,
+            ..Self::maybe(pages, most)
+        }
+    }
+
+    /// Takes what happened as possible only, since the call has failed half way.
+    pub fn unless(mut self, result: &io::Result<()>) -> Self {
+        if result.is_err() {
+            let sure = mem::take(&mut self.sure);
+            self.maybe.extend(sure.into_iter().map(|range| (range, 1)));
+        }
+        self
+    }
+}
+
+/// The pages of a range, one by one.
+pub fn pages(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let starts = range.clone().step_by(PAGE as usize);
+    starts.map(|page| page..page + PAGE)
+}
