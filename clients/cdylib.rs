@@ -9,8 +9,8 @@ use std::{
 };
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
-    // libfabric unloads a provider that has nothing to provide.
+    println!("cargo:rerun-if-changed=../cdylib.rs");
+    // libfabric unloads a provider that has nothing to provide, and UCX keeps addresses of functions.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
 
     // The standard library asks for libgcc_s, to print where a panic came from. The static one of
