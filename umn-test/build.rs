@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Compiles a C file that asserts that the crate says the same as the C header, so that a
-//! drift between the two breaks the build.
+//! drift between the two breaks the build; and the cache in C, which tests compare with that in Rust.
 
 use std::{
     env,
@@ -79,7 +79,16 @@ fn main() {
     fs::write(&file, c).expect("OUT_DIR is writable");
     cc::Build::new()
         .file(&file)
-        .include(include)
+        .include(&include)
         .warnings_into_errors(true)
         .compile("uapi_check");
+
+    for file in ["umn_cache.h", "example.h", "example.c"] {
+        println!("cargo:rerun-if-changed=../clients/c/{file}");
+    }
+    cc::Build::new()
+        .file("../clients/c/example.c")
+        .include(&include)
+        .warnings_into_errors(true)
+        .compile("cache_example");
 }

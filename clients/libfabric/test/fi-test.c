@@ -717,7 +717,7 @@ static bool run(const struct test *test, const char *directory)
 			setenv("UMMUNOTIFY_LOG", "1", 1);
 		dup2(fileno(output), 1);
 		dup2(fileno(errors), 2);
-		alarm(600);
+		alarm(1500);
 		open_pagemap();
 		test->run();
 		exit(0);

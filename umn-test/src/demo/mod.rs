@@ -6,7 +6,7 @@
 //! - [`ummunotify::cache`]: keeps memory pinned. This is the file to read.
 //! - [`application`]: changes its memory, sends from it, and checks what arrives.
 
-mod adapter;
+pub mod adapter;
 mod application;
 
 use std::{

@@ -2,7 +2,10 @@
 
 //! The self-tests, by subject, and what they have in common.
 
+#[cfg(target_pointer_width = "64")] // as the demonstration is
+mod caches;
 mod causes;
+mod clients;
 mod counter;
 mod exhaustion;
 mod faults;
@@ -100,6 +103,9 @@ pub fn all() -> Vec<Test> {
         limits::TESTS,
         faults::TESTS,
         exhaustion::TESTS,
+        clients::TESTS,
+        #[cfg(target_pointer_width = "64")]
+        caches::TESTS,
     ]
     .concat()
 }
