@@ -2,13 +2,16 @@
 
 //! Miscellaneous character devices whose files are streams that can be waited for.
 //!
-//! This does what [`kernel::miscdevice`] does, and offers besides it `poll`, `O_ASYNC`, reads that
-//! must not block, a page to map and a mode for the device node.
+//! This does what [`kernel::miscdevice`] does. It adds `poll`, `O_ASYNC`, reads that must not block,
+//! a page to map, work that is deferred, and a mode for the device node.
 //!
 //! C headers: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h),
 //! [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    ops::Deref, //
+};
 
 use kernel::{
     bindings,
@@ -25,12 +28,32 @@ use kernel::{
     mm::virt::VmaNew,
     prelude::*,
     seq_file::SeqFile,
-    sync::poll::PollTable,
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Relaxed,
+        Release, //
+    },
+    sync::{
+        rcu::synchronize_rcu,
+        Arc,
+        ArcBorrow, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
     types::{
         ForeignOwnable,
         Opaque, //
     },
-    uaccess::UserPtr, //
+    uaccess::UserPtr,
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
+    }, //
 };
 
 use super::{
@@ -39,18 +62,13 @@ use super::{
         Destination,
         UserBuffer, //
     },
-    fasync::FasyncList,
-    shared_page::SharedPage, //
+    shared_page::SharedPage,
+    waiters::{
+        PollMask,
+        Waiters, //
+    },
+    work_queue::WorkQueue, //
 };
-
-/// What `poll` finds: a combination of the `POLL*` constants of [`kernel::bindings`].
-pub(crate) type PollMask = bindings::__poll_t;
-
-/// There is something to read.
-pub(crate) const POLL_READABLE: PollMask = bindings::POLLIN | bindings::POLLRDNORM;
-
-/// Nothing will come any more.
-pub(crate) const POLL_HUNG_UP: PollMask = bindings::POLLHUP;
 
 /// `FMODE_NOWAIT`: reads heed `IOCB_NOWAIT`. A macro with a cast, which the bindings leave out.
 const FMODE_NOWAIT: bindings::fmode_t = 1 << 27;
@@ -62,20 +80,42 @@ const IOCB_NOWAIT: c_int = 0x8;
 ///
 /// All but [`open`] may be called at the same time as each other, by any process that has the file.
 ///
+/// What is shared by files, and what a file owns, lives on after the code that made it has
+/// returned. So neither can borrow anything, which the bound `'static` rules out:
+///
+/// ```compile_fail
+/// struct Borrows<'a>(&'a Cell<u32>);
+///
+/// #[vtable]
+/// impl CharFile for Borrows<'_> {
+///     type Common = ();
+///     // ...
+/// }
+/// ```
+///
 /// [`open`]: CharFile::open
 #[vtable]
-pub(crate) trait CharFile: Sized {
+pub(crate) trait CharFile: Sized + Send + Sync + 'static {
     /// What all files of the device have in common.
-    type Common: Send + Sync;
+    type Common: Send + Sync + 'static;
 
-    /// What a file of the device owns.
-    type Ptr: ForeignOwnable + Send + Sync;
+    /// Called when the device is opened.
+    ///
+    /// May sleep, but not for long: no other miscellaneous device can be opened meanwhile.
+    fn open(common: &Self::Common, file: &File) -> Result<impl PinInit<Self, Error>>;
 
-    /// Called when the device is opened, which may sleep.
-    fn open(common: &Self::Common, file: &File) -> Result<Self::Ptr>;
+    /// Called some time after [`open`](CharFile::open) by the task that opened the file: on its way
+    /// back to user space, or when it exits.
+    ///
+    /// May sleep. May not be called if the task is exiting when it opens the file.
+    fn opened(this: ArcBorrow<'_, OpenFile<Self>>);
 
-    /// Returns the operations of what a file owns.
-    fn of(data: <Self::Ptr as ForeignOwnable>::Borrowed<'_>) -> &Self;
+    /// Called when the last reference to the file is gone. No other operation is running then, nor
+    /// will one be called, but [`deferred`](CharFile::deferred).
+    fn closed(this: ArcBorrow<'_, OpenFile<Self>>);
+
+    /// Called in a task of its own after [`OpenFile::defer`]. May sleep.
+    fn deferred(this: &OpenFile<Self>);
 
     /// Returns whether [`would_block`] is worth a call.
     ///
@@ -90,41 +130,150 @@ pub(crate) trait CharFile: Sized {
     /// Reads into `destination`; returns the number of bytes.
     ///
     /// Where it would have to wait and `nonblocking` is set, it fails with `EAGAIN` instead.
-    fn read(&self, destination: &mut impl Destination, nonblocking: bool) -> Result<usize>;
+    fn read(
+        this: ArcBorrow<'_, OpenFile<Self>>,
+        destination: &mut impl Destination,
+        nonblocking: bool,
+    ) -> Result<usize>;
 
     /// Carries out the command `cmd`, of a 32-bit process too.
-    fn ioctl(&self, cmd: u32, arg: usize) -> Result;
+    fn ioctl(this: ArcBorrow<'_, OpenFile<Self>>, cmd: u32, arg: usize) -> Result;
 
-    /// Registers with `table` whatever is woken when the result changes, then returns the result.
-    fn poll(&self, file: &File, table: PollTable<'_>) -> PollMask;
+    /// Called when somebody wants to be told of events from now on, by `poll` or by `O_ASYNC`.
+    fn waiter_added(&self);
 
-    /// Returns the list of files that want `SIGIO`.
-    fn fasync(&self) -> &FasyncList;
+    /// Returns what `poll` finds.
+    ///
+    /// When that changes, [`OpenFile::waiters`] must be notified.
+    fn poll(&self) -> PollMask;
 
-    /// Returns the page that user space may map.
-    fn shared_page(&self) -> &SharedPage;
+    /// Returns whether the current task may map the page of the file.
+    fn may_map(&self) -> Result;
 
     /// Prints the lines for `/proc/PID/fdinfo/FD`.
     fn show_fdinfo(&self, out: &SeqFile);
 }
 
+/// An open file. It dereferences to its driver's part.
+///
+/// It may live on after the file was closed: as long as somebody has an [`Arc`] to it.
+#[pin_data]
+pub(crate) struct OpenFile<T: CharFile> {
+    #[pin]
+    waiters: Waiters,
+    page: SharedPage,
+    #[pin]
+    work: Work<OpenFile<T>>,
+    #[pin]
+    driver: T,
+    // Dropped last: it tells that the others are gone.
+    device: Counted<T::Common>,
+}
+
+impl<T: CharFile> Deref for OpenFile<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.driver
+    }
+}
+
+impl<T: CharFile> OpenFile<T> {
+    fn new(device: &Arc<Device<T::Common>>, file: &File) -> Result<Arc<Self>> {
+        let page = SharedPage::new()?;
+        let driver = T::open(&device.common, file)?;
+        let device = Counted::new(device);
+        Arc::pin_init(
+            try_pin_init!(Self {
+                waiters <- Waiters::new(),
+                page,
+                work <- new_work!("ummunotify"),
+                driver <- driver,
+                device,
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// Returns the tasks that wait for the file.
+    #[inline]
+    pub(crate) fn waiters(&self) -> &Waiters {
+        &self.waiters
+    }
+
+    /// Returns the page that user space may map.
+    #[inline]
+    pub(crate) fn page(&self) -> &SharedPage {
+        &self.page
+    }
+
+    /// Has [`CharFile::deferred`] called, at least once after this. Does not sleep.
+    pub(crate) fn defer(this: ArcBorrow<'_, Self>) {
+        let this = Arc::from(this);
+        // The queue must outlive the call, and the file may not.
+        let device = this.device.0.clone();
+        // If it is enqueued already, then it has not begun yet.
+        let _ = device.queue.queue().enqueue(this);
+    }
+}
+
+impl_has_work! {
+    impl{T: CharFile} HasWork<Self> for OpenFile<T> { self.work }
+}
+
+impl<T: CharFile> WorkItem for OpenFile<T> {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        T::deferred(&this);
+    }
+}
+
+/// What the files of a device share.
+struct Device<C> {
+    queue: WorkQueue,
+    /// The number of [`OpenFile`]s.
+    files: Atomic<usize>,
+    common: C,
+}
+
+/// An [`OpenFile`] that counts.
+struct Counted<C>(Arc<Device<C>>);
+
+impl<C> Counted<C> {
+    fn new(device: &Arc<Device<C>>) -> Self {
+        device.files.fetch_add(1, Relaxed);
+        Self(device.clone())
+    }
+}
+
+impl<C> Drop for Counted<C> {
+    fn drop(&mut self) {
+        // Release: pairs with the acquire load in the drop of `Registration`, so that all that was
+        // done with the file comes before the device goes away.
+        self.0.files.fetch_sub(1, Release);
+    }
+}
+
 /// A registered character device.
+///
+/// Dropping it waits until all of its files are gone, closed or not.
 ///
 /// # Invariants
 ///
-/// `device` is registered with `misc_register()`, and its operations are those of `T`.
+/// `misc` is registered with `misc_register()`, and its operations are those of `T`.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Registration<T: CharFile> {
     #[pin]
-    device: Opaque<bindings::miscdevice>,
-    common: T::Common,
+    misc: Opaque<bindings::miscdevice>,
+    device: Arc<Device<T::Common>>,
 }
 
 // SAFETY: A device may be deregistered by another thread than the one that registered it, and what
 // the files have in common is `Send`.
 unsafe impl<T: CharFile> Send for Registration<T> {}
-// SAFETY: The only thing to do with a shared reference is to get at what the files have in common,
-// which is `Sync`.
+// SAFETY: There is nothing to do with a shared reference.
 unsafe impl<T: CharFile> Sync for Registration<T> {}
 
 impl<T: CharFile> Registration<T> {
@@ -134,12 +283,19 @@ impl<T: CharFile> Registration<T> {
         mode: u16,
         common: T::Common,
     ) -> impl PinInit<Self, Error> {
-        // The device comes last: it can be opened from the moment it is registered.
+        // The miscdevice comes last: it can be opened from the moment it is registered.
         try_pin_init!(Self {
-            common,
+            device: Arc::new(
+                Device {
+                    queue: WorkQueue::new(name)?,
+                    files: Atomic::new(0),
+                    common,
+                },
+                GFP_KERNEL,
+            )?,
             // INVARIANT: If this succeeds, then the device is registered.
-            device <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
-                let device = bindings::miscdevice {
+            misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
+                let misc = bindings::miscdevice {
                     minor: bindings::MISC_DYNAMIC_MINOR as c_int,
                     name: kernel::str::as_char_ptr_in_const_context(name),
                     fops: &Operations::<T>::TABLE,
@@ -147,7 +303,7 @@ impl<T: CharFile> Registration<T> {
                     ..pin_init::zeroed()
                 };
                 // SAFETY: `slot` is valid for writes.
-                unsafe { slot.write(device) };
+                unsafe { slot.write(misc) };
                 // SAFETY: `slot` is pinned until `Self` is dropped, which deregisters it first.
                 to_result(unsafe { bindings::misc_register(slot) })
             }),
@@ -159,7 +315,81 @@ impl<T: CharFile> Registration<T> {
 impl<T: CharFile> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariant the device is registered, and this happens once.
-        unsafe { bindings::misc_deregister(self.device.get()) };
+        unsafe { bindings::misc_deregister(self.misc.get()) };
+
+        // What outlives a closed file is called back by the kernel for a grace period or so, and
+        // the module must stay until it has been. Acquire: pairs with the drop of `Counted`.
+        while self.device.files.load(Acquire) != 0 {
+            fsleep(Delta::from_millis(1));
+        }
+        // Whoever dropped the last file may still be on the way out of the module: in an RCU
+        // callback, or in a work item.
+        synchronize_rcu();
+        self.device.queue.drain();
+    }
+}
+
+/// The way back to user space of a task that has opened a file.
+///
+/// # Invariants
+///
+/// `file` was opened with [`Operations::open`], and there is a reference to it for this.
+#[repr(C)]
+struct Returning<T> {
+    work: bindings::callback_head,
+    file: *mut bindings::file,
+    _driver: PhantomData<fn() -> T>,
+}
+
+impl<T: CharFile> Returning<T> {
+    /// Allocates what [`Self::start`] needs.
+    fn new(file: *mut bindings::file) -> Result<KBox<Self>> {
+        Ok(KBox::new(
+            Self {
+                work: bindings::callback_head {
+                    next: core::ptr::null_mut(),
+                    func: Some(Self::run),
+                },
+                file,
+                _driver: PhantomData,
+            },
+            GFP_KERNEL_ACCOUNT,
+        )?)
+    }
+
+    /// Has [`CharFile::opened`] called when the current task returns to user space.
+    ///
+    /// # Safety
+    ///
+    /// The file must have been opened with [`Operations::open`].
+    unsafe fn start(self: KBox<Self>) {
+        let raw = KBox::into_raw(self);
+        // SAFETY: The work is valid until it runs, once, and so is the file: there is a reference
+        // for it. Where the work cannot be added, both are taken back.
+        unsafe {
+            let file = (*raw).file;
+            bindings::get_file(file);
+            let mode = bindings::task_work_notify_mode_TWA_RESUME;
+            if bindings::task_work_add(bindings::get_current(), &raw mut (*raw).work, mode) != 0 {
+                drop(KBox::from_raw(raw));
+                bindings::fput(file);
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `work` must be that of [`Self::start`], and this be called once.
+    unsafe extern "C" fn run(work: *mut bindings::callback_head) {
+        // SAFETY: The work is at the beginning of a box that was given away.
+        let this = unsafe { KBox::from_raw(work.cast::<Self>()) };
+        // SAFETY: There is a reference to the file, by the type invariants.
+        T::opened(unsafe { Operations::<T>::of(this.file) });
+        // The file has a reference to the module. Should this be the last one to the file, then it
+        // is released by this task after this function has returned.
+        //
+        // SAFETY: The reference is that of the type invariants.
+        unsafe { bindings::fput(this.file) };
     }
 }
 
@@ -188,12 +418,9 @@ impl<T: CharFile> Operations<T> {
     /// # Safety
     ///
     /// `file` must have been opened with [`Self::open`], and not be released during `'a`.
-    unsafe fn of<'a>(file: *mut bindings::file) -> &'a T
-    where
-        T: 'a,
-    {
+    unsafe fn of<'a>(file: *mut bindings::file) -> ArcBorrow<'a, OpenFile<T>> {
         // SAFETY: `open` put the data there, and only `release` takes them away.
-        T::of(unsafe { <T::Ptr as ForeignOwnable>::borrow((*file).private_data) })
+        unsafe { <Arc<OpenFile<T>> as ForeignOwnable>::borrow((*file).private_data) }
     }
 
     /// # Safety
@@ -205,19 +432,22 @@ impl<T: CharFile> Operations<T> {
             to_result(unsafe { bindings::stream_open(inode, file) })?;
             // SAFETY: The file is valid, and nobody else has it yet. `misc_open()` left the device
             // there, which is the field of a `Registration`. That is not dropped while the file is
-            // being opened: to deregister the device takes the lock that `misc_open()` holds.
-            // `common` was initialised before the device was registered; it is borrowed alone.
-            let (common, file_ref) = unsafe {
-                let device = (*file).private_data.cast::<bindings::miscdevice>();
-                let registration =
-                    container_of!(Opaque::cast_from(device), Registration<T>, device);
-                (&(*registration).common, File::from_raw_file(file))
+            // being opened: deregistering takes the lock that `misc_open()` holds. `device` was
+            // initialised before the miscdevice was registered; it is borrowed alone.
+            let (device, file_ref) = unsafe {
+                let misc = (*file).private_data.cast::<bindings::miscdevice>();
+                let registration = container_of!(Opaque::cast_from(misc), Registration<T>, misc);
+                (&(*registration).device, File::from_raw_file(file))
             };
-            let data = T::open(common, file_ref)?;
-            // SAFETY: As above.
+            let returning = Returning::<T>::new(file)?;
+            let this = OpenFile::<T>::new(device, file_ref)?;
+            // SAFETY: `release` closes the waiters before the file goes away.
+            unsafe { this.waiters.open(file_ref) };
+            // SAFETY: As above. From here on the file is one that this function has opened.
             unsafe {
-                (*file).private_data = data.into_foreign();
+                (*file).private_data = this.into_foreign();
                 (*file).f_mode |= FMODE_NOWAIT;
+                returning.start();
             }
             Ok(0)
         })
@@ -229,14 +459,18 @@ impl<T: CharFile> Operations<T> {
     unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
         // SAFETY: `open` put the data there. No other operation is running, nor will one be
         // called: whoever calls one has a reference to the file, and so has each mapping of it.
-        drop(unsafe { <T::Ptr as ForeignOwnable>::from_foreign((*file).private_data) });
+        let this =
+            unsafe { <Arc<OpenFile<T>> as ForeignOwnable>::from_foreign((*file).private_data) };
+        this.waiters.close();
+        T::closed(this.as_arc_borrow());
         0
     }
 
     /// What `read(2)` comes to.
     ///
-    /// It would come to `read_iter` without it, by way of a `kiocb` and an `iov_iter` that cost
-    /// more than the read.
+    /// Without it, `read_iter` would serve `read(2)` too, by way of a `kiocb` and an `iov_iter` that
+    /// cost more than the read. `fs/read_write.c` calls a file with both "very convoluted" and lets
+    /// the kernel itself read neither, which nobody does here; `drivers/char/mem.c` has both, too.
     ///
     /// # Safety
     ///
@@ -261,7 +495,7 @@ impl<T: CharFile> Operations<T> {
     // not where the other one is called.
 
     #[inline(never)]
-    fn read_quiet(this: &T, buffer: *mut c_char, len: usize) -> isize {
+    fn read_quiet(this: ArcBorrow<'_, OpenFile<T>>, buffer: *mut c_char, len: usize) -> isize {
         if this.would_block(len) {
             return EAGAIN.to_errno() as isize;
         }
@@ -269,12 +503,14 @@ impl<T: CharFile> Operations<T> {
     }
 
     #[inline(never)]
-    fn read_buffer(this: &T, buffer: *mut c_char, len: usize, nonblocking: bool) -> isize {
+    fn read_buffer(
+        this: ArcBorrow<'_, OpenFile<T>>,
+        buffer: *mut c_char,
+        len: usize,
+        nonblocking: bool,
+    ) -> isize {
         let mut buffer = UserBuffer::new(UserPtr::from_ptr(buffer.cast()), len);
-        from_result(|| {
-            this.read(&mut buffer, nonblocking)
-                .map(|bytes| bytes as isize)
-        })
+        from_result(|| T::read(this, &mut buffer, nonblocking).map(|bytes| bytes as isize))
     }
 
     /// # Safety
@@ -295,7 +531,7 @@ impl<T: CharFile> Operations<T> {
         let iov = unsafe { IovIterDest::from_raw(iter) };
         // SAFETY: The caller has a reference to the file.
         let this = unsafe { Self::of(file) };
-        from_result(|| this.read(iov, nonblocking).map(|bytes| bytes as isize))
+        from_result(|| T::read(this, iov, nonblocking).map(|bytes| bytes as isize))
     }
 
     /// # Safety
@@ -306,14 +542,12 @@ impl<T: CharFile> Operations<T> {
         table: *mut bindings::poll_table,
     ) -> PollMask {
         // SAFETY: By the safety requirement; the caller has a reference to the file.
-        let (this, file, table) = unsafe {
-            (
-                Self::of(file),
-                File::from_raw_file(file),
-                PollTable::from_raw(table),
-            )
-        };
-        this.poll(file, table)
+        let (this, file_ref) = unsafe { (Self::of(file), File::from_raw_file(file)) };
+        // SAFETY: The table is null or valid by the safety requirement. The waiters live until the
+        // file is released.
+        unsafe { this.waiters.poll_wait(file_ref, table) };
+        this.waiter_added();
+        T::poll(&this)
     }
 
     /// # Safety
@@ -322,9 +556,13 @@ impl<T: CharFile> Operations<T> {
     unsafe extern "C" fn fasync(fd: c_int, file: *mut bindings::file, on: c_int) -> c_int {
         // SAFETY: By the safety requirement; the caller has a reference to the file.
         let (this, file) = unsafe { (Self::of(file), File::from_raw_file(file)) };
-        // SAFETY: The list is part of what the file owns; `__fput()` takes the file out of it
-        // before that is released.
-        from_result(|| unsafe { this.fasync().update(fd, file, on) }.map(|()| 0))
+        from_result(|| {
+            // SAFETY: It is the file of the waiters; `__fput()` takes it out of the list before it
+            // is released.
+            unsafe { this.waiters.update_fasync(fd, file, on) }?;
+            this.waiter_added();
+            Ok(0)
+        })
     }
 
     /// # Safety
@@ -336,10 +574,13 @@ impl<T: CharFile> Operations<T> {
     ) -> c_int {
         // SAFETY: By the safety requirement.
         let (this, vma) = unsafe { (Self::of(file), VmaNew::from_raw(vma)) };
-        // SAFETY: The page is borrowed from what the file owns, which is not released before the
-        // VMA is gone, since the VMA has a reference to the file. So has each copy of it that a
-        // fork or a move makes.
-        from_result(|| unsafe { this.shared_page().map(vma) }.map(|()| 0))
+        from_result(|| {
+            this.may_map()?;
+            // SAFETY: The page is borrowed from what the file owns, which is not released before
+            // the VMA is gone, since the VMA has a reference to the file. So has each copy of it
+            // that a fork or a move makes.
+            unsafe { this.page.map(vma) }.map(|()| 0)
+        })
     }
 
     /// # Safety
@@ -348,7 +589,7 @@ impl<T: CharFile> Operations<T> {
     unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
         // SAFETY: By the safety requirement; the caller has a reference to the file.
         let this = unsafe { Self::of(file) };
-        from_result(|| this.ioctl(cmd, arg).map(|()| 0))
+        from_result(|| T::ioctl(this, cmd, arg).map(|()| 0))
     }
 
     /// # Safety

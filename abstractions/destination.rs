@@ -16,6 +16,11 @@ use zerocopy::{
     IntoBytes, //
 };
 
+/// Panics at compile time where records have no size, as they could not be counted.
+const fn assert_sized<T>() {
+    const { assert!(size_of::<T>() > 0) }
+}
+
 /// Memory of the caller of a read, of which some is left.
 pub(crate) trait Destination {
     /// Returns how many bytes are left.
@@ -56,6 +61,7 @@ impl Destination for UserBuffer {
 
     #[inline]
     fn copy_nofault<T: IntoBytes + Immutable>(&mut self, records: &[T]) -> usize {
+        assert_sized::<T>();
         let bytes = &records.as_bytes()[..self.len.min(size_of_val(records))];
         let left = without_page_faults(|| {
             // SAFETY: The bytes are valid. Whether the destination is user space is looked at.
@@ -84,6 +90,7 @@ impl Destination for IovIterDest<'_> {
 
     #[inline]
     fn copy_nofault<T: IntoBytes + Immutable>(&mut self, records: &[T]) -> usize {
+        assert_sized::<T>();
         let copied = without_page_faults(|| self.copy_to_iter(records.as_bytes()));
         let partial = copied % size_of::<T>();
         if partial != 0 {

@@ -10,7 +10,8 @@ use core::{
 
 use kernel::{
     container_of,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
 use super::{
@@ -46,21 +47,62 @@ pub(crate) type NodeCache<K, T> = KmemCache<Node<K, T>>;
 /// Memory for an entry of an [`IntervalMap`].
 ///
 /// With it an entry can be inserted under a spinlock.
-pub(crate) struct Reservation<K, T>(CacheBox<MaybeUninit<Node<K, T>>>);
+pub(crate) struct Reservation<'c, K, T> {
+    node: CacheBox<'c, MaybeUninit<Node<K, T>>>,
+    cache: &'c NodeCache<K, T>,
+}
 
-impl<K, T> Reservation<K, T> {
+impl<'c, K, T> Reservation<'c, K, T> {
+    /// What the kernel needs for an entry, in bytes: the node, and who it is charged to.
+    pub(crate) const SIZE: usize = size_of::<Node<K, T>>() + size_of::<usize>();
+
     /// Allocates memory for one entry. May sleep.
     #[inline]
-    pub(crate) fn new(cache: &NodeCache<K, T>) -> Result<Self> {
-        Ok(Self(cache.alloc()?))
+    pub(crate) fn new(cache: &'c NodeCache<K, T>) -> Result<Self> {
+        let node = cache.alloc()?;
+        Ok(Self { node, cache })
     }
 }
 
 /// An entry that is in no [`IntervalMap`]: it was removed from one, or could not be inserted.
 ///
 /// Dropping it frees its memory, which can be left until a spinlock is released.
-pub(crate) struct Removed<K, T> {
-    _node: CacheBox<Node<K, T>>,
+pub(crate) struct Removed<'c, K, T> {
+    _node: CacheBox<'c, Node<K, T>>,
+}
+
+/// Entries that were removed from an [`IntervalMap`] at once.
+///
+/// Dropping it frees their memory, which can be left until a spinlock is released.
+///
+/// # Invariants
+///
+/// All links in `nodes` are those of a [`Node`] that came from [`CacheBox::into_raw`], from a cache
+/// that outlives `'c`, and belongs to this list alone.
+pub(crate) struct RemovedList<'c, K, T> {
+    nodes: Fifo,
+    _nodes: PhantomData<(&'c (), Node<K, T>)>,
+}
+
+impl<K, T> Drop for RemovedList<'_, K, T> {
+    fn drop(&mut self) {
+        while let Some(links) = self.nodes.front() {
+            // SAFETY: By the type invariants; the node is taken out of the list before it is freed.
+            unsafe {
+                self.nodes.remove(links);
+                drop(CacheBox::from_raw(Node::<K, T>::from_links(links)));
+            }
+        }
+    }
+}
+
+/// How far a walk over the entries that overlap an interval has come.
+#[derive(Clone, Copy)]
+struct Walk {
+    /// The next node to be visited.
+    next: Option<NonNull<IntervalNode>>,
+    start: usize,
+    last: usize,
 }
 
 /// A map whose entries are found by a unique key, or by the interval they belong to.
@@ -77,12 +119,16 @@ pub(crate) struct Removed<K, T> {
 ///   belongs to this map alone.
 /// - `by_interval` has exactly the intervals of these nodes.
 /// - All links in `queue` are those of such nodes.
+/// - `walk.next` is in `by_interval`, if there is one, and was found for the interval of `walk`.
 /// - `len` is the number of nodes.
+/// - All nodes came from `cache`.
 pub(crate) struct IntervalMap<K: Ord, T> {
     by_key: KeyTree<K>,
     by_interval: IntervalTree,
     queue: Fifo,
+    walk: Walk,
     len: usize,
+    cache: Arc<NodeCache<K, T>>,
     _nodes: PhantomData<Node<K, T>>,
 }
 
@@ -93,14 +139,20 @@ unsafe impl<K: Ord + Send, T: Send> Send for IntervalMap<K, T> {}
 impl<K: Ord, T> Unpin for IntervalMap<K, T> {}
 
 impl<K: Ord, T> IntervalMap<K, T> {
-    /// Creates an empty map.
-    pub(crate) fn new() -> Self {
+    /// Creates an empty map, for entries whose memory comes from `cache`.
+    pub(crate) fn new(cache: Arc<NodeCache<K, T>>) -> Self {
         // INVARIANT: There are no entries.
         Self {
             by_key: KeyTree::new(),
             by_interval: IntervalTree::new(),
             queue: Fifo::new(),
+            walk: Walk {
+                next: None,
+                start: 0,
+                last: 0,
+            },
             len: 0,
+            cache,
             _nodes: PhantomData,
         }
     }
@@ -114,16 +166,18 @@ impl<K: Ord, T> IntervalMap<K, T> {
     /// Inserts an entry for the interval `start ..= last`, which is not queued.
     ///
     /// Where there is an entry with this key, it stays as it is, and the other one is handed back.
+    /// So it is where its memory came from another cache.
     #[inline]
-    pub(crate) fn insert(
+    pub(crate) fn insert<'c>(
         &mut self,
-        reservation: Reservation<K, T>,
+        reservation: Reservation<'c, K, T>,
         key: K,
         start: usize,
         last: usize,
         value: T,
-    ) -> Result<(), Removed<K, T>> {
-        let node = reservation.0.write(Node {
+    ) -> Result<(), Removed<'c, K, T>> {
+        let is_ours = core::ptr::eq(reservation.cache, &*self.cache);
+        let node = reservation.node.write(Node {
             key: KeyNode::new(key),
             interval: IntervalNode::new(start, last),
             links: FifoLinks::new(),
@@ -135,7 +189,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
         // SAFETY: The node is new, so it is in no tree. It does not move in its memory, and
         // `remove` takes it out of the trees first; after `drop` no method is called.
         unsafe {
-            if !self.by_key.insert(Node::key_of(node)) {
+            if !is_ours || !self.by_key.insert(Node::key_of(node)) {
                 return Err(Removed {
                     _node: CacheBox::from_raw(node),
                 });
@@ -147,39 +201,137 @@ impl<K: Ord, T> IntervalMap<K, T> {
     }
 
     /// Removes the entry with this key, from the queue too, and returns it.
+    ///
+    /// `cache` must be the one that the map was created with, or nothing is done.
     #[inline]
-    pub(crate) fn remove(&mut self, key: &K) -> Option<Removed<K, T>> {
+    pub(crate) fn remove<'c>(
+        &mut self,
+        cache: &'c NodeCache<K, T>,
+        key: &K,
+    ) -> Option<Removed<'c, K, T>> {
+        if !core::ptr::eq(cache, &*self.cache) {
+            return None;
+        }
         let found = self.by_key.find(key)?;
-        // SAFETY: By the type invariants it is the field of a `Node`, which is in `by_interval`
-        // too, and in no queue but `queue`. After this it is in none of them, and thus this one's
-        // alone.
+        // SAFETY: By the type invariants it is the field of a `Node`, which is in the other indexes
+        // too, and is this one's alone after it was taken out of them. It came from `cache`.
         unsafe {
             let node = Node::from_key(found);
-            let links = Node::links_of(node);
-            self.by_key.remove(found);
-            self.by_interval.remove(Node::interval_of(node));
-            if self.queue.contains(links) {
-                self.queue.remove(links);
-            }
-            self.len -= 1;
+            self.take_out(node);
             Some(Removed {
                 _node: CacheBox::from_raw(node),
             })
         }
     }
 
-    /// Calls `visit` for each entry whose interval has a position in common with `start ..= last`.
+    /// Takes a node out of all indexes.
     ///
-    /// Costs O(log n) for each such entry, and O(log n) where there is none.
+    /// # Safety
+    ///
+    /// `node` must be one of this map.
     #[inline]
-    pub(crate) fn for_each_overlap(
+    unsafe fn take_out(&mut self, node: NonNull<Node<K, T>>) {
+        // SAFETY: By the safety requirement and the type invariants, here and below.
+        let interval = unsafe { Node::interval_of(node) };
+        if self.walk.next == Some(interval) {
+            // SAFETY: As above; `walk.next` was found for this interval.
+            self.walk.next = unsafe {
+                self.by_interval
+                    .next_overlap(interval, self.walk.start, self.walk.last)
+            };
+        }
+        // SAFETY: As above.
+        unsafe {
+            let links = Node::links_of(node);
+            self.by_key.remove(Node::key_of(node));
+            self.by_interval.remove(interval);
+            if self.queue.contains(links) {
+                self.queue.remove(links);
+            }
+        }
+        self.len -= 1;
+    }
+
+    /// Removes entries that are not queued, of `count` entries from that with the key `from` on, in
+    /// the order of keys. Returns them, and the key to go on from, if there are more entries.
+    ///
+    /// `cache` must be the one that the map was created with, or nothing is done.
+    pub(crate) fn remove_idle<'c>(
         &mut self,
-        start: usize,
-        last: usize,
-        mut visit: impl FnMut(Entry<'_, K, T>),
-    ) {
-        let mut next = self.by_interval.first_overlap(start, last);
-        while let Some(interval) = next {
+        cache: &'c NodeCache<K, T>,
+        from: &K,
+        count: usize,
+    ) -> (RemovedList<'c, K, T>, Option<K>)
+    where
+        K: Copy,
+    {
+        // INVARIANT: There are no nodes.
+        let mut removed = RemovedList {
+            nodes: Fifo::new(),
+            _nodes: PhantomData,
+        };
+        if !core::ptr::eq(cache, &*self.cache) {
+            return (removed, None);
+        }
+        let mut next = self.by_key.lower_bound(from);
+        for _ in 0..count {
+            let Some(key) = next else { break };
+            // SAFETY: By the type invariants the key is that of a node of this map. After it was
+            // taken out, nothing but the list uses its links. It came from `cache`.
+            unsafe {
+                next = self.by_key.next(key);
+                let node = Node::<K, T>::from_key(key);
+                let links = Node::links_of(node);
+                if !self.queue.contains(links) {
+                    self.take_out(node);
+                    removed.nodes.push_back(links);
+                }
+            }
+        }
+        // SAFETY: The node is valid by the type invariants.
+        let next = next.map(|key| unsafe { *key.as_ref().key() });
+        (removed, next)
+    }
+
+    /// Removes all entries.
+    pub(crate) fn take(&mut self) -> Self {
+        let empty = Self::new(self.cache.clone());
+        core::mem::replace(self, empty)
+    }
+
+    /// Returns whether an entry has a position in common with `start ..= last`.
+    #[inline]
+    pub(crate) fn has_overlap(&mut self, start: usize, last: usize) -> bool {
+        self.by_interval.first_overlap(start, last).is_some()
+    }
+
+    /// Begins a walk over the entries whose interval has a position in common with
+    /// `start ..= last`, and forgets the one before.
+    ///
+    /// Entries may be inserted and removed during a walk. It visits each that is there all the time
+    /// exactly once, in the order of their starts.
+    #[inline]
+    pub(crate) fn begin_walk(&mut self, start: usize, last: usize) {
+        // INVARIANT: The node is found for this interval.
+        self.walk = Walk {
+            next: self.by_interval.first_overlap(start, last),
+            start,
+            last,
+        };
+    }
+
+    /// Calls `visit` for the next `most` entries of the walk; returns whether these were the last.
+    ///
+    /// Costs O(log n) for each entry.
+    #[inline]
+    pub(crate) fn walk(&mut self, most: usize, mut visit: impl FnMut(Entry<'_, K, T>)) -> bool {
+        let Walk {
+            mut next,
+            start,
+            last,
+        } = self.walk;
+        for _ in 0..most {
+            let Some(interval) = next else { break };
             // SAFETY: By the type invariants, each node in `by_interval` is that of a `Node`.
             let node = unsafe { container_of!(interval.as_ptr(), Node<K, T>, interval) };
             visit(Entry {
@@ -192,6 +344,9 @@ impl<K: Ord, T> IntervalMap<K, T> {
             // `Entry` cannot remove it.
             next = unsafe { self.by_interval.next_overlap(interval, start, last) };
         }
+        // INVARIANT: As above.
+        self.walk.next = next;
+        next.is_none()
     }
 
     /// Returns the number of queued entries.
@@ -290,7 +445,7 @@ impl<K: Ord, T> Drop for IntervalMap<K, T> {
     fn drop(&mut self) {
         self.by_key.drain(|key| {
             // SAFETY: By the type invariants the nodes came from `into_raw` and belong to the map,
-            // which is going away.
+            // which is going away, and their cache outlives it.
             drop(unsafe { CacheBox::from_raw(Node::<K, T>::from_key(key)) });
         });
     }
@@ -445,17 +600,18 @@ mod tests {
         list: KVec<Listed>,
         /// The keys of what is queued, in the order in which it was.
         queue: KVec<u64>,
-        cache: NodeCache<u64, u64>,
+        cache: Arc<NodeCache<u64, u64>>,
         random: u64,
     }
 
     impl Compared {
         fn new() -> Result<Self> {
+            let cache = Arc::new(NodeCache::new(c"interval_map_test")?, GFP_KERNEL)?;
             Ok(Self {
-                map: IntervalMap::new(),
+                map: IntervalMap::new(cache.clone()),
                 list: KVec::new(),
                 queue: KVec::new(),
-                cache: NodeCache::new(c"interval_map_test")?,
+                cache,
                 random: 1,
             })
         }
@@ -480,7 +636,7 @@ mod tests {
         }
 
         fn remove(&mut self, key: u64) -> bool {
-            let removed = self.map.remove(&key).is_some();
+            let removed = self.map.remove(&self.cache, &key).is_some();
             let is_listed = self.list.iter().any(|listed| listed.key == key);
             self.list.retain(|listed| listed.key != key);
             self.queue.retain(|queued| *queued != key);
@@ -489,14 +645,44 @@ mod tests {
                 && self.map.queue_len() == self.queue.len()
         }
 
-        /// Queues all that overlap; returns whether they are those of the list, sorted by start.
+        /// Removes what is not queued of some entries; returns whether the list agrees.
+        fn remove_idle(&mut self, from: u64, count: usize) -> bool {
+            let mut keys = [u64::MAX; 8];
+            let (count, mut found) = (count.min(keys.len()), 0);
+            let mut above = from;
+            while found < count {
+                let lowest = self.list.iter().filter(|listed| listed.key >= above);
+                let Some(key) = lowest.map(|listed| listed.key).min() else {
+                    break;
+                };
+                keys[found] = key;
+                found += 1;
+                above = key + 1;
+            }
+            let after = self.list.iter().filter(|listed| listed.key >= above);
+            let after = after.map(|listed| listed.key).min();
+            let (removed, next) = self.map.remove_idle(&self.cache, &from, count);
+            let before = self.list.len();
+            let Self { list, queue, .. } = self;
+            list.retain(|listed| {
+                !keys[..found].contains(&listed.key) || queue.contains(&listed.key)
+            });
+            removed.nodes.len() == before - list.len()
+                && self.map.len() == list.len()
+                && (found < count || next == after || count == 0)
+        }
+
+        /// Queues all that overlap, some at a time; returns whether they are those of the list,
+        /// sorted by start.
         fn queue(&mut self, start: usize, last: usize) -> Result<bool> {
+            let most = 1 + self.random(9) as usize;
             let Self {
                 map, list, queue, ..
             } = self;
             queue.reserve(list.len(), GFP_KERNEL)?;
             let (mut found, mut previous, mut right) = (0, 0, true);
-            map.for_each_overlap(start, last, |mut entry| {
+            let overlaps = map.has_overlap(start, last);
+            let mut visit = |mut entry: Entry<'_, u64, u64>| {
                 let key = !*entry.value();
                 right &= list.iter().any(|listed| {
                     listed.key == key
@@ -513,7 +699,10 @@ mod tests {
                     right &= queue.push_within_capacity(key).is_ok();
                 }
                 found += 1;
-            });
+            };
+            map.begin_walk(start, last);
+            while !map.walk(most, &mut visit) {}
+            right &= overlaps == (found > 0);
             let overlap = |listed: &&Listed| listed.start <= last && start <= listed.last;
             Ok(right && found == list.iter().filter(overlap).count())
         }
@@ -561,10 +750,14 @@ mod tests {
             let key = compared.random(200);
             let start = compared.random(1000) as usize;
             let last = start + compared.random(50) as usize;
-            let right = match compared.random(8) {
+            let right = match compared.random(9) {
                 0..=3 => compared.insert(key, start, last)?,
                 4 | 5 => compared.remove(key),
                 6 => compared.queue(start, last)?,
+                7 => {
+                    let count = compared.random(4) as usize;
+                    compared.remove_idle(key, count)
+                }
                 _ => {
                     let (count, skip) = (compared.random(8), compared.random(8));
                     compared.dequeue(count as usize, skip as usize)
@@ -614,6 +807,30 @@ mod tests {
     }
 
     #[test]
+    fn walks_go_on_where_entries_are_removed() -> Result {
+        let mut compared = Compared::new()?;
+        for key in 0..10 {
+            assert!(compared.insert(key, key as usize, 100)?);
+        }
+        let mut visited = 0;
+        let mut visit = |mut entry: Entry<'_, u64, u64>| visited |= 1 << !*entry.value();
+        compared.map.begin_walk(50, 60);
+        assert!(!compared.map.walk(3, &mut visit));
+        // What was visited, what is next, what comes after that, and what is last.
+        for key in [1, 3, 4, 9] {
+            assert!(compared.remove(key));
+        }
+        // Before what is next, and behind it.
+        assert!(compared.insert(20, 1, 100)?);
+        assert!(compared.insert(21, 7, 100)?);
+        assert!(compared.map.walk(10, &mut visit));
+        assert!(compared.map.walk(10, &mut visit));
+        assert_eq!(visited, 1 << 21 | 0b1_1110_0111);
+        assert!(compared.map.walk.next.is_none());
+        Ok(())
+    }
+
+    #[test]
     fn what_is_dropped_is_freed() -> Result {
         // The cache complains when it is dropped, unless all of its memory was freed before.
         let mut compared = Compared::new()?;
@@ -622,7 +839,7 @@ mod tests {
         }
         assert!(compared.queue(0, 0)?);
         let Compared { map, cache, .. } = compared;
-        let spare: Reservation<u64, u64> = Reservation::new(&cache)?;
+        let spare: Reservation<'_, u64, u64> = Reservation::new(&cache)?;
         drop(spare);
         drop(map);
         drop(cache);

@@ -99,6 +99,38 @@ impl<K: Ord> KeyTree<K> {
         None
     }
 
+    /// Returns the node with the lowest key that is not below `key`.
+    pub(crate) fn lower_bound(&self, key: &K) -> Option<NonNull<KeyNode<K>>> {
+        let mut found = None;
+        let mut next = self.root.rb_node;
+        while !next.is_null() {
+            // SAFETY: By the type invariant all nodes and their links are valid.
+            unsafe {
+                let node = Self::node_of(next);
+                if node.as_ref().key() < key {
+                    next = (*next).rb_right;
+                } else {
+                    found = Some(node);
+                    next = (*next).rb_left;
+                }
+            }
+        }
+        found
+    }
+
+    /// Returns the node after `node`.
+    ///
+    /// # Safety
+    ///
+    /// `node` must be in this tree.
+    pub(crate) unsafe fn next(&self, node: NonNull<KeyNode<K>>) -> Option<NonNull<KeyNode<K>>> {
+        // SAFETY: By the safety requirement, and as all nodes are valid by the type invariant.
+        unsafe {
+            let links = bindings::rb_next((*node.as_ptr()).links.get());
+            (!links.is_null()).then(|| Self::node_of(links))
+        }
+    }
+
     /// Inserts a node; returns `false` and does nothing where its key is in the tree already.
     ///
     /// # Safety
@@ -139,18 +171,10 @@ impl<K: Ord> KeyTree<K> {
                 place = &raw mut (*parent).rb_right;
             }
         }
-        // What follows is `rb_link_node()`, which is an inline function of C.
-        //
         // INVARIANT: The key comes after all that the search went right of, and before all others.
         // SAFETY: The node is valid and in no tree, and `place` is valid, as above.
         unsafe {
-            links.write(bindings::rb_node {
-                // A node is aligned, so the lowest bit is free for the colour: red.
-                __rb_parent_color: parent.addr(),
-                rb_left: null_mut(),
-                rb_right: null_mut(),
-            });
-            *place = links;
+            bindings::rb_link_node(links, parent, place);
             bindings::rb_insert_color(links, &mut self.root);
         }
         true

@@ -24,8 +24,8 @@ use kernel::{
 
 /// A cache of memory for objects of type `T`, which takes no more than their size for each.
 ///
-/// All objects should be freed before it is dropped. If some are not, the kernel complains and
-/// keeps the memory of the cache.
+/// Objects borrow it, so that all of them are freed before it is dropped. Whoever gives one away by
+/// [`CacheBox::into_raw`] must see to that.
 ///
 /// # Invariants
 ///
@@ -45,12 +45,6 @@ impl<T> KmemCache<T> {
     pub(crate) fn new(name: &'static CStr) -> Result<Self> {
         let mut args = bindings::kmem_cache_args {
             align: align_of::<T>() as c_uint,
-            // With a constructor the kernel does not zero each object by default
-            // (`init_on_alloc`). What is allocated here is written in full before it is used. And
-            // since the constructor leaves nothing there, free objects may be linked through
-            // themselves.
-            ctor: Some(Self::construct),
-            use_freeptr_offset: true,
             ..pin_init::zeroed()
         };
         // SAFETY: The name is static, and the arguments are only read.
@@ -69,26 +63,27 @@ impl<T> KmemCache<T> {
         })
     }
 
-    extern "C" fn construct(_object: *mut c_void) {}
-
     /// Allocates memory for an object, charged to the memory cgroup of the current task.
     ///
     /// May sleep.
     #[inline]
-    pub(crate) fn alloc(&self) -> Result<CacheBox<MaybeUninit<T>>> {
+    pub(crate) fn alloc(&self) -> Result<CacheBox<'_, MaybeUninit<T>>> {
         // SAFETY: The cache is valid by the type invariant.
         let object = unsafe {
             bindings::kmem_cache_alloc_noprof(self.cache.as_ptr(), bindings::GFP_KERNEL_ACCOUNT)
         };
         // INVARIANT: By the type invariant of the cache the memory fits a `T`; it is nobody else's.
-        Ok(CacheBox(NonNull::new(object.cast()).ok_or(ENOMEM)?))
+        Ok(CacheBox(
+            NonNull::new(object.cast()).ok_or(ENOMEM)?,
+            PhantomData,
+        ))
     }
 }
 
 impl<T> Drop for KmemCache<T> {
     fn drop(&mut self) {
         // SAFETY: The cache is valid by the type invariant, and not used for allocations any more.
-        // What was not freed by now may still be freed later: the kernel keeps the cache for it.
+        // All objects are freed: they borrow it, or were given away on that condition.
         unsafe { bindings::kmem_cache_destroy(self.cache.as_ptr()) };
     }
 }
@@ -99,26 +94,26 @@ impl<T> Drop for KmemCache<T> {
 ///
 /// # Invariants
 ///
-/// The pointer is to memory for a `T` from a [`KmemCache`], with a valid `T` in it, and nobody else
-/// has it.
-pub(crate) struct CacheBox<T>(NonNull<T>);
+/// The pointer is to memory for a `T` from a [`KmemCache`] that outlives `'c`, with a valid `T` in
+/// it, and nobody else has it.
+pub(crate) struct CacheBox<'c, T>(NonNull<T>, PhantomData<&'c ()>);
 
 // SAFETY: It owns the `T`, and memory may be freed by any thread.
-unsafe impl<T: Send> Send for CacheBox<T> {}
+unsafe impl<T: Send> Send for CacheBox<'_, T> {}
 // SAFETY: A shared reference gives no more than one to the `T`.
-unsafe impl<T: Sync> Sync for CacheBox<T> {}
+unsafe impl<T: Sync> Sync for CacheBox<'_, T> {}
 
-impl<T> CacheBox<MaybeUninit<T>> {
+impl<'c, T> CacheBox<'c, MaybeUninit<T>> {
     /// Moves a value to the memory.
     #[inline]
-    pub(crate) fn write(mut self, value: T) -> CacheBox<T> {
+    pub(crate) fn write(mut self, value: T) -> CacheBox<'c, T> {
         MaybeUninit::write(&mut *self, value);
         // INVARIANT: The memory is the same, and now has a `T` in it.
-        CacheBox(ManuallyDrop::new(self).0.cast())
+        CacheBox(ManuallyDrop::new(self).0.cast(), PhantomData)
     }
 }
 
-impl<T> CacheBox<T> {
+impl<T> CacheBox<'_, T> {
     /// Gives the memory away. [`Self::from_raw`] takes it back.
     #[inline]
     pub(crate) fn into_raw(self) -> NonNull<T> {
@@ -129,15 +124,16 @@ impl<T> CacheBox<T> {
     ///
     /// # Safety
     ///
-    /// `object` must have come from [`Self::into_raw`], and nothing may use it any more.
+    /// `object` must have come from [`Self::into_raw`], and nothing may use it any more. Its cache
+    /// must outlive the lifetime of what is returned.
     #[inline]
     pub(crate) unsafe fn from_raw(object: NonNull<T>) -> Self {
         // INVARIANT: By the safety requirement.
-        Self(object)
+        Self(object, PhantomData)
     }
 }
 
-impl<T> Deref for CacheBox<T> {
+impl<T> Deref for CacheBox<'_, T> {
     type Target = T;
 
     #[inline]
@@ -147,7 +143,7 @@ impl<T> Deref for CacheBox<T> {
     }
 }
 
-impl<T> DerefMut for CacheBox<T> {
+impl<T> DerefMut for CacheBox<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: As above.
@@ -155,7 +151,7 @@ impl<T> DerefMut for CacheBox<T> {
     }
 }
 
-impl<T> Drop for CacheBox<T> {
+impl<T> Drop for CacheBox<'_, T> {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: The value is valid by the type invariant, and not used any more. `kfree()` takes

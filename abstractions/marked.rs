@@ -6,11 +6,23 @@
 
 use core::cell::UnsafeCell;
 
-/// What is read and written by one instruction.
-pub(crate) trait Word: Copy {}
+/// A type that is read and written by one instruction.
+///
+/// # Safety
+///
+/// The type must be a primitive one, no wider than a machine word.
+///
+/// `Marked` relies on this for being [`Sync`], so it cannot be promised without `unsafe`:
+///
+/// ```compile_fail
+/// impl Word for [u64; 32] {}
+/// ```
+pub(crate) unsafe trait Word: Copy {}
 
-impl Word for bool {}
-impl Word for usize {}
+// SAFETY: It is primitive and a byte wide.
+unsafe impl Word for bool {}
+// SAFETY: It is primitive and a machine word wide.
+unsafe impl Word for usize {}
 
 /// A variable that any thread may read and write at any time.
 ///

@@ -6,12 +6,18 @@
 //!
 //! Reference: <https://docs.kernel.org/mm/mmu_notifier.html>
 
+use core::ptr::NonNull;
+
 use kernel::{
     bindings,
     container_of,
     error::to_result,
     mm::MmWithUser,
     prelude::*,
+    sync::{
+        Arc,
+        ArcBorrow, //
+    },
     types::Opaque, //
 };
 
@@ -54,45 +60,71 @@ impl Range {
     #[inline]
     pub(crate) fn last(&self) -> usize {
         let end = self.end();
-        // The kernel has no reason to invalidate an empty range; should it do so, too much is told.
+        // The kernel has no reason to invalidate an empty range. If it does, report too much.
         end.saturating_sub(1).max(self.start())
+    }
+
+    /// Returns whether the protection of whole areas is changed, as by `mprotect()`.
+    #[inline]
+    pub(crate) fn is_protection_of_area(&self) -> bool {
+        // SAFETY: By the type invariant.
+        let event = unsafe { (*self.0.get()).event };
+        event == bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_VMA
     }
 }
 
 /// The callbacks of an MMU notifier.
 ///
 /// All of them may run at the same time as each other and on any CPU. All run in process context,
-/// but in whichever task changes the mapping, which need not be one of the process that is mapped,
-/// and may be a kernel thread; it may hold the mmap lock, a VMA lock, or only the rmap locks of a
-/// page, and it may be reclaiming memory. So a callback must neither allocate memory that has to be
-/// reclaimed nor take a lock that is held anywhere over such an allocation (lockdep knows of both
-/// rules), nor touch user memory. The range callbacks must not sleep, as the out-of-memory reaper
+/// in the task that changes the mapping. That need not be a task of the mapped process and may be a
+/// kernel thread. It may hold the mmap lock, a VMA lock, or only the rmap locks of a page, and it
+/// may be reclaiming memory. So a callback must not allocate memory by a method that reclaims, must
+/// not take a lock that is held anywhere over such an allocation (lockdep knows both rules), and
+/// must not touch user memory. The range callbacks must not sleep, as the out-of-memory reaper
 /// calls them too (`MMU_NOTIFIER_RANGE_BLOCKABLE` is unset then).
 ///
-/// All of them run in a read section of the SRCU domain that all MMU notifiers share, so none may
-/// drop a [`Registration`], of whatever type: that waits for the end of these sections.
-pub(crate) trait MmuNotifier: Send + Sync {
+/// The callbacks are called from the moment the notifier is registered until it is freed, which is
+/// some time after the [`Registration`] is dropped.
+///
+/// A callback object is shared with a kernel that calls it at any time, so it cannot borrow
+/// anything. The bound `'static` rules this out:
+///
+/// ```compile_fail
+/// struct Borrows<'a>(&'a Cell<u32>);
+///
+/// impl MmuNotifier for Borrows<'_> { /* ... */ }
+///
+/// fn watch(mm: &MmWithUser) -> Result {
+///     let on_the_stack = Cell::new(0);
+///     let borrows = Arc::new(Borrows(&on_the_stack), GFP_KERNEL)?;
+///     // Without the bound, callbacks would go on to use the stack after the function returned.
+///     core::mem::forget(Registration::new(mm, borrows)?);
+///     Ok(())
+/// }
+/// ```
+pub(crate) trait MmuNotifier: Send + Sync + 'static {
     /// Called before the mappings in `range` are changed.
     ///
     /// Until the matching [`invalidate_range_end`], page table walks may still find the old pages.
     ///
     /// [`invalidate_range_end`]: MmuNotifier::invalidate_range_end
-    fn invalidate_range_start(&self, range: &Range);
+    fn invalidate_range_start(this: ArcBorrow<'_, Self>, range: &Range);
 
     /// Called after the mappings in `range` have been changed.
     ///
     /// Each call to [`invalidate_range_start`] is followed by one call to this method with the same
-    /// range, unless the address space or the registration goes away in between. There is no call
+    /// range, unless the address space or the registration goes away in between. The exception is a
+    /// protection change of a range that starts at address 0: `mprotect()` makes no second call
+    /// (`change_pud_range()` in `mm/mprotect.c`), and hugetlb does. There is no call to this method
     /// without one to [`invalidate_range_start`] before.
     ///
     /// [`invalidate_range_start`]: MmuNotifier::invalidate_range_start
-    fn invalidate_range_end(&self, range: &Range);
+    fn invalidate_range_end(this: ArcBorrow<'_, Self>, range: &Range);
 
-    /// Called when the address space goes away, before its mappings do.
+    /// Called once when the address space goes away, before its mappings do.
     ///
-    /// Also called when the [`Registration`] is dropped; it may be called twice and concurrently
-    /// with itself.
-    fn release(&self);
+    /// Not called if the registration is dropped before.
+    fn release(this: ArcBorrow<'_, Self>);
 }
 
 /// An MMU notifier that is registered with an address space.
@@ -100,21 +132,26 @@ pub(crate) trait MmuNotifier: Send + Sync {
 /// It keeps the `struct mm_struct` allocated (`mm_count`), but the address space in it is free to
 /// go away (`mm_users`).
 ///
+/// Dropping it does not wait. Callbacks may still be running then, or be called, and end within an
+/// SRCU grace period; they keep the callback object alive. The module must stay loaded until then:
+/// `char_file::Registration` waits for each open file, which the callback object is part of.
+///
 /// # Invariants
 ///
-/// `notifier` is registered with an address space, and was so with `OPS`.
-#[pin_data(PinnedDrop)]
-pub(crate) struct Registration<T: MmuNotifier> {
-    #[pin]
-    callbacks: T,
-    #[pin]
+/// The pointer is to a [`Subscription`] that is registered, came from [`KBox::into_raw`], and for
+/// which `mmu_notifier_put()` has not been called.
+pub(crate) struct Registration<T: MmuNotifier>(NonNull<Subscription<T>>);
+
+/// What the kernel has of a [`Registration`].
+struct Subscription<T> {
     notifier: Opaque<bindings::mmu_notifier>,
+    callbacks: Arc<T>,
 }
 
-// SAFETY: A notifier may be unregistered by a thread other than the one that registered it, and
-// `T` is `Send`.
+// SAFETY: A notifier may be put by a thread other than the one that registered it, and `T` is
+// `Send` and `Sync`.
 unsafe impl<T: MmuNotifier> Send for Registration<T> {}
-// SAFETY: The only thing to do with a shared reference is to get at the `T`, which is `Sync`.
+// SAFETY: There is nothing to do with a shared reference.
 unsafe impl<T: MmuNotifier> Sync for Registration<T> {}
 
 impl<T: MmuNotifier> Registration<T> {
@@ -122,6 +159,7 @@ impl<T: MmuNotifier> Registration<T> {
         release: Some(Self::release),
         invalidate_range_start: Some(Self::invalidate_range_start),
         invalidate_range_end: Some(Self::invalidate_range_end),
+        free_notifier: Some(Self::free_notifier),
         ..pin_init::zeroed()
     };
 
@@ -131,99 +169,103 @@ impl<T: MmuNotifier> Registration<T> {
     /// the address space for it (`mm_take_all_locks()`).
     ///
     /// Sleeps, and takes the mmap lock of `mm`. Fails with `EINTR` when a signal is pending.
-    pub(crate) fn new<'a, I>(
-        mm: &'a MmWithUser,
-        callbacks: I,
-    ) -> impl PinInit<Self, Error> + use<'a, T, I>
-    where
-        I: PinInit<T, Error>,
-    {
-        // The notifier comes last: it can be called from the moment it is registered, so all else
-        // must be there by then, and nothing may fail after it.
-        try_pin_init!(Self {
-            callbacks <- callbacks,
-            // INVARIANT: If this succeeds, then the notifier is registered.
-            notifier <- Opaque::try_ffi_init(|slot: *mut bindings::mmu_notifier| {
-                // SAFETY: `slot` is valid for writes, and all zeroes are a valid `mmu_notifier`.
-                unsafe { slot.write(pin_init::zeroed()) };
-                // SAFETY: As above.
-                unsafe { (*slot).ops = &Self::OPS };
-                // SAFETY: `slot` is pinned until `Self` is dropped, which unregisters it first. As
-                // `mm` is an `MmWithUser`, its `mm_users` cannot reach zero meanwhile.
-                to_result(unsafe { bindings::mmu_notifier_register(slot, mm.as_raw()) })
-            }),
-        })
-    }
-
-    /// Returns the registered callbacks.
-    #[inline]
-    pub(crate) fn callbacks(&self) -> &T {
-        &self.callbacks
+    pub(crate) fn new(mm: &MmWithUser, callbacks: Arc<T>) -> Result<Self> {
+        let subscription = KBox::new(
+            Subscription {
+                notifier: Opaque::new(bindings::mmu_notifier {
+                    ops: &Self::OPS,
+                    ..pin_init::zeroed()
+                }),
+                callbacks,
+            },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        let raw = KBox::into_raw(subscription);
+        // SAFETY: The notifier is initialised, and stays where it is until `free_notifier` frees
+        // it. As `mm` is an `MmWithUser`, its `mm_users` cannot reach zero meanwhile.
+        let result = to_result(unsafe {
+            bindings::mmu_notifier_register((*raw).notifier.get(), mm.as_raw())
+        });
+        if let Err(error) = result {
+            // SAFETY: It came from `into_raw`, and the kernel did not take it.
+            drop(unsafe { KBox::from_raw(raw) });
+            return Err(error);
+        }
+        // INVARIANT: It was registered just now.
+        // SAFETY: The pointer came from a box.
+        Ok(Self(unsafe { NonNull::new_unchecked(raw) }))
     }
 
     /// # Safety
     ///
-    /// `notifier` must be the field of a live `Self`, for the duration of `'a`.
+    /// `notifier` must be the field of a live [`Subscription`], for the duration of `'a`.
     #[inline]
-    unsafe fn callbacks_of<'a>(notifier: *mut bindings::mmu_notifier) -> &'a T {
-        // SAFETY: By the safety requirement.
-        let this = unsafe { container_of!(Opaque::cast_from(notifier), Self, notifier) };
-        // SAFETY: `callbacks` was initialised before the notifier was registered. This borrows it
-        // alone, since `notifier` is still being initialised while it is registered.
-        unsafe { &(*this).callbacks }
+    unsafe fn callbacks_of<'a>(notifier: *mut bindings::mmu_notifier) -> ArcBorrow<'a, T> {
+        // SAFETY: By the safety requirement. Nothing writes to the field while the subscription
+        // lives.
+        unsafe {
+            let this = container_of!(Opaque::cast_from(notifier), Subscription<T>, notifier);
+            let callbacks: &'a Arc<T> = &(*this).callbacks;
+            callbacks.as_arc_borrow()
+        }
     }
 
     /// # Safety
     ///
-    /// Only to be called by the MMU notifier core, for a notifier registered by [`Self::new`].
+    /// Only the MMU notifier core may call this, for a notifier registered by [`Self::new`].
     unsafe extern "C" fn invalidate_range_start(
         notifier: *mut bindings::mmu_notifier,
         range: *const bindings::mmu_notifier_range,
     ) -> c_int {
-        // SAFETY: The core calls only registered notifiers, which are fields of a `Self` that is
-        // live, or, while it is being registered, about to be: dropping it waits for running
-        // callbacks.
-        let callbacks = unsafe { Self::callbacks_of(notifier) };
-        // SAFETY: The core passes a valid range and does not change it during the call.
-        callbacks.invalidate_range_start(unsafe { Range::from_raw(range) });
+        // SAFETY: The core calls only registered notifiers, in an SRCU read section. The
+        // subscription is freed after a grace period. The core passes a valid range and does not
+        // change it during the call.
+        let (callbacks, range) = unsafe { (Self::callbacks_of(notifier), Range::from_raw(range)) };
+        T::invalidate_range_start(callbacks, range);
         0
     }
 
     /// # Safety
     ///
-    /// Only to be called by the MMU notifier core, for a notifier registered by [`Self::new`].
+    /// Only the MMU notifier core may call this, for a notifier registered by [`Self::new`].
     unsafe extern "C" fn invalidate_range_end(
         notifier: *mut bindings::mmu_notifier,
         range: *const bindings::mmu_notifier_range,
     ) {
         // SAFETY: As for `invalidate_range_start`.
-        let callbacks = unsafe { Self::callbacks_of(notifier) };
-        // SAFETY: As for `invalidate_range_start`.
-        callbacks.invalidate_range_end(unsafe { Range::from_raw(range) });
+        let (callbacks, range) = unsafe { (Self::callbacks_of(notifier), Range::from_raw(range)) };
+        T::invalidate_range_end(callbacks, range);
     }
 
     /// # Safety
     ///
-    /// Only to be called by the MMU notifier core, for a notifier registered by [`Self::new`].
+    /// Only the MMU notifier core may call this, for a notifier registered by [`Self::new`].
     unsafe extern "C" fn release(
         notifier: *mut bindings::mmu_notifier,
         _mm: *mut bindings::mm_struct,
     ) {
         // SAFETY: As for `invalidate_range_start`.
-        unsafe { Self::callbacks_of(notifier) }.release();
+        T::release(unsafe { Self::callbacks_of(notifier) });
+    }
+
+    /// Runs with bottom halves disabled, an SRCU grace period after the notifier was put.
+    ///
+    /// # Safety
+    ///
+    /// Only the MMU notifier core may call this, once, for a notifier registered by [`Self::new`].
+    unsafe extern "C" fn free_notifier(notifier: *mut bindings::mmu_notifier) {
+        // SAFETY: By the safety requirement the notifier is the field of a `Subscription` that came
+        // from `KBox::into_raw`, and no callback runs any more.
+        drop(unsafe {
+            let this = container_of!(Opaque::cast_from(notifier), Subscription<T>, notifier);
+            KBox::from_raw(this.cast_mut())
+        });
     }
 }
 
-#[pinned_drop]
-impl<T: MmuNotifier> PinnedDrop for Registration<T> {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariant the notifier is registered, and this happens once. When it
-        // returns, no callback runs and none will (it waits for an SRCU grace period), so that the
-        // fields may be dropped. The notifier's `mm` is the address space that it is registered
-        // with, to which it has a reference until then.
-        unsafe {
-            let notifier = self.notifier.get();
-            bindings::mmu_notifier_unregister(notifier, (*notifier).mm);
-        }
+impl<T: MmuNotifier> Drop for Registration<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the notifier is registered, and this happens once.
+        unsafe { bindings::mmu_notifier_put(self.0.as_ref().notifier.get()) };
     }
 }

@@ -4,47 +4,68 @@
 //!
 //! # Locking
 //!
-//! There is one lock, the spinlock around [`State`]. Nothing here runs in interrupt context, so
-//! that interrupts stay enabled under it. This is what runs, and what the caller holds:
+//! There is a spinlock around [`State`], and a mutex around [`Watch`], which says whether the file
+//! has an MMU notifier. Nothing here runs in interrupt context, so that interrupts stay enabled
+//! under the spinlock. This is what runs, and what the caller holds:
 //!
 //! - The callbacks for ranges, in any task, `kswapd` and the out-of-memory reaper among them: any
 //!   of the mmap lock, a VMA lock and the rmap locks, in an SRCU read section that is common to all
 //!   MMU notifiers, possibly while memory is being reclaimed. See [`MmuNotifier`].
-//! - [`release`](MmuNotifier::release), when the address space is torn down or the file is closed,
-//!   whichever comes first, or both at once: that SRCU read section, and nothing else.
-//! - [`open`](CharFile::open): `misc_mtx`. It takes the mmap lock for writing and then all VMA and
-//!   rmap locks of the address space.
-//! - To close the file takes no lock, but waits for the end of all SRCU read sections.
+//! - [`release`](MmuNotifier::release), when the address space is torn down: that SRCU read
+//!   section, and nothing else.
+//! - [`open`](CharFile::open): `misc_mtx`, which all miscellaneous devices share. So it only
+//!   allocates. [`opened`](CharFile::opened) does what takes longer: nothing is held then.
+//! - REGISTER, and `opened`: nothing. They may take the mutex, and under it the mmap lock for
+//!   writing and all VMA and rmap locks of the address space.
+//! - [`closed`](CharFile::closed) and [`deferred`](CharFile::deferred): nothing.
 //! - `mmap` and page faults of what is mapped: the mmap lock. They do not look at the state.
 //! - All else: locks of whoever waits for the file or reads its `fdinfo`, which are never held when
 //!   mappings are changed.
 //!
-//! So the order is: `misc_mtx`, mmap lock, VMA locks, rmap locks, the lock of the state, and the
-//! lock of the wait queue, which a reader takes before it sleeps. Under the lock of the state
-//! nothing is allocated, nothing is freed, nothing sleeps, user memory is only written where no
-//! page fault is needed, and but for the one of the wait queue no lock is taken. Waiters and
-//! `SIGIO` are seen to after it is released.
+//! So the order is: the mutex, mmap lock, VMA locks, rmap locks, the lock of the state. `misc_mtx`
+//! is not held with any of them. Under the lock of the state nothing is allocated, nothing is freed,
+//! nothing sleeps, no other lock is taken, and user memory is only written where no page fault is
+//! needed. Waiters are woken and `SIGIO` is sent after it is dropped.
+//!
+//! The lock is never held for a time that depends on the number of regions, of events or of
+//! waiters, but for the depth of a tree: [`regions`](super::regions) visits a limited number of
+//! regions at a time, and [`Waiters`](crate::abstractions::waiters::Waiters) leaves more than a few
+//! tasks to a work item, which also frees the regions of a file that was closed or whose address
+//! space is gone.
 //!
 //! # Order of what user space sees
 //!
-//! Under the lock first the event is queued, then the counter is stored with release semantics. Who
-//! sees the new counter and reads therefore takes the lock later and finds the event. The callbacks
-//! return before the kernel goes on with the system call that made the change, so when that returns
-//! the counter has moved and the event is there.
+//! Under the lock first the event is queued or noted, then the counter is stored with release
+//! semantics. Whoever sees the new counter and reads therefore takes the lock later and finds the
+//! event. The callbacks return before the kernel goes on with the system call that made the change,
+//! so when that returns the counter has moved and the event is there.
 //!
 //! A read that must not block and finds nothing sets `quiet` under the lock, and whoever queues an
-//! event unsets it under the lock, before the counter is stored with release semantics. So who sees
-//! the new counter sees that too, and takes the lock. A read that finds it set was there before the
-//! event was: it fails as if it had come first.
+//! event unsets it under the lock, before the counter is stored with release semantics. A task that
+//! has seen the new counter and reads then sees that, since a read barrier comes before `quiet` is
+//! read, and takes the lock. A read that finds it set was there before the event was: it fails as if
+//! it had come first.
+//!
+//! # Who is woken
+//!
+//! `told` says that the waiters were notified and nobody has read since. The hit that finds it unset
+//! sets it, under the lock, and notifies them after that. It is unset in each section of the lock in
+//! which a read takes or looks for something, and when a waiter is added. So it is unset whenever
+//! there is nothing to be read, and the next hit notifies.
 //!
 //! A waiter puts itself on the wait queue first and looks at the state under the lock after that;
 //! the callbacks change the state under the lock and then look for waiters. So none sleeps on.
+//!
+//! # How long what lives
+//!
+//! An [`OpenFile`] is kept by the `struct file` until that is released, by the MMU notifier until a
+//! grace period after it was put, and by the work item while it is queued. When the file is released
+//! the notifier is put, and the state is `dead` before that, so that callbacks that still come find
+//! nothing to do.
 
 use core::mem::MaybeUninit;
 
 use kernel::{
-    alloc::flags::GFP_KERNEL_ACCOUNT,
-    c_str,
     fs::{
         file::flags::{
             O_ACCMODE,
@@ -52,62 +73,77 @@ use kernel::{
         },
         File, //
     },
-    mm::Mm,
+    mm::{
+        Mm,
+        MmWithUser, //
+    },
+    new_mutex,
     new_spinlock,
+    page::PAGE_SHIFT,
     prelude::*,
     seq_file::SeqFile,
     seq_print,
-    static_lock_class,
     sync::{
         aref::ARef,
         atomic::Release,
-        poll::PollTable,
+        barrier::{
+            smp_mb,
+            Read, //
+        },
         Arc,
+        ArcBorrow,
+        Mutex,
         SpinLock,
         SpinLockGuard, //
     },
-    types::ForeignOwnable,
     uaccess::UserPtr, //
 };
 
 use crate::{
     abstractions::{
+        address_space::{
+            is_gone,
+            untagged, //
+        },
         char_file::{
             CharFile,
-            PollMask,
-            POLL_HUNG_UP,
-            POLL_READABLE, //
+            OpenFile, //
         },
-        compat::{
-            parameter,
-            PollCondVarBox, //
-        },
+        compat::parameter,
         destination::Destination,
-        fasync::FasyncList,
         marked::Marked,
         mmu_notifier::{
             MmuNotifier,
             Range,
             Registration, //
         },
-        shared_page::SharedPage, //
+        signals,
+        waiters::{
+            PollMask,
+            POLL_HUNG_UP,
+            POLL_READABLE, //
+        },
     },
     module_parameters, //
 };
 
 use super::{
+    account::Account,
     event,
     gate::Gate,
     ioctl::{
         self,
+        Bounds,
         Command,
         Word, //
     },
     regions::{
+        AllRegions,
         Batch,
         NewRegion,
         RegionCache,
-        Regions, //
+        Regions,
+        FEW, //
     }, //
 };
 
@@ -117,10 +153,9 @@ const FEATURES: u32 = 0;
 /// The most events that are copied to user space without letting go of the lock in between.
 const BATCH: usize = 48;
 
-/// How often a read brings in its destination anew before it gives up with `EFAULT`.
+/// How often a read faults in its destination before it gives up with `EFAULT`.
 ///
-/// Only when memory is so short that what was brought in is gone at once does it take more than one
-/// time.
+/// It takes more than one try only if memory is so short that the pages are gone again at once.
 const FAULT_IN_TRIES: usize = 16;
 
 /// An open file: what one opener watches in its address space.
@@ -131,16 +166,16 @@ pub(crate) struct WatchFile {
     /// Where the memory of regions comes from.
     cache: Arc<RegionCache>,
     /// The most regions that may be registered.
-    limit: usize,
-    /// The page with the generation counter, at [`COUNTER`].
-    page: SharedPage,
-    /// Where reads and polls wait.
-    waiters: PollCondVarBox,
-    /// Who wants `SIGIO`.
-    fasync: FasyncList,
-    /// There is nothing to be read, as one has found out. Written with the lock held.
+    most_regions: usize,
+    /// Set when a non-blocking read found nothing; lets the next one fail without the lock. Written
+    /// with the lock held.
     quiet: Marked<bool>,
+    /// Changes of protections may be in flight below this address that have a start and no end.
+    /// It never gets lower. Written with the mmap lock held, and before the lock is taken.
+    endless: Marked<usize>,
     gate: Gate,
+    #[pin]
+    watch: Mutex<Watch>,
     #[pin]
     state: SpinLock<State>,
 }
@@ -148,58 +183,80 @@ pub(crate) struct WatchFile {
 /// Which word of the mapped page is the generation counter.
 const COUNTER: usize = 0;
 
+/// Whether the kernel calls back when mappings change.
+enum Watch {
+    /// Not yet.
+    Idle,
+    /// It does, until this is dropped.
+    Registered {
+        _notifier: Registration<OpenFile<WatchFile>>,
+    },
+    /// Not any more.
+    Closed,
+}
+
 /// What may change while a file is open.
 struct State {
     regions: Regions,
+    account: Account,
     /// The file was read, or a region registered, or features negotiated: too late for the latter.
     used: bool,
-    /// The opener's address space is gone, so nothing will happen any more.
+    /// The MMU notifier is registered.
+    is_watching: bool,
+    /// The opener's address space is gone, or the file is closed, so nothing will happen any more.
     dead: bool,
-    /// The number of readers that sleep.
-    sleepers: usize,
-    /// The file was polled, so somebody may be waiting for it from now on.
-    polled: bool,
+    /// The waiters were notified, and nobody has read since.
+    told: bool,
+    /// The regions of a file that was closed, to be freed.
+    old: Option<AllRegions>,
 }
 
 impl WatchFile {
     fn new(mm: &Mm, cache: &Arc<RegionCache>) -> Result<impl PinInit<Self, Error> + use<>> {
         let mm = ARef::from(mm);
         let cache = cache.clone();
-        let limit = parameter::<u32>(module_parameters::max_regions.value()) as usize;
-        let page = SharedPage::new()?;
-        let waiters = PollCondVarBox::new(c_str!("ummunotify"), static_lock_class!())?;
+        let most_regions = parameter::<u32>(module_parameters::max_regions.value()) as usize;
+        let regions = Regions::new(cache.clone());
+        let account = Account::new()?;
         Ok(try_pin_init!(Self {
             mm,
             cache,
-            limit,
-            page,
-            waiters,
-            fasync: FasyncList::new(),
+            most_regions,
             quiet: Marked::new(false),
+            endless: Marked::new(0),
             gate: Gate::new(),
+            watch <- new_mutex!(Watch::Idle, "ummunotify_watch"),
             state <- new_spinlock!(
                 State {
-                    regions: Regions::new(),
+                    regions,
+                    account,
                     used: false,
+                    is_watching: false,
                     dead: false,
-                    sleepers: 0,
-                    polled: false,
+                    told: false,
+                    old: None,
                 },
                 "ummunotify"
             ),
         }))
     }
 
-    /// Returns whether the caller lives in the opener's address space, as its threads and its
-    /// `vfork` children do.
+    /// Returns whether the caller shares the opener's mm, as its threads and its `vfork` children
+    /// do.
     #[inline]
     fn is_ours(&self) -> bool {
-        kernel::current!()
-            .mm()
-            .is_some_and(|mm| mm.as_raw() == self.mm.as_raw())
+        self.with_our_mm(|_| ()).is_some()
     }
 
-    /// Returns the file to who lives there, and `EPERM` to others.
+    /// Calls `f` with the opener's mm, if it is the caller's.
+    #[inline]
+    fn with_our_mm<R>(&self, f: impl FnOnce(&MmWithUser) -> R) -> Option<R> {
+        let task = kernel::current!();
+        let mm = task.mm()?;
+        (mm.as_raw() == self.mm.as_raw()).then(|| f(mm))
+    }
+
+    /// Returns `self` if the caller shares the opener's mm, else `EPERM`.
     #[inline]
     fn ours(&self) -> Result<&Self> {
         if self.is_ours() {
@@ -207,42 +264,6 @@ impl WatchFile {
         } else {
             Err(EPERM)
         }
-    }
-
-    /// Publishes what an invalidation has changed, then tells those who wait for it.
-    #[inline]
-    fn invalidate(&self, change: impl FnOnce(&mut Regions) -> bool) {
-        let mut state = self.state.lock();
-        if !change(&mut state.regions) {
-            return;
-        }
-        self.quiet.write_once(false);
-        let counter = state.regions.counter();
-        self.page.word::<COUNTER>().store(counter, Release);
-        let has_waiters = state.polled || state.sleepers > 0;
-        drop(state);
-
-        if has_waiters {
-            self.waiters.notify_all();
-        }
-        self.fasync.notify_readable();
-    }
-
-    // These two are not inlined, so that the callbacks need not save the registers that they use
-    // where there is nothing to do.
-
-    #[inline(never)]
-    fn hit(&self, range: &Range) {
-        self.invalidate(|regions| regions.hit(range.start(), range.last()));
-    }
-
-    #[inline(never)]
-    fn hit_again(&self, range: &Range) {
-        self.invalidate(|regions| {
-            let hit = regions.hit_again(range.start(), range.last());
-            self.gate.forget_rearmed();
-            hit
-        });
     }
 
     fn exchange_features(&self, mask: Word) -> Result {
@@ -258,68 +279,193 @@ impl WatchFile {
         Ok(())
     }
 
+    /// Registers the MMU notifier, if it is not registered yet.
+    ///
+    /// Sleeps, and takes the mmap lock for writing.
+    #[cold]
+    fn watch(this: ArcBorrow<'_, OpenFile<Self>>) -> Result {
+        let mut watch = this.watch.lock();
+        match *watch {
+            Watch::Idle => {}
+            Watch::Registered { .. } => return Ok(()),
+            Watch::Closed => return Err(ESRCH),
+        }
+        // The kernel gives up when a signal is pending. That need not concern the caller, whose
+        // timer may be quicker than all tries.
+        let notifier = this
+            .with_our_mm(|mm| signals::without_signals(|| Registration::new(mm, Arc::from(this))));
+        let _notifier = notifier.ok_or(EPERM)?.map_err(|error| match error {
+            EINTR => ERESTARTNOINTR,
+            error => error,
+        })?;
+        *watch = Watch::Registered { _notifier };
+        this.state.lock().is_watching = true;
+        Ok(())
+    }
+
+    /// Waits for changes to end that have a start and no end, and may concern a region that was
+    /// just rearmed and starts at `start`.
+    ///
+    /// Such a change holds the mmap lock for writing all the time: the one by `mprotect()`. Others
+    /// that hold it for reading cannot be waited for.
     #[inline]
-    fn register(&self, arg: UserPtr) -> Result {
-        let bounds = ioctl::read_bounds(arg)?;
-        let new = NewRegion::new(&self.cache)?;
-        let mut state = self.state.lock();
+    fn wait_for_endless(&self, start: usize) {
+        if start < self.endless.read_once() {
+            self.wait_for_mmap_lock();
+        }
+    }
+
+    #[cold]
+    fn wait_for_mmap_lock(&self) {
+        self.with_our_mm(|mm| drop(mm.mmap_read_lock()));
+    }
+
+    #[inline]
+    fn register(this: ArcBorrow<'_, OpenFile<Self>>, arg: UserPtr) -> Result {
+        let bounds = ioctl::read_bounds(arg, |address| untagged(&this.mm, address))?;
+        let new = NewRegion::new(&this.cache)?;
+        let mut state = this.state.lock();
+        if !state.is_watching || !state.regions.is_applied() {
+            drop(state);
+            state = Self::prepare_to_register(&this, this)?;
+        }
         state.used = true;
-        if state.regions.len() >= self.limit {
+        let len = state.regions.len();
+        if len >= this.most_regions {
             return Err(ENOSPC);
         }
-        let result =
-            state
-                .regions
-                .register(&self.gate, new, bounds.start, bounds.last, bounds.cookie);
-        // What is handed back where the cookie is taken is freed after the lock is released.
+        state.account.add(len)?;
+        let Bounds {
+            start,
+            last,
+            cookie,
+        } = bounds;
+        let result = state.regions.register(&this.gate, new, start, last, cookie);
+        // If the cookie is taken, the memory is freed after the lock is dropped.
         drop(state);
-        result.map_err(|_| EINVAL)
+        result.map_err(|_| EINVAL)?;
+        this.wait_for_endless(start);
+        Ok(())
+    }
+
+    /// Registers the MMU notifier, and applies all changes that came before.
+    ///
+    /// Returns with the lock held that shows that both is done.
+    #[cold]
+    fn prepare_to_register<'a>(
+        file: &'a OpenFile<Self>,
+        this: ArcBorrow<'_, OpenFile<Self>>,
+    ) -> Result<SpinLockGuard<'a, State>> {
+        let mut mark = None;
+        loop {
+            let mut state = file.state.lock();
+            if state.dead {
+                return Err(ESRCH);
+            }
+            if !state.is_watching {
+                drop(state);
+                Self::watch(this)?;
+                continue;
+            }
+            let before = state.regions.mark();
+            if state.regions.has_reached(*mark.get_or_insert(before)) {
+                return Ok(state);
+            }
+            state.regions.apply();
+            drop(state);
+            if signals::is_killed() {
+                return Err(EINTR);
+            }
+            signals::reschedule();
+        }
     }
 
     #[inline]
     fn unregister(&self, arg: UserPtr) -> Result {
         let cookie = ioctl::read_cookie(arg)?;
-        let old = self.state.lock().regions.unregister(&self.gate, cookie);
-        // The region is freed here, after the lock is released.
+        let mut state = self.state.lock();
+        let old = state.regions.unregister(&self.gate, &self.cache, cookie);
+        let len = state.regions.len();
+        state.account.shrink(len);
+        drop(state);
+        // The region is freed here, after the lock is dropped.
         old.map(drop).ok_or(EINVAL)
     }
 
-    /// Waits until there is something to be read; `false` stands for the end of what can be.
+    /// Returns whether nothing will happen any more.
     ///
-    /// That is where the address space is gone, or the caller has read something already and must
-    /// not wait for more. Where it must not wait at all, this fails with `EAGAIN`.
-    #[cold]
-    fn wait(
-        &self,
-        state: &mut SpinLockGuard<'_, State>,
-        nonblocking: bool,
-        has_read: bool,
-    ) -> Result<bool> {
-        while !state.regions.is_readable() {
-            if state.dead || has_read {
-                return Ok(false);
-            }
-            if nonblocking {
-                self.quiet.write_once(true);
-                return Err(EAGAIN);
-            }
-            state.sleepers += 1;
-            let interrupted = self.waiters.wait_interruptible(state);
-            state.sleepers -= 1;
-            if interrupted {
-                return Err(ERESTARTSYS);
-            }
-        }
-        Ok(true)
+    /// The address space may be gone before the notifier was registered, which would say so.
+    fn is_dead(&self, state: &State) -> bool {
+        state.dead || !state.is_watching && is_gone(&self.mm)
     }
 
-    /// Copies one record to `destination`, which is smaller than two; returns `false` where that
-    /// takes more than to copy it.
+    /// Publishes what an invalidation has changed, then notifies those who wait for it.
+    #[inline]
+    fn invalidate(this: ArcBorrow<'_, OpenFile<Self>>, change: impl FnOnce(&mut Regions) -> bool) {
+        let mut state = this.state.lock();
+        if state.dead || !change(&mut state.regions) {
+            return;
+        }
+        this.quiet.write_once(false);
+        let counter = state.regions.counter();
+        // Release: pairs with the acquire load of the counter by user space, and with the barrier
+        // in `is_quiet`. See "Order of what user space sees".
+        this.page().word::<COUNTER>().store(counter, Release);
+        let told = core::mem::replace(&mut state.told, true);
+        drop(state);
+
+        if !told && this.waiters().notify_readable() {
+            OpenFile::defer(this);
+        }
+    }
+
+    // These are not inlined, so that the callbacks need not save the registers that they use where
+    // there is nothing to do.
+
+    #[inline(never)]
+    fn hit(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
+        Self::invalidate(this, |regions| regions.hit(range.start(), range.last()));
+    }
+
+    #[inline(never)]
+    fn hit_again(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
+        Self::invalidate(this, |regions| {
+            let hit = regions.hit_again(range.start(), range.last());
+            this.gate.forget_rearmed();
+            hit
+        });
+    }
+
+    /// The start of a change that may have no end, so that it is not counted as in flight.
+    ///
+    /// Whoever rearms a region in its range before the change is done either does so before this
+    /// takes the lock, so that the region is hit, or finds `endless` after that, and waits for the
+    /// mmap lock.
+    #[cold]
+    #[inline(never)]
+    fn start_endless(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
+        this.endless
+            .write_once(this.endless.read_once().max(range.end()));
+        Self::hit(this, range);
+    }
+
+    /// Such a change may have an end all the same.
+    #[cold]
+    #[inline(never)]
+    fn end_endless(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
+        Self::invalidate(this, |regions| {
+            regions.hit_again(range.start(), range.last())
+        });
+    }
+
+    /// Copies one record to `destination`, which is smaller than two; returns `false` if that takes
+    /// more than a copy.
     ///
     /// Programs written for V2 read like that.
     #[inline]
     fn read_one(&self, destination: &mut impl Destination) -> bool {
         let mut state = self.state.lock();
+        state.told = false;
         let Some(record) = state.regions.front() else {
             return false;
         };
@@ -331,35 +477,102 @@ impl WatchFile {
         copied
     }
 
+    /// Waits until there is something to be read, and returns with the lock held.
+    ///
+    /// Returns `None` if nothing will come any more, or if the caller has read something already
+    /// and so must not wait. If it must not wait at all, this fails with `EAGAIN`.
+    #[inline]
+    fn lock_to_read(
+        this: &OpenFile<Self>,
+        nonblocking: bool,
+        has_read: bool,
+    ) -> Result<Option<SpinLockGuard<'_, State>>> {
+        loop {
+            let mut state = this.state.lock();
+            state.used = true;
+            state.told = false;
+            if state.regions.is_readable() {
+                return Ok(Some(state));
+            }
+            if has_read || this.is_dead(&state) {
+                return Ok(None);
+            }
+            if nonblocking {
+                this.quiet.write_once(true);
+                return Err(EAGAIN);
+            }
+            drop(state);
+            this.waiters().wait_interruptible(|| {
+                let state = this.state.lock();
+                (state.regions.is_readable() || this.is_dead(&state)).then_some(())
+            })?;
+        }
+    }
+
     /// Copies records to `destination`, as many as there are and it has room for.
     ///
-    /// Where there are none, it waits for them if it may, or else fails with `EAGAIN`.
+    /// If there are none, it waits for them if it may, or else fails with `EAGAIN`.
     #[inline(never)]
-    fn read_all(&self, destination: &mut impl Destination, nonblocking: bool) -> Result<usize> {
+    fn read_all(
+        this: &OpenFile<Self>,
+        destination: &mut impl Destination,
+        nonblocking: bool,
+    ) -> Result<usize> {
         let room = destination.len();
         let mut left = room;
         let mut tries = FAULT_IN_TRIES;
+        let mut mark = None;
         while destination.len() >= event::SIZE {
-            let mut state = self.state.lock();
-            state.used = true;
             let has_read = destination.len() < room;
-            if !state.regions.is_readable() && !self.wait(&mut state, nonblocking, has_read)? {
+            let Some(mut state) = Self::lock_to_read(this, nonblocking, has_read)? else {
                 break;
+            };
+            if !state.regions.is_applied() {
+                let now = state.regions.mark();
+                let is_reached = state.regions.has_reached(*mark.get_or_insert(now));
+                // All that came before this read is applied first, so that a region that was hit
+                // more than once is reported once.
+                if !is_reached && !(state.regions.queued() > 0 && signals::is_pending()) {
+                    state.regions.apply();
+                    let found = state.regions.queued() > 0;
+                    drop(state);
+                    if !found && signals::is_pending() {
+                        if has_read {
+                            break;
+                        }
+                        return Err(ERESTARTSYS);
+                    }
+                    signals::reschedule();
+                    continue;
+                }
+                if state.regions.queued() == 0 {
+                    // What came later is for the next read, or this one might never end. Unless it
+                    // has nothing yet: then all that it has applied was unregistered meanwhile.
+                    if has_read {
+                        break;
+                    }
+                    mark = None;
+                    continue;
+                }
             }
             let mut memory = [const { MaybeUninit::uninit() }; BATCH];
             let most = destination.len().min(BATCH * event::SIZE) / event::SIZE;
             let batch = state
                 .regions
-                .read(&self.gate, &mut memory[..most], |records| {
+                .read(&this.gate, &mut memory[..most], |records| {
                     destination.copy_nofault(records)
                 });
             drop(state);
 
             match batch {
-                // Who has read LAST may look no further, so nothing must follow it that came
-                // meanwhile.
+                // A reader may stop at LAST, so no later record may follow it in the same read.
                 Batch::Last => break,
-                Batch::All => {}
+                Batch::All => {
+                    if signals::is_pending() {
+                        break;
+                    }
+                    signals::reschedule();
+                }
                 Batch::Faulted => {
                     if destination.len() < left {
                         left = destination.len();
@@ -378,39 +591,91 @@ impl WatchFile {
         }
         Ok(room - destination.len())
     }
+
+    /// Returns whether all that can be read has been read, and regions are left that nobody needs.
+    fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.dead && state.regions.len() > 0 && !state.regions.is_readable()
+    }
+
+    /// Frees the regions of an address space that is gone, but for those with an event to be read.
+    fn free_idle(&self) {
+        loop {
+            let mut state = self.state.lock();
+            if !state.dead {
+                return;
+            }
+            if state.regions.is_applied() {
+                break;
+            }
+            state.regions.apply();
+            drop(state);
+            signals::reschedule();
+        }
+        let mut next = Some(0);
+        while let Some(cookie) = next {
+            let mut state = self.state.lock();
+            let old;
+            (old, next) = state.regions.take_idle(&self.cache, cookie);
+            let len = state.regions.len();
+            state.account.shrink_to(len);
+            drop(state);
+            drop(old);
+            signals::reschedule();
+        }
+    }
 }
 
 #[vtable]
 impl CharFile for WatchFile {
     type Common = Arc<RegionCache>;
-    type Ptr = Pin<KBox<Registration<Self>>>;
 
-    fn open(cache: &Arc<RegionCache>, file: &File) -> Result<Self::Ptr> {
+    fn open(cache: &Arc<RegionCache>, file: &File) -> Result<impl PinInit<Self, Error>> {
         if file.flags() & O_ACCMODE != O_RDONLY {
             return Err(EINVAL);
         }
-        let task = kernel::current!();
-        let mm = task.mm().ok_or(ESRCH)?;
-        KBox::pin_init(
-            Registration::new(mm, Self::new(mm, cache)?),
-            GFP_KERNEL_ACCOUNT,
-        )
-        .map_err(|error| {
-            match error {
-                // The kernel does not register a notifier while a signal is pending. That is not
-                // the opener's concern: let it handle the signal and come back.
-                EINTR => ERESTARTNOINTR,
-                error => error,
-            }
-        })
+        Self::new(kernel::current!().mm().ok_or(ESRCH)?, cache)
     }
 
-    fn of(data: <Self::Ptr as ForeignOwnable>::Borrowed<'_>) -> &Self {
-        data.get_ref().callbacks()
+    fn opened(this: ArcBorrow<'_, OpenFile<Self>>) {
+        // If it fails, the first REGISTER tries again and says so.
+        let _ = Self::watch(this);
+    }
+
+    fn closed(this: ArcBorrow<'_, OpenFile<Self>>) {
+        let mut state = this.state.lock();
+        state.dead = true;
+        state.account.close();
+        let is_large = state.regions.len() > FEW;
+        let old = state.regions.take();
+        this.gate.close();
+        let old = if is_large {
+            state.old = Some(old);
+            None
+        } else {
+            Some(old)
+        };
+        drop(state);
+
+        drop(old);
+        if is_large {
+            OpenFile::defer(this);
+        }
+        *this.watch.lock() = Watch::Closed;
+    }
+
+    fn deferred(this: &OpenFile<Self>) {
+        this.waiters().notify_rest();
+        this.free_idle();
+        let old = this.state.lock().old.take();
+        drop(old);
     }
 
     #[inline]
     fn is_quiet(&self) -> bool {
+        // Pairs with the release store of the counter: whoever has seen it sees that `quiet` was
+        // unset before.
+        smp_mb(Read);
         self.quiet.read_once()
     }
 
@@ -419,51 +684,64 @@ impl CharFile for WatchFile {
         self.is_quiet() && len >= event::SIZE && self.is_ours()
     }
 
-    fn read(&self, destination: &mut impl Destination, nonblocking: bool) -> Result<usize> {
+    fn read(
+        this: ArcBorrow<'_, OpenFile<Self>>,
+        destination: &mut impl Destination,
+        nonblocking: bool,
+    ) -> Result<usize> {
         if destination.len() == 0 {
             return Ok(0);
         }
         if destination.len() < event::SIZE {
             return Err(EINVAL);
         }
-        if !self.is_ours() && !self.state.lock().dead {
+        let is_ours = this.is_ours();
+        if !is_ours && !this.is_dead(&this.state.lock()) {
             return Err(EPERM);
         }
-        if destination.len() < 2 * event::SIZE && self.read_one(destination) {
-            return Ok(event::SIZE);
+        let bytes = if destination.len() < 2 * event::SIZE && this.read_one(destination) {
+            event::SIZE
+        } else {
+            Self::read_all(&this, destination, nonblocking)?
+        };
+        if is_ours {
+            this.wait_for_endless(0);
+        } else if this.is_idle() {
+            OpenFile::defer(this);
         }
-        self.read_all(destination, nonblocking)
+        Ok(bytes)
     }
 
     #[inline]
-    fn ioctl(&self, cmd: u32, arg: usize) -> Result {
+    fn ioctl(this: ArcBorrow<'_, OpenFile<Self>>, cmd: u32, arg: usize) -> Result {
         match Command::new(cmd, arg)? {
-            Command::ExchangeFeatures(mask) => self.ours()?.exchange_features(mask),
-            Command::Register(arg) => self.ours()?.register(arg),
-            Command::Unregister(arg) => self.ours()?.unregister(arg),
+            Command::ExchangeFeatures(mask) => this.ours()?.exchange_features(mask),
+            Command::Register(arg) => {
+                this.ours()?;
+                Self::register(this, arg)
+            }
+            Command::Unregister(arg) => this.ours()?.unregister(arg),
         }
     }
 
-    fn poll(&self, file: &File, table: PollTable<'_>) -> PollMask {
-        table.register_wait(file, &self.waiters);
-        let mut state = self.state.lock();
-        state.polled = true;
+    fn waiter_added(&self) {
+        self.state.lock().told = false;
+    }
+
+    fn poll(&self) -> PollMask {
+        let state = self.state.lock();
         let mut mask = 0;
         if state.regions.is_readable() {
             mask |= POLL_READABLE;
         }
-        if state.dead {
+        if self.is_dead(&state) {
             mask |= POLL_READABLE | POLL_HUNG_UP;
         }
         mask
     }
 
-    fn fasync(&self) -> &FasyncList {
-        &self.fasync
-    }
-
-    fn shared_page(&self) -> &SharedPage {
-        &self.page
+    fn may_map(&self) -> Result {
+        self.ours().map(|_| ())
     }
 
     fn show_fdinfo(&self, out: &SeqFile) {
@@ -473,32 +751,46 @@ impl CharFile for WatchFile {
             state.regions.queued(),
             state.regions.counter(),
         );
+        let (deferred, merged) = (state.regions.deferred(), state.regions.merged());
+        let locked = state.account.pages() << (PAGE_SHIFT - 10);
         drop(state);
         seq_print!(out, "regions:\t{}\n", regions);
         seq_print!(out, "queued:\t{}\n", queued);
         seq_print!(out, "counter:\t{}\n", counter);
-        seq_print!(out, "limit:\t{}\n", self.limit);
+        seq_print!(out, "limit:\t{}\n", self.most_regions);
+        seq_print!(out, "deferred:\t{}\n", deferred);
+        seq_print!(out, "merged:\t{}\n", merged);
+        seq_print!(out, "locked:\t{} kB\n", locked);
     }
 }
 
-impl MmuNotifier for WatchFile {
+impl MmuNotifier for OpenFile<WatchFile> {
     #[inline]
-    fn invalidate_range_start(&self, range: &Range) {
-        if self.gate.start(range.start(), range.end()) {
-            self.hit(range);
+    fn invalidate_range_start(this: ArcBorrow<'_, Self>, range: &Range) {
+        if range.start() == 0 && range.is_protection_of_area() {
+            WatchFile::start_endless(this, range);
+        } else if this.gate.start(range.start(), range.end()) {
+            WatchFile::hit(this, range);
         }
     }
 
     #[inline]
-    fn invalidate_range_end(&self, range: &Range) {
-        if self.gate.finish() {
-            self.hit_again(range);
+    fn invalidate_range_end(this: ArcBorrow<'_, Self>, range: &Range) {
+        if range.start() == 0 && range.is_protection_of_area() {
+            WatchFile::end_endless(this, range);
+        } else if this.gate.finish() {
+            WatchFile::hit_again(this, range);
         }
     }
 
-    fn release(&self) {
-        // `quiet` may stay set: it is for who lives in the address space, and nobody does.
-        self.state.lock().dead = true;
-        self.waiters.notify_all();
+    fn release(this: ArcBorrow<'_, Self>) {
+        // `quiet` may stay set: only tasks that share this mm consult it, and none are left.
+        let mut state = this.state.lock();
+        state.dead = true;
+        let has_regions = state.regions.len() > 0;
+        drop(state);
+        if this.waiters().notify_hung_up() || has_regions {
+            OpenFile::defer(this);
+        }
     }
 }

@@ -71,10 +71,12 @@ pub(super) struct Bounds {
 impl Bounds {
     /// Without negotiated features `flags` and `reserved` are ignored, whatever they hold: a
     /// program is known that passes what happens to be on its stack.
+    ///
+    /// `untag` takes the tag out of an address.
     #[inline]
-    fn new(region: ummunotify_register_ioctl) -> Result<Self> {
+    fn new(region: ummunotify_register_ioctl, untag: impl Fn(usize) -> usize) -> Result<Self> {
         // On the 64-bit machines that the driver is for, both types are the same.
-        let (start, end) = (region.start as usize, region.end as usize);
+        let (start, end) = (untag(region.start as usize), untag(region.end as usize));
         if end < start {
             return Err(EINVAL);
         }
@@ -88,14 +90,14 @@ impl Bounds {
     }
 }
 
-/// Reads the argument of REGISTER_REGION.
+/// Reads the argument of REGISTER_REGION, with addresses freed of their tags by `untag`.
 #[inline]
-pub(super) fn read_bounds(arg: UserPtr) -> Result<Bounds> {
+pub(super) fn read_bounds(arg: UserPtr, untag: impl Fn(usize) -> usize) -> Result<Bounds> {
     let words: [u64; size_of::<ummunotify_register_ioctl>() / size_of::<u64>()] =
         UserSlice::new(arg, size_of::<ummunotify_register_ioctl>())
             .reader()
             .read()?;
-    Bounds::new(zerocopy::transmute!(words))
+    Bounds::new(zerocopy::transmute!(words), untag)
 }
 
 /// Reads the argument of UNREGISTER_REGION.
@@ -142,13 +144,16 @@ mod tests {
         ] {
             // What V2 does not look at must not matter.
             for (cookie, flags, reserved) in [(0, 0, 0), (u64::MAX, u32::MAX, 1)] {
-                let bounds = Bounds::new(ummunotify_register_ioctl {
-                    start,
-                    end,
-                    user_cookie: cookie,
-                    flags,
-                    reserved,
-                });
+                let bounds = Bounds::new(
+                    ummunotify_register_ioctl {
+                        start,
+                        end,
+                        user_cookie: cookie,
+                        flags,
+                        reserved,
+                    },
+                    |address| address,
+                );
                 let expected = watched.ok_or(EINVAL);
                 assert!(bounds.map(|found| (found.start, found.last)) == expected);
             }
@@ -157,13 +162,15 @@ mod tests {
             user_cookie: u64::MAX - 1,
             ..Default::default()
         };
-        assert!(Bounds::new(region).is_ok_and(|found| found.cookie == u64::MAX - 1));
+        assert!(
+            Bounds::new(region, |address| address).is_ok_and(|found| found.cookie == u64::MAX - 1)
+        );
     }
 
     #[test]
     fn bad_pointers_are_faults() {
         let nowhere = UserPtr::from_addr(usize::MAX - 4096);
-        assert!(read_bounds(nowhere).err() == Some(EFAULT));
+        assert!(read_bounds(nowhere, |address| address).err() == Some(EFAULT));
         assert!(read_cookie(nowhere).err() == Some(EFAULT));
         assert!(Word(nowhere).read().err() == Some(EFAULT));
         assert!(Word(nowhere).write(0).err() == Some(EFAULT));

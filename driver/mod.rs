@@ -7,16 +7,20 @@
 //! - [`regions`]: which regions are hit, what is queued for them, and what the counter says.
 //! - [`gate`]: what can be told of an invalidation without the lock.
 //! - [`hint`]: where in a region something was invalidated.
+//! - [`log`]: changes that are still to be applied to the regions they hit.
+//! - [`account`]: the memory that is charged to the opener's user.
 //! - [`event`]: the records that a read returns.
 
 // The macro that makes KUnit suites makes unsafe code. Where there is no KUnit there is none of it.
 #![cfg_attr(not(CONFIG_KUNIT = "y"), forbid(unsafe_code))]
 
+mod account;
 mod event;
 mod file;
 mod gate;
 mod hint;
 mod ioctl;
+mod log;
 mod regions;
 
 use kernel::{

@@ -33,20 +33,58 @@
 //!   possibly read after S and then hit by another change; its event is extended unless it covers
 //!   this range anyway.
 //! - Registered, or its event read, after E: P finds the new page.
+//!
+//! # Who does the work
+//!
+//! How many regions a change hits is up to whoever registered them, and whoever makes the change
+//! must not pay for that. So S and E visit [`MOST`] regions at most. If there are more, or if an
+//! earlier change is not done yet, they note the change in [`Log`]; whether it hits anything takes
+//! one search. Whoever reads does the rest, [`MOST`] regions at a time, and so does whoever
+//! registers. With up to [`MOST`] regions hit at once the log stays empty.
+//!
+//! Why nothing is missed with the log:
+//!
+//! - A noted change is as good as queued. S and E note it and move the counter in one section of
+//!   the lock, and [`Regions::is_readable`] goes by the counter. LAST is given only when both the
+//!   queue and the log are empty, in the section that finds them so. So whoever has seen the
+//!   counter move cannot get LAST before the events, and a read that finds nothing queued goes on
+//!   to apply the log.
+//! - Events come in the order of the changes: while there is a log, later changes that hit anything
+//!   are appended to it, and it is applied from its oldest entry on. The regions of one change come
+//!   in the order of their addresses. How far the oldest entry has come is kept in the map, which
+//!   moves on if that very region is unregistered. A read applies all that is in the log when it
+//!   begins before it takes anything out of the queue, so that a region that was hit several times
+//!   is reported once; only a signal makes it return earlier, with what is queued by then.
+//! - A region is not told of changes before it was registered, since REGISTER applies the log as it
+//!   was when REGISTER began, and inserts in the section of the lock that finds this done. Changes
+//!   that come meanwhile may still be in the log: they happen at the same time as REGISTER.
+//! - UNREGISTER takes a region out before it is queued, or after: either way it is not reported.
+//! - E looks for what was rearmed since S. If it is noted, then what it has to look at is decided
+//!   when it is applied. A region that was hit at S and not read since is still queued then, or was
+//!   read after E. Then it is told once more, in vain. No region can be left out: one that has to be
+//!   hit at E was in the map before E, and stays until it is unregistered.
+//! - Reading while entries are applied rearms as ever: [`Regions::read`] notes it in the same
+//!   section in which an event is taken out, no matter how the event came into the queue.
+//! - When the log is full, its two newest entries become one for all that lies between. That hits
+//!   more regions than it should, and none less; they are reported as a whole.
+//! - Nobody waits forever: a read and a REGISTER apply what was in the log when they began, which is
+//!   limited, however quick others add to it. A read that has something to return ends then.
 
 use core::mem::MaybeUninit;
 
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
-use crate::abstractions::{
-    interval_map::{
-        Entry,
-        IntervalMap,
-        NodeCache,
-        Queued,
-        Removed,
-        Reservation, //
-    }, //
+use crate::abstractions::interval_map::{
+    Entry,
+    IntervalMap,
+    NodeCache,
+    Queued,
+    Removed,
+    RemovedList,
+    Reservation, //
 };
 
 use super::{
@@ -58,17 +96,35 @@ use super::{
     hint::{
         Hint,
         Span, //
+    },
+    log::{
+        Change,
+        Kind,
+        Log,
+        Mark, //
     }, //
 };
+
+/// The most regions that are visited in one section of the lock.
+pub(super) const MOST: usize = 128;
+
+/// The most regions that are taken out in one section of the lock, which costs more.
+pub(super) const FEW: usize = 48;
 
 /// Where the memory of regions comes from.
 pub(crate) type RegionCache = NodeCache<u64, Hint>;
 
 /// Memory for a region that is going to be registered.
-pub(super) type NewRegion = Reservation<u64, Hint>;
+pub(super) type NewRegion<'c> = Reservation<'c, u64, Hint>;
 
 /// A region that is not registered any more. Dropping it frees its memory.
-pub(super) type OldRegion = Removed<u64, Hint>;
+pub(super) type OldRegion<'c> = Removed<'c, u64, Hint>;
+
+/// All regions of a file. Dropping it frees their memory.
+pub(super) type AllRegions = IntervalMap<u64, Hint>;
+
+/// Several regions that are not registered any more.
+pub(super) type OldRegions<'c> = RemovedList<'c, u64, Hint>;
 
 /// All regions of a file, and what happened to them.
 ///
@@ -77,9 +133,14 @@ pub(super) type OldRegion = Removed<u64, Hint>;
 ///
 /// # Invariants
 ///
-/// `counter` is greater than `reported` where something is queued.
+/// - `counter` is greater than `reported` where something is queued, or in `log`.
+/// - While `is_walking`, the walk of `map` is that of the oldest change in `log`.
 pub(super) struct Regions {
     map: IntervalMap<u64, Hint>,
+    /// Changes that are still to be applied.
+    log: Log,
+    /// The oldest of them has begun to be applied.
+    is_walking: bool,
     /// The generation counter: the number of invalidations that hit at least one region.
     counter: u64,
     /// The counter in the last LAST record that was read.
@@ -87,11 +148,13 @@ pub(super) struct Regions {
 }
 
 impl Regions {
-    /// Creates an empty set of regions, at generation 0.
-    pub(super) fn new() -> Self {
+    /// Creates an empty set of regions, at generation 0, whose memory will come from `cache`.
+    pub(super) fn new(cache: Arc<RegionCache>) -> Self {
         // INVARIANT: There are no regions.
         Self {
-            map: IntervalMap::new(),
+            map: IntervalMap::new(cache),
+            log: Log::new(),
+            is_walking: false,
             counter: 0,
             reported: 0,
         }
@@ -122,87 +185,190 @@ impl Regions {
         self.counter != self.reported
     }
 
-    /// Registers the region `start ..= last`.
+    /// Returns the number of changes that are still to be applied.
+    pub(super) fn deferred(&self) -> usize {
+        self.log.len()
+    }
+
+    /// Returns how often changes were merged, so that a region may be told in vain.
+    pub(super) fn merged(&self) -> u64 {
+        self.log.merged()
+    }
+
+    /// Returns whether there is nothing to be applied.
+    #[inline]
+    pub(super) fn is_applied(&self) -> bool {
+        self.log.is_empty()
+    }
+
+    /// Returns the mark that is reached when all changes until now have been applied.
+    pub(super) fn mark(&self) -> Mark {
+        self.log.mark()
+    }
+
+    /// Returns whether all changes before `mark` have been applied.
+    pub(super) fn has_reached(&self, mark: Mark) -> bool {
+        self.log.has_reached(mark)
+    }
+
+    /// Applies deferred changes to [`MOST`] regions at most.
+    #[cold]
+    pub(super) fn apply(&mut self) {
+        let Some(change) = self.log.oldest() else {
+            return;
+        };
+        if !self.is_walking {
+            self.map.begin_walk(change.span.start, change.span.last);
+        }
+        let Change { kind, span } = change;
+        let (is_done, _) = match kind {
+            Kind::Start => self.walk(span, hit),
+            Kind::End => self.walk(span, hit_unless_told),
+            Kind::Several => self.walk(span, hit_whole),
+        };
+        self.is_walking = !is_done;
+        if is_done {
+            self.log.pop();
+        }
+    }
+
+    /// Registers the region `start ..= last`. All changes that came before must have been applied.
     ///
     /// Where the cookie is taken, nothing changes and the memory is handed back.
     #[inline]
-    pub(super) fn register(
+    pub(super) fn register<'c>(
         &mut self,
         gate: &Gate,
-        new: NewRegion,
+        new: NewRegion<'c>,
         start: usize,
         last: usize,
         cookie: u64,
-    ) -> Result<(), OldRegion> {
+    ) -> Result<(), OldRegion<'c>> {
         self.map.insert(new, cookie, start, last, Hint::WHOLE)?;
         gate.widen(start, last);
         gate.note_rearmed();
         Ok(())
     }
 
-    /// Unregisters the region with this cookie, and forgets what is queued for it.
+    /// Unregisters the region with this cookie, and discards its event.
     #[inline]
-    pub(super) fn unregister(&mut self, gate: &Gate, cookie: u64) -> Option<OldRegion> {
-        let removed = self.map.remove(&cookie)?;
+    pub(super) fn unregister<'c>(
+        &mut self,
+        gate: &Gate,
+        cache: &'c RegionCache,
+        cookie: u64,
+    ) -> Option<OldRegion<'c>> {
+        let removed = self.map.remove(cache, &cookie)?;
         if self.map.len() == 0 {
             gate.close();
         }
         Some(removed)
     }
 
-    /// Takes note that the mappings of `start ..= last` are going to be changed.
+    /// Takes out all regions, and all that is queued or deferred.
+    pub(super) fn take(&mut self) -> AllRegions {
+        self.log = Log::new();
+        self.is_walking = false;
+        self.reported = self.counter;
+        self.map.take()
+    }
+
+    /// Takes out regions without an event queued, of some from the cookie `from` on. Returns them,
+    /// and where to go on.
+    pub(super) fn take_idle<'c>(
+        &mut self,
+        cache: &'c RegionCache,
+        from: u64,
+    ) -> (OldRegions<'c>, Option<u64>) {
+        self.map.remove_idle(cache, &from, FEW)
+    }
+
+    /// The mappings of `start ..= last` are going to be changed.
     ///
     /// Returns whether a region was hit, so that the counter has moved.
     #[inline]
     pub(super) fn hit(&mut self, start: usize, last: usize) -> bool {
-        self.for_each_hit(start, last, |entry, region, part| {
-            hit(entry, region, part);
-            true
-        })
+        self.hit_some(Kind::Start, Span { start, last }, hit)
     }
 
-    /// Takes note that the mappings of `start ..= last` have been changed, and that regions in it
-    /// may have been rearmed during that.
+    /// The mappings of `start ..= last` have been changed, and regions in it may have been rearmed
+    /// during that.
     ///
     /// Returns whether a region was hit again, so that the counter has moved.
     pub(super) fn hit_again(&mut self, start: usize, last: usize) -> bool {
-        self.for_each_hit(start, last, |entry, region, part| {
-            let is_told = entry.is_queued() && entry.value().covers(region, part);
-            if !is_told {
-                hit(entry, region, part);
-            }
-            !is_told
-        })
+        self.hit_some(Kind::End, Span { start, last }, hit_unless_told)
     }
 
-    /// Calls `hit` for all regions that overlap `start ..= last`, with where they are and the part
-    /// that they have in common; it returns whether it told them something new.
+    /// Calls `hit` for the regions that overlap `span`, if they are no more than [`MOST`], and else
+    /// leaves the rest, or all of them, to [`Self::apply`].
     #[inline]
-    fn for_each_hit(
+    fn hit_some(
         &mut self,
-        start: usize,
-        last: usize,
+        kind: Kind,
+        span: Span,
         hit: impl Fn(&mut Entry<'_, u64, Hint>, &Span, &Span) -> bool,
     ) -> bool {
+        if !self.log.is_empty() {
+            return self.defer(Change { kind, span });
+        }
+        self.map.begin_walk(span.start, span.last);
+        let (is_done, any) = self.walk(span, hit);
+        if !is_done {
+            // INVARIANT: The log was empty, so that this is its oldest entry.
+            self.is_walking = true;
+            self.log.push(Change { kind, span });
+        }
+        // What is left may turn out to be told already. Then the counter moves in vain.
+        let any = any || !is_done;
+        self.counter += u64::from(any);
+        any
+    }
+
+    /// Leaves all regions to [`Self::apply`].
+    #[cold]
+    fn defer(&mut self, change: Change) -> bool {
+        let any = self.map.has_overlap(change.span.start, change.span.last);
+        if any {
+            self.log.push(change);
+            self.counter += 1;
+        }
+        any
+    }
+
+    /// Calls `hit` for the next [`MOST`] regions of the walk, which is over `span`, with where they
+    /// are and the part that they have in common with it. It returns whether it reported anything
+    /// new.
+    ///
+    /// Returns whether these were the last, and whether anything was reported.
+    #[inline]
+    fn walk(
+        &mut self,
+        span: Span,
+        hit: impl Fn(&mut Entry<'_, u64, Hint>, &Span, &Span) -> bool,
+    ) -> (bool, bool) {
         let mut any = false;
-        self.map.for_each_overlap(start, last, |mut entry| {
+        let is_done = self.map.walk(MOST, |mut entry| {
             let region = Span {
                 start: entry.start(),
                 last: entry.last(),
             };
             let part = Span {
-                start: start.max(region.start),
-                last: last.min(region.last),
+                start: span.start.max(region.start),
+                last: span.last.min(region.last),
             };
             any |= hit(&mut entry, &region, &part);
         });
-        self.counter += u64::from(any);
-        any
+        (is_done, any)
     }
 
     /// Returns the record that a read returns first, which stays queued.
+    ///
+    /// Returns nothing while there are changes to be applied first.
     #[inline]
     pub(super) fn front(&self) -> Option<Event> {
+        if !self.log.is_empty() {
+            return None;
+        }
         match self.map.front() {
             Some(queued) => Some(record(queued)),
             None => self.is_readable().then(|| event::last(self.counter)),
@@ -219,8 +385,8 @@ impl Regions {
         }
     }
 
-    /// Has `deliver` deliver what is queued, as far as there is room for the records, and LAST
-    /// where that is all. It returns how many it has delivered; what the others tell stays queued.
+    /// Passes queued records to `deliver`, at most `room.len()`, then LAST if nothing is queued or
+    /// deferred any more. It returns how many it has delivered; the others stay queued.
     #[inline]
     pub(super) fn read(
         &mut self,
@@ -242,7 +408,7 @@ impl Regions {
         if delivered < events.len() {
             return Batch::Faulted;
         }
-        if events.len() == most || !self.is_readable() {
+        if events.len() == most || !self.is_readable() || !self.log.is_empty() {
             return Batch::All;
         }
         if deliver(&[event::last(self.counter)]) == 0 {
@@ -291,15 +457,32 @@ pub(super) enum Batch {
     Faulted,
 }
 
-/// A change to `part` of a region happens.
+/// Reports a change to `part` of a region.
 #[inline]
-fn hit(entry: &mut Entry<'_, u64, Hint>, region: &Span, part: &Span) {
-    // One event cannot tell two ranges, so a second one has it tell them all.
+fn hit(entry: &mut Entry<'_, u64, Hint>, region: &Span, part: &Span) -> bool {
+    // One event cannot hold two ranges, so a second one makes it the whole region.
     *entry.value() = if entry.enqueue() {
         Hint::new(region, part)
     } else {
         Hint::WHOLE
     };
+    true
+}
+
+/// The same, unless there is an event queued that covers it.
+#[inline]
+fn hit_unless_told(entry: &mut Entry<'_, u64, Hint>, region: &Span, part: &Span) -> bool {
+    if entry.is_queued() && entry.value().covers(region, part) {
+        return false;
+    }
+    hit(entry, region, part)
+}
+
+/// Reports changes to a region, wherever in it.
+fn hit_whole(entry: &mut Entry<'_, u64, Hint>, _region: &Span, _part: &Span) -> bool {
+    entry.enqueue();
+    *entry.value() = Hint::WHOLE;
+    true
 }
 
 #[kernel::prelude::kunit_tests(ummunotify_regions)]
@@ -322,6 +505,12 @@ mod tests {
         Start(usize, usize, u64),
         /// A change ends; the counter after that.
         End(usize, usize, u64),
+        /// Deferred changes are applied to some regions; how many changes are left.
+        Apply(usize),
+        /// So many regions at `start ..= last` are registered, with cookies from the first one on.
+        RegisterMany(u64, u64, usize, usize),
+        /// So many regions are read, with cookies from the first one on, and this hint or without.
+        ReadMany(u64, u64, usize, usize, bool),
         /// A read with room for so many records; what it finds.
         Read(usize, &'static [Record]),
         /// What [`Read`](Self::Read) finds, when only so many can be copied.
@@ -364,15 +553,16 @@ mod tests {
         // The order in which they are dropped.
         regions: Regions,
         gate: Gate,
-        cache: RegionCache,
+        cache: Arc<RegionCache>,
     }
 
     impl Watched {
         fn new() -> Result<Self> {
+            let cache = Arc::new(RegionCache::new(c"ummunotify_test")?, GFP_KERNEL)?;
             Ok(Self {
-                regions: Regions::new(),
+                regions: Regions::new(cache.clone()),
                 gate: Gate::new(),
-                cache: RegionCache::new(c"ummunotify_test")?,
+                cache,
             })
         }
 
@@ -413,8 +603,29 @@ mod tests {
                         == works
                 }
                 Unregister(cookie, works) => {
-                    self.regions.unregister(&self.gate, cookie).is_some() == works
+                    let cache = &*self.cache;
+                    self.regions.unregister(&self.gate, cache, cookie).is_some() == works
                 }
+                Apply(left) => {
+                    self.regions.apply();
+                    self.regions.deferred() == left
+                }
+                RegisterMany(first, count, start, last) => {
+                    let mut works = true;
+                    for cookie in first..first + count {
+                        works &= self.step(Register(cookie, start, last, true))?;
+                    }
+                    works
+                }
+                ReadMany(first, count, start, end, hint) => (first..first + count).all(|cookie| {
+                    let mut memory = [const { MaybeUninit::uninit() }; 1];
+                    let mut right = false;
+                    self.regions.read(&self.gate, &mut memory, |found| {
+                        right = found[0].as_bytes() == inval(cookie, start, end, hint).as_bytes();
+                        found.len()
+                    });
+                    right
+                }),
                 Start(start, last, counter) => {
                     let before = self.regions.counter();
                     let hit = self.gate.start(start, last.saturating_add(1))
@@ -759,6 +970,146 @@ mod tests {
             End(0, usize::MAX, 1),
             Read(8, &[Part(2, 3 * P, 4 * P), Last(1)]),
         ])?);
+        Ok(())
+    }
+
+    const MANY: u64 = MOST as u64;
+
+    #[test]
+    fn up_to_most_are_hit_at_once() -> Result {
+        assert!(runs(&[
+            RegisterMany(1, MANY, 0, P - 1),
+            Start(0, P - 1, 1),
+            End(0, P - 1, 1),
+            Apply(0),
+            ReadMany(1, MANY, 0, P, true),
+            Read(8, &[Last(1)]),
+            Start(0, P - 1, 2),
+            Start(0, P - 1, 3),
+            ReadMany(1, MANY, 0, P, false),
+            End(0, P - 1, 4),
+            End(0, P - 1, 4),
+            ReadMany(1, MANY, 0, P, true),
+            Read(8, &[Last(4)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn more_are_left_to_the_reader() -> Result {
+        assert!(runs(&[
+            RegisterMany(1, 2 * MANY + 1, 0, P - 1),
+            Register(9999, 5 * P, 6 * P - 1, true),
+            Start(0, P - 1, 1),
+            End(0, P - 1, 1),
+            // In the order of the changes.
+            Start(5 * P, 6 * P - 1, 2),
+            End(5 * P, 6 * P - 1, 2),
+            // Hits nothing.
+            Start(8 * P, 9 * P - 1, 2),
+            End(8 * P, 9 * P - 1, 2),
+            ReadMany(1, MANY, 0, P, true),
+            // No LAST while there is something deferred.
+            Read(8, &[]),
+            Apply(2),
+            ReadMany(MANY + 1, MANY, 0, P, true),
+            Read(8, &[]),
+            Apply(1),
+            Read(8, &[Part(2 * MANY + 1, 0, P)]),
+            Apply(0),
+            Read(8, &[Part(9999, 5 * P, 6 * P), Last(2)]),
+            Read(8, &[]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_unregistered_is_not_applied() -> Result {
+        assert!(runs(&[
+            RegisterMany(1, MANY + 3, 0, P - 1),
+            Start(0, P - 1, 1),
+            End(0, P - 1, 1),
+            // The one that is next, and the one after that.
+            Unregister(MANY + 1, true),
+            Unregister(MANY + 2, true),
+            ReadMany(1, MANY, 0, P, true),
+            Apply(0),
+            Read(8, &[Part(MANY + 3, 0, P), Last(1)]),
+            Start(0, P - 1, 2),
+            End(0, P - 1, 2),
+            Unregister(MANY + 3, true),
+            ReadMany(1, MANY, 0, P, true),
+            // There is one more only if something is left of the change.
+            Apply(0),
+            Read(8, &[Last(2)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn second_hits_are_deferred_too() -> Result {
+        assert!(runs(&[
+            RegisterMany(1, MANY + 1, 0, 4 * P - 1),
+            Start(0, P - 1, 1),
+            End(0, P - 1, 1),
+            Start(2 * P, 3 * P - 1, 2),
+            End(2 * P, 3 * P - 1, 2),
+            Apply(1),
+            Apply(1),
+            Apply(0),
+            ReadMany(1, MANY + 1, 0, 4 * P, false),
+            Read(8, &[Last(2)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn rearmed_in_a_change_that_is_deferred() -> Result {
+        assert!(runs(&[
+            RegisterMany(1, MANY + 1, 0, P - 1),
+            Start(0, P - 1, 1),
+            Read(1, &[Part(1, 0, P)]),
+            // The log is not empty, so this is deferred, and the counter moves.
+            End(0, P - 1, 2),
+            Apply(1),
+            Apply(1),
+            Apply(0),
+            // Region 1 is told again, and the others once.
+            ReadMany(2, MANY, 0, P, true),
+            Read(8, &[Part(1, 0, P), Last(2)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn an_end_that_hits_too_many_is_deferred() -> Result {
+        assert!(runs(&[
+            Start(0, P - 1, 0),
+            RegisterMany(1, MANY + 1, 0, P - 1),
+            End(0, P - 1, 1),
+            ReadMany(1, MANY, 0, P, true),
+            Apply(0),
+            Read(8, &[Part(MANY + 1, 0, P), Last(1)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn only_idle_regions_are_taken_out() -> Result {
+        let mut watched = Watched::new()?;
+        let few = FEW as u64;
+        assert!(watched.step(RegisterMany(1, few + 5, P, 2 * P - 1))?);
+        assert!(watched.step(Register(0, 5 * P, 6 * P - 1, true))?);
+        assert!(watched.step(Start(5 * P, 6 * P - 1, 1))?);
+        let cache = watched.cache.clone();
+        // All but the one that is queued, of the first few.
+        let (_, next) = watched.regions.take_idle(&cache, 0);
+        assert_eq!(watched.regions.len(), 7);
+        let (_, next) = watched.regions.take_idle(&cache, next.ok_or(EINVAL)?);
+        assert_eq!((watched.regions.len(), next), (1, None));
+        assert!(watched.step(Read(8, &[Part(0, 5 * P, 6 * P), Last(1)]))?);
+        drop(watched.regions.take());
+        assert_eq!(watched.regions.len(), 0);
         Ok(())
     }
 }

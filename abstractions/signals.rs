@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Signals of the current task, and giving way to others.
+//!
+//! C header: [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h)
+
+use kernel::{
+    bindings,
+    prelude::*, //
+};
+
+/// All signals but `SIGKILL`: a task that is being killed has no reason to wait.
+const ALL_BUT_KILL: bindings::sigset_t = {
+    let mut set = bindings::sigset_t {
+        sig: [c_ulong::MAX; bindings::_NSIG_WORDS as usize],
+    };
+    set.sig[0] &= !(1 << (bindings::SIGKILL - 1));
+    set
+};
+
+/// Returns whether a signal is pending, so that an operation had better end.
+#[inline]
+pub(crate) fn is_pending() -> bool {
+    kernel::current!().signal_pending()
+}
+
+/// Returns whether the current task is being killed.
+pub(crate) fn is_killed() -> bool {
+    let kill = 1 << (bindings::SIGKILL - 1);
+    is_pending()
+        // SAFETY: The current task is valid. Others may change the field, so the load is volatile.
+        && unsafe { (&raw const (*bindings::get_current()).pending.signal.sig[0]).read_volatile() }
+            & kill
+            != 0
+}
+
+/// Lets other tasks run that have waited for long.
+///
+/// Must be called where the task may sleep. Where the kernel is preemptible, letting go of a lock
+/// is enough.
+#[inline]
+pub(crate) fn reschedule() {
+    kernel::task::might_sleep();
+    #[cfg(not(CONFIG_PREEMPTION))]
+    // SAFETY: It is always possible to give way; the debug kernel checks that the task may sleep.
+    unsafe {
+        bindings::__cond_resched()
+    };
+}
+
+/// Calls `f` while nothing but `SIGKILL` makes a signal pending for the current task.
+///
+/// For what gives up when one is, and would never end under a timer that is quicker. Signals that
+/// come meanwhile are handled after that.
+pub(crate) fn without_signals<R>(f: impl FnOnce() -> R) -> R {
+    let mut all = ALL_BUT_KILL;
+    let mut before = bindings::sigset_t::default();
+    // SAFETY: Both sets are valid.
+    unsafe { bindings::sigprocmask(bindings::SIG_SETMASK as c_int, &mut all, &mut before) };
+    // Work that other tasks want this one to do (`TIF_NOTIFY_SIGNAL`) counts as a signal, too. What
+    // follows is `no_notify_signal_save()` and `no_notify_signal_restore()`.
+    //
+    // SAFETY: The current task is valid, and only it writes to its flags.
+    let flags = unsafe { &raw mut (*bindings::get_current()).flags };
+    // SAFETY: As above.
+    let had = unsafe {
+        let had = *flags & bindings::PF_NO_NOTIFY_SIGNAL;
+        *flags |= bindings::PF_NO_NOTIFY_SIGNAL;
+        had
+    };
+    let result = f();
+    // SAFETY: As above.
+    unsafe {
+        *flags = *flags & !bindings::PF_NO_NOTIFY_SIGNAL | had;
+        bindings::sigprocmask(
+            bindings::SIG_SETMASK as c_int,
+            &mut before,
+            core::ptr::null_mut(),
+        );
+    }
+    result
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Changes of mappings that are still to be applied to the regions they hit.
+//!
+//! Whoever changes a mapping visits a limited number of regions. If more are hit, the change is
+//! noted here, and whoever reads visits the rest. See [`super::regions`].
+
+use super::hint::Span;
+
+/// The most changes that are kept apart.
+const ROOM: usize = 32;
+
+/// What is to be done to the regions that a change hits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The change has started: report the part of the region that it hits.
+    Start,
+    /// The change has ended: likewise, if it is not in an event that is queued.
+    End,
+    /// Several changes: report all of the region.
+    Several,
+}
+
+/// Changes to `span`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) kind: Kind,
+    pub(super) span: Span,
+}
+
+/// Changes in the order in which they were made.
+///
+/// If there are too many, the newest ones are merged: a region between them may be reported
+/// although nothing happened to it. The oldest one is left alone, as it may be half applied.
+///
+/// # Invariants
+///
+/// The changes are `len` entries of `ring` from `first` on.
+pub(super) struct Log {
+    ring: [Change; ROOM],
+    first: usize,
+    len: usize,
+    /// The number of changes that were taken out.
+    done: u64,
+    /// How often two were merged that are not the same range.
+    merged: u64,
+}
+
+/// A moment in the life of a [`Log`].
+#[derive(Clone, Copy)]
+pub(super) struct Mark(u64);
+
+impl Log {
+    pub(super) const fn new() -> Self {
+        const NONE: Change = Change {
+            kind: Kind::Start,
+            span: Span { start: 0, last: 0 },
+        };
+        Self {
+            ring: [NONE; ROOM],
+            first: 0,
+            len: 0,
+            done: 0,
+            merged: 0,
+        }
+    }
+
+    /// Returns the number of changes.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns how often two changes were merged that are not to the same range.
+    pub(super) fn merged(&self) -> u64 {
+        self.merged
+    }
+
+    /// Adds a change.
+    #[cold]
+    pub(super) fn push(&mut self, change: Change) {
+        if self.len > 1 {
+            let newest = self.at(self.len - 1);
+            // The second hit on each region in it, which tells no more than that.
+            if newest.span == change.span {
+                newest.kind = Kind::Several;
+                return;
+            }
+        }
+        if self.len == ROOM {
+            let newest = *self.at(ROOM - 1);
+            let before = self.at(ROOM - 2);
+            before.kind = Kind::Several;
+            before.span.start = before.span.start.min(newest.span.start);
+            before.span.last = before.span.last.max(newest.span.last);
+            self.len -= 1;
+            self.merged += 1;
+        }
+        self.len += 1;
+        *self.at(self.len - 1) = change;
+    }
+
+    /// Returns the oldest change.
+    #[inline]
+    pub(super) fn oldest(&self) -> Option<Change> {
+        (self.len > 0).then(|| self.ring[self.first])
+    }
+
+    /// Takes out the oldest change.
+    pub(super) fn pop(&mut self) {
+        if self.len > 0 {
+            self.first = (self.first + 1) % ROOM;
+            self.len -= 1;
+            self.done += 1;
+        }
+    }
+
+    /// Returns the mark that is reached when all changes that are there now have been taken out.
+    pub(super) fn mark(&self) -> Mark {
+        Mark(self.done + self.len as u64)
+    }
+
+    /// Returns whether all changes have been taken out that were there at `mark`.
+    ///
+    /// Merging leaves fewer to take out. So changes that came later may have to be taken out, too,
+    /// but no more of them than there were changes: nobody waits for this forever.
+    pub(super) fn has_reached(&self, mark: Mark) -> bool {
+        self.is_empty() || self.done >= mark.0
+    }
+
+    fn at(&mut self, index: usize) -> &mut Change {
+        &mut self.ring[(self.first + index) % ROOM]
+    }
+}
+
+#[kernel::prelude::kunit_tests(ummunotify_log)]
+mod tests {
+    use super::*;
+
+    fn change(kind: Kind, start: usize, last: usize) -> Change {
+        Change {
+            kind,
+            span: Span { start, last },
+        }
+    }
+
+    fn starts(log: &mut Log, numbers: core::ops::Range<usize>) {
+        for number in numbers {
+            log.push(change(Kind::Start, number * 10, number * 10 + 5));
+        }
+    }
+
+    #[test]
+    fn keeps_order_as_long_as_there_is_room() {
+        let mut log = Log::new();
+        for round in 0..3 {
+            starts(&mut log, 0..ROOM);
+            assert_eq!(log.len(), ROOM);
+            for number in 0..ROOM {
+                let expected = change(Kind::Start, number * 10, number * 10 + 5);
+                assert!(log.oldest() == Some(expected));
+                log.pop();
+            }
+            assert!(log.is_empty() && log.oldest().is_none());
+            // So that the next round begins elsewhere in the ring.
+            starts(&mut log, 0..round + 1);
+            (0..=round).for_each(|_| log.pop());
+        }
+        assert_eq!(log.merged(), 0);
+    }
+
+    #[test]
+    fn merges_the_newest_when_full() {
+        let mut log = Log::new();
+        starts(&mut log, 0..ROOM + 2);
+        assert_eq!(log.len(), ROOM);
+        assert_eq!(log.merged(), 2);
+        for number in 0..ROOM - 2 {
+            let expected = change(Kind::Start, number * 10, number * 10 + 5);
+            assert!(log.oldest() == Some(expected));
+            log.pop();
+        }
+        let (first, last) = ((ROOM - 2) * 10, ROOM * 10 + 5);
+        assert!(log.oldest() == Some(change(Kind::Several, first, last)));
+        log.pop();
+        let newest = ROOM * 10 + 10;
+        assert!(log.oldest() == Some(change(Kind::Start, newest, newest + 5)));
+    }
+
+    #[test]
+    fn folds_the_same_range() {
+        let mut log = Log::new();
+        // Never into the oldest.
+        log.push(change(Kind::Start, 1, 2));
+        log.push(change(Kind::Start, 1, 2));
+        assert_eq!(log.len(), 2);
+        log.push(change(Kind::End, 1, 2));
+        assert_eq!(log.len(), 2);
+        log.push(change(Kind::End, 1, 3));
+        assert_eq!(log.len(), 3);
+        assert!(log.oldest() == Some(change(Kind::Start, 1, 2)));
+        log.pop();
+        assert!(log.oldest() == Some(change(Kind::Several, 1, 2)));
+        log.pop();
+        assert!(log.oldest() == Some(change(Kind::End, 1, 3)));
+        assert_eq!(log.merged(), 0);
+    }
+
+    #[test]
+    fn marks_are_reached() {
+        let mut log = Log::new();
+        assert!(log.has_reached(log.mark()));
+        starts(&mut log, 0..3);
+        let mark = log.mark();
+        // Others that come meanwhile do not matter, however many they are.
+        for taken in 0..3 {
+            assert!(!log.has_reached(mark));
+            starts(&mut log, 100 * taken + 10..100 * taken + 10 + ROOM);
+            log.pop();
+        }
+        assert!(log.has_reached(mark));
+        assert!(!log.has_reached(log.mark()));
+    }
+}
