@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that makes who accesses it wait: `userfaultfd`.
+//! Memory whose first access blocks until the test provides the page.
 
 use std::{
     ffi::c_void,
@@ -19,36 +19,36 @@ use crate::{
     },
 };
 
-/// A page that is not there until it is provided.
+/// A page that is missing until it is provided.
 ///
-/// Who accesses it before that waits, even where it is the kernel that does so in a system call. So
-/// a test can do things in the middle of the call.
+/// Any access before that blocks, including the kernel's own in a system call. So a test can act in
+/// the middle of a call.
 pub struct Absent {
     page: Guarded,
     faults: UserFault,
 }
 
 impl Absent {
-    /// A page that nobody waits for yet.
+    /// Maps the page, missing.
     pub fn new() -> Outcome<Self> {
         let page = Guarded::unpopulated(1)?;
-        // Only one that does not block can be polled.
+        // A userfaultfd can only be polled if it is non-blocking.
         let faults = UserFault::nonblocking(0)?;
         faults.register(&page.all(), MODE_MISSING)?;
         Ok(Self { page, faults })
     }
 
-    /// Where it is.
+    /// Its address.
     pub fn pointer(&self) -> *mut c_void {
         self.page.all().start as *mut c_void
     }
 
-    /// Waits until somebody waits for it.
+    /// Waits until an access blocks on it.
     pub fn is_awaited(&self) -> Outcome {
         self.faults.wait_for_access()
     }
 
-    /// Lets who waits for it go on, and find these bytes at its start.
+    /// Provides the page, with these bytes at its start, which unblocks the access.
     pub fn provide(&self, bytes: &[u8]) -> io::Result<()> {
         let mut content = [0; PAGE as usize];
         content[..bytes.len()].copy_from_slice(bytes);

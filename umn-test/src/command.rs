@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the commands for people have in common.
+//! What the commands share that print for people.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// What a command says in its help about how it ends.
+/// The exit status, for the help of each command.
 pub const EXIT_STATUS: &str =
     "Exit status: 0 success, 1 failure, 2 wrong usage, 4 skipped: this machine lacks what it takes.";
 
@@ -29,7 +29,7 @@ pub fn exit(outcome: Outcome) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Opens the device, for reads that do not block.
+/// Opens the device for non-blocking reads.
 pub fn open_device() -> Outcome<Device> {
     Device::open_nonblocking().map_err(|error| {
         Failure::Skipped(format!(
@@ -39,7 +39,7 @@ pub fn open_device() -> Outcome<Device> {
     })
 }
 
-/// Makes an error of the system one that says what was being done.
+/// Turns a system error into a failure that says what was being done.
 pub fn failed(what: &str) -> impl Fn(std::io::Error) -> Failure + '_ {
     move |error| Failure::Failed(format!("{what}: {error}"))
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How a process tells an outcome to the one that waits for it: an exit status, and a text on
-//! standard output.
+//! How a process reports an outcome to its parent: the exit status, and a text on standard output.
 
 use std::{
     env,
@@ -22,12 +21,12 @@ use crate::expect::{
     Outcome, //
 };
 
-/// Exit status where something cannot run on this machine, as kselftest has it.
+/// Exit status if something cannot run on this machine, as in kselftest.
 const SKIPPED: u8 = 4;
 
 /// The exit status of a run in which everything was skipped.
 ///
-/// cargo-nextest, which sets this variable, takes each status other than 0 for a failure.
+/// cargo-nextest, which sets this variable, treats any status but 0 as a failure.
 pub fn skipped() -> ExitCode {
     match env::var_os("NEXTEST") {
         Some(_) => ExitCode::SUCCESS,
@@ -35,7 +34,7 @@ pub fn skipped() -> ExitCode {
     }
 }
 
-/// The outcome of a process that ended with `status`, after it wrote `text`.
+/// The outcome of a process that wrote `text` and ended with `status`.
 pub fn judge(status: ExitStatus, text: &str) -> Outcome {
     match status.code() {
         Some(0) => Ok(()),
@@ -48,7 +47,7 @@ pub fn judge(status: ExitStatus, text: &str) -> Outcome {
     }
 }
 
-/// An outcome as an exit status and a text.
+/// Converts an outcome into an exit status and a text.
 pub fn encode(outcome: Outcome) -> (u8, String) {
     match outcome {
         Ok(()) => (0, String::new()),
@@ -57,7 +56,7 @@ pub fn encode(outcome: Outcome) -> (u8, String) {
     }
 }
 
-/// Makes a panic a failure.
+/// Turns a panic into a failure.
 pub fn catch(run: impl FnOnce() -> Outcome) -> Outcome {
     panic::catch_unwind(panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
         Err(Failure::Failed(
@@ -66,10 +65,10 @@ pub fn catch(run: impl FnOnce() -> Outcome) -> Outcome {
     })
 }
 
-/// Tells an outcome to the process that waits for this one.
+/// Reports an outcome to the parent.
 pub fn finish(outcome: Outcome) -> ExitCode {
     let (code, text) = encode(outcome);
-    // A test that changes what stdout is has no use for the text either.
+    // A test may have replaced standard output; then there is nobody to report to.
     let _ = io::stdout().write_all(text.as_bytes());
     ExitCode::from(code)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a test expects; each function returns a [`Failure`] that says what was seen instead.
+//! Assertions of tests. Each returns a [`Failure`] that says what was expected and what was seen.
 
 use std::{
     fmt::{
@@ -30,12 +30,12 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 pub enum Failure {
     /// What was expected, what was seen, and where.
     Failed(String),
-    /// What this machine lacks.
+    /// What this machine lacks, so that the test cannot run.
     Skipped(String),
 }
 
 impl Failure {
-    /// A failure in the words that all of them have.
+    /// A failure, worded as all of them are.
     #[track_caller]
     pub fn new(what: &str, expected: impl Display, seen: impl Display) -> Self {
         let at = Location::caller();
@@ -82,7 +82,7 @@ pub fn same<T: PartialEq + Debug>(what: &str, seen: T, expected: T) -> Outcome {
     )
 }
 
-/// Expects at least a number.
+/// Expects a number or more.
 #[track_caller]
 pub fn at_least(what: &str, seen: u64, expected: u64) -> Outcome {
     that(
@@ -127,7 +127,7 @@ pub fn events(what: &str, seen: &[Event], expected: &[Event]) -> Outcome {
     that(what, seen == expected, Shown(expected), Shown(seen))
 }
 
-/// Skips the test unless a call succeeds that needs something not every machine has.
+/// For calls that need something not every machine has: skips the test if it is missing.
 pub trait OrSkip<T> {
     /// Turns the errors of missing features and missing privilege into [`Failure::Skipped`].
     fn or_skip(self, what: &str) -> Outcome<T>;
@@ -136,7 +136,7 @@ pub trait OrSkip<T> {
 impl<T> OrSkip<T> for io::Result<T> {
     #[track_caller]
     fn or_skip(self, what: &str) -> Outcome<T> {
-        /// The errors by which a kernel says that it lacks something, or that it is not for us.
+        /// Errors of a missing feature, or of missing privilege.
         const LACKING: &[i32] = &[
             libc::ENOENT,
             libc::EPERM,
@@ -172,7 +172,7 @@ pub fn hit(cookie: u64, hint: &Range<u64>) -> Event {
     }
 }
 
-/// The record of several invalidations, which tells the whole region.
+/// The record of several invalidations, which has no hint and covers the whole region.
 pub fn whole(cookie: u64, region: &Range<u64>) -> Event {
     Event {
         kind: EVENT_INVAL,
@@ -183,7 +183,7 @@ pub fn whole(cookie: u64, region: &Range<u64>) -> Event {
     }
 }
 
-/// The record that says that the queue is empty.
+/// The record that ends a drained queue.
 pub fn last(counter: u64) -> Event {
     Event {
         kind: EVENT_LAST,
@@ -192,12 +192,12 @@ pub fn last(counter: u64) -> Event {
     }
 }
 
-/// Records in a form for people.
+/// Formats records for people.
 struct Shown<'a>(&'a [Event]);
 
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// More than these are of no use on a line.
+        /// Most records to print.
         const MOST: usize = 8;
         let mut separator = "[";
         for event in self.0.iter().take(MOST) {
@@ -222,7 +222,7 @@ impl Display for Shown<'_> {
     }
 }
 
-/// An error with the name of its number.
+/// The name of an error, or its text if it has no number.
 pub fn named(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(number) => errno_name(number),

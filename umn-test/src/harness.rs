@@ -42,23 +42,23 @@ use crate::{
 /// A test.
 #[derive(Clone, Copy)]
 pub struct Test {
-    /// What it is called on the command line.
+    /// Its name on the command line.
     pub name: &'static str,
-    /// What it shows, in a line.
+    /// What it shows, in one line.
     pub about: &'static str,
-    /// Runs it, in a process that does nothing else.
+    /// The test itself. Runs in its own process.
     pub run: fn() -> Outcome,
 }
 
-/// How often a test repeats what it does, where it was told so with `--rounds`; else 0.
+/// The value of `--rounds`, or 0.
 static ROUNDS: AtomicU64 = AtomicU64::new(0);
 
-/// Has all tests that repeat something do so this often.
+/// Overrides the iteration count of all tests that repeat something.
 pub fn set_rounds(rounds: u64) {
     ROUNDS.store(rounds, Ordering::Relaxed);
 }
 
-/// How often a test is to repeat what it does, which usually is `usual` times.
+/// The iteration count of a test: `usual`, unless it is overridden.
 pub fn rounds(usual: u64) -> u64 {
     match ROUNDS.load(Ordering::Relaxed) {
         0 => usual,
@@ -66,12 +66,12 @@ pub fn rounds(usual: u64) -> u64 {
     }
 }
 
-/// Has a figure printed beside the test's name, where it passes.
+/// Adds a remark to the test's result, which is printed if it passes.
 pub fn note(figure: impl Display) {
     print!("{figure}");
 }
 
-/// Makes the table of a file's tests: `function: "what it shows",` for each.
+/// Defines the table of a file's tests: `function: "what it shows",` for each.
 macro_rules! table {
     ($($name:ident: $about:literal,)+) => {
         /// The tests of this file.
@@ -89,26 +89,27 @@ pub(crate) use table;
 /// Which tests to run.
 #[derive(clap::Args)]
 pub struct Selection {
-    /// Run only these tests: the one of that name, or else all with that in their name
+    /// Run the test named NAME, or else all tests whose name contains it
+    #[arg(value_name = "NAME")]
     names: Vec<String>,
 
-    /// Names are full names
+    /// Match NAME only against whole names
     #[arg(long)]
     exact: bool,
 
-    /// Leave out the tests with this in their name, or with --exact of this name; may be repeated
+    /// Leave out tests whose name contains NAME, or with --exact is NAME; may be repeated
     #[arg(long, value_name = "NAME")]
     skip: Vec<String>,
 
-    /// For cargo-nextest: only tests that are ignored by default, of which there are none
+    /// For cargo-nextest: select the tests that are ignored by default; there are none
     #[arg(long, hide = true)]
     ignored: bool,
 }
 
 impl Selection {
-    /// The chosen ones of all tests, in their order.
+    /// Selects from all tests, and keeps their order.
     ///
-    /// Fails with the first name that is in no test's name.
+    /// Fails with the first name that matches no test.
     pub fn of(&self, all: &[Test]) -> Result<Vec<Test>, String> {
         let is_meant = |name: &String, test: &Test| {
             let exact = self.exact || all.iter().any(|test| test.name == name);
@@ -134,7 +135,7 @@ impl Selection {
 /// Prints the names of tests and what they show.
 pub fn list(tests: &[Test], format: Format) {
     if format == Format::Terse {
-        // This is what libtest prints, and cargo-nextest reads.
+        // The format of libtest, which cargo-nextest reads.
         for test in tests {
             println!("{}: test", test.name);
         }
@@ -146,7 +147,7 @@ pub fn list(tests: &[Test], format: Format) {
     }
 }
 
-/// Runs tests one after the other, for `limit` at the most each.
+/// Runs tests one after the other, each for at most `limit`.
 pub fn run(tests: &[Test], limit: Duration, mut report: Report) -> ExitCode {
     for test in tests {
         let started = Instant::now();
@@ -157,9 +158,9 @@ pub fn run(tests: &[Test], limit: Duration, mut report: Report) -> ExitCode {
     report.end()
 }
 
-/// Runs a test in a process group of its own, which is killed when the time is over or the test is.
+/// Runs a test in its own process group, which is killed when the test ends or its time is up.
 ///
-/// Returns what the test has noted, where it passed.
+/// Returns the test's remark if it passed.
 fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
     let mut child = Command::new(env::current_exe()?)
         .args(["--in-this-process", test.name])
@@ -176,7 +177,7 @@ fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
     });
 
     let in_time = process::wait_for_exit(group, limit)?;
-    // The test's own children go too, so that the pipe ends. A zombie still holds the number.
+    // Also kills the test's children, which hold the pipe. The zombie still holds the number.
     // SAFETY: Only affects the process group that was made above.
     unsafe { libc::kill(-group, libc::SIGKILL) };
     let status = child.wait()?;
@@ -194,7 +195,7 @@ fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
 
 /// Runs a test in this process.
 pub fn run_here(test: &Test) -> ExitCode {
-    // Where that is not possible, there is no balancing either.
+    // If this fails, the kernel has no NUMA balancing.
     let _ = process::balance_numa(false);
     exit::finish(exit::catch(test.run))
 }

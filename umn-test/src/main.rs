@@ -71,28 +71,28 @@ struct Cli {
     #[arg(short, long)]
     verbose: bool,
 
-    /// Allow what changes settings of the whole machine, or unloads the module; they are restored.
-    /// UMN_SYSTEM=1 in the environment does the same
+    /// Also run what changes settings of the whole machine, or unloads the module; both are
+    /// restored. UMN_SYSTEM=1 in the environment does the same
     #[arg(long, global = true)]
     system: bool,
 
-    /// Seconds a test may take
+    /// Time limit of a test, in seconds
     #[arg(long, default_value_t = 60)]
     limit: u32,
 
-    /// Have the tests that repeat something do so this often, rather than as often as each does
+    /// Override the iteration count of tests that repeat something
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     rounds: u64,
 
-    /// For cargo-nextest: what a test prints is always part of its result
+    /// For cargo-nextest: no effect, since tests print nothing but their result
     #[arg(long, hide = true)]
     nocapture: bool,
 
-    /// Run one test in this very process
+    /// Run one test in this process
     #[arg(long, hide = true, value_name = "NAME")]
     in_this_process: Option<String>,
 
-    /// Be the program that a test executes
+    /// Act as the program that a test executes
     #[arg(long, hide = true, value_name = "NAME", num_args = 2)]
     executed: Option<Vec<String>>,
 }

@@ -2,8 +2,8 @@
 
 //! Memory to watch, and the system calls that change its mapping.
 //!
-//! A test's memory is not the memory that Rust code lives on, so that these functions are safe to
-//! call: each test hands them what it got from here.
+//! These functions are safe because tests only pass them memory that they got from here, never memory
+//! that belongs to Rust objects.
 
 use std::{
     ffi::c_void,
@@ -49,8 +49,7 @@ pub const MADV_GUARD_INSTALL: i32 = 102;
 
 /// What a test watches: pages between guards, so that their VMA is no larger than they are.
 ///
-/// It stays mapped for as long as the process runs. What a test unmaps of it may become something
-/// else's, so that nobody can know later what to unmap.
+/// It is never unmapped: what a test has unmapped of it may have been reused since.
 pub struct Guarded {
     range: Range<u64>,
 }
@@ -119,13 +118,13 @@ impl Guarded {
 
     fn never_huge(&self) -> io::Result<()> {
         match advise(&self.range, libc::MADV_NOHUGEPAGE) {
-            // A kernel without huge pages does not know the advice.
+            // A kernel without huge pages does not know this advice.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
             result => result,
         }
     }
 
-    /// Writes to each page, so that it is there, with content of its own.
+    /// Writes to each page, so that all are present, each with its own content.
     pub fn fill(&self) {
         for page in 0..self.pages() {
             write_byte(self.page(page).start, Self::content(page));
@@ -167,7 +166,7 @@ fn length(range: &Range<u64>) -> usize {
     (range.end - range.start) as usize
 }
 
-/// Maps memory, at an address if one is given, over what is there.
+/// Maps memory. At an address, if one is given, it replaces what is mapped there.
 pub fn map(
     at: Option<u64>,
     length: u64,
@@ -177,7 +176,7 @@ pub fn map(
 ) -> io::Result<u64> {
     let fixed = if at.is_some() { libc::MAP_FIXED } else { 0 };
     let fd = file.map_or(-1, AsRawFd::as_raw_fd);
-    // SAFETY: New memory, or over the test's own.
+    // SAFETY: This is new memory, or replaces the test's own.
     let address = unsafe {
         libc::mmap(
             at.unwrap_or(0) as *mut c_void,
@@ -279,15 +278,15 @@ pub fn write_byte(address: u64, value: u8) {
     unsafe { ptr::write_volatile(address as *mut u8, value) }
 }
 
-/// A pipe: its end to read from, and that to write to.
+/// A pipe: the end to read from, and the end to write to.
 pub fn pipe() -> io::Result<(File, File)> {
     let (out, into) = pipe2(OFlag::O_CLOEXEC)?;
     Ok((out.into(), into.into()))
 }
 
-/// The byte at an address, or `None` where nothing can be read: to look costs no signal.
+/// The byte at an address, or `None` if it cannot be read. Raises no signal.
 ///
-/// Nor does it take a lock of the address space, as long as the page is there.
+/// Takes no lock of the address space as long as the page is present.
 pub fn peek(address: u64) -> io::Result<Option<u8>> {
     let (mut out, into) = pipe()?;
     // SAFETY: The kernel checks the address.
@@ -300,7 +299,7 @@ pub fn peek(address: u64) -> io::Result<Option<u8>> {
     Ok(Some(byte[0]))
 }
 
-/// A file that is nothing but memory, of some pages; it can be sealed.
+/// A file in memory (memfd) of some pages. It can be sealed.
 pub fn memory_file(pages: u64) -> io::Result<File> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let file = File::from(memfd_create("umn-test", flags)?);
@@ -308,7 +307,7 @@ pub fn memory_file(pages: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Punches a hole into a file, at some of its pages.
+/// Punches a hole into a file.
 pub fn punch_hole(file: &File, pages: Range<u64>) -> io::Result<()> {
     Ok(fallocate(
         file,
@@ -318,8 +317,8 @@ pub fn punch_hole(file: &File, pages: Range<u64>) -> io::Result<()> {
     )?)
 }
 
-/// Maps a `T` that several processes share: the start of `file` or, without one, new memory that all
-/// children have from now on. It stays until the process ends.
+/// Maps a `T` that several processes share: the start of `file` or, without one, new memory that is
+/// shared with all later children. It is never unmapped.
 ///
 /// # Safety
 ///

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel module: loading and unloading it.
+//! Loads and unloads the kernel module.
 
 use std::{
     env,
@@ -32,13 +32,13 @@ use crate::{
     system, //
 };
 
-/// The module as a file, from which it can be loaded.
+/// The module's file.
 pub struct Module {
     file: File,
 }
 
 impl Module {
-    /// The module that is at `path` or else where the environment says.
+    /// Opens the module at `path` or, without one, at `$UMN_MODULE`.
     pub fn find(path: Option<&OsStr>) -> Outcome<Self> {
         let path = path
             .map(OsStr::to_owned)
@@ -48,7 +48,7 @@ impl Module {
         Ok(Self { file })
     }
 
-    /// Loads it, which is one system call.
+    /// Loads it. Does not wait for the device.
     pub fn insert(&self, parameters: &CStr) -> io::Result<()> {
         system::may_change()?;
         Ok(finit_module(
@@ -68,18 +68,18 @@ impl Module {
         }
     }
 
-    /// Unloads it. Does not wait until nobody uses it any more.
+    /// Unloads it. Fails if it is in use.
     pub fn remove() -> io::Result<()> {
         system::may_change()?;
         Ok(delete_module(c"ummunotify", DeleteModuleFlags::O_NONBLOCK)?)
     }
 }
 
-/// The module, unloaded; it is loaded again as it was when this is dropped.
+/// The module, unloaded. Dropping this loads it again.
 pub struct Unloaded(Module);
 
 impl Unloaded {
-    /// Unloads it, if it is known where to find it again.
+    /// Unloads it, if it can be loaded again later; else skips the test.
     pub fn new() -> Outcome<Self> {
         Device::open().or_skip("no /dev/ummunotify to open")?;
         let module = Module::find(None)?;

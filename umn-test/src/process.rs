@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Other processes and threads that a test needs: forked ones, those that share the address space,
-//! sleeping ones; and signals.
+//! Processes and threads that a test needs besides itself, and signals: forked children, children
+//! that share the address space, threads that sleep.
 
 use std::{
     ffi::c_void,
@@ -94,16 +94,16 @@ use crate::{
     },
 };
 
-/// A line between two processes, to wait for each other and to pass files.
-pub struct Line(UnixStream);
+/// A channel between two processes, to wait for each other and to pass files.
+pub struct Channel(UnixStream);
 
-impl Line {
-    /// Makes both ends of a line.
+impl Channel {
+    /// Makes both ends of a channel.
     pub fn pair() -> io::Result<(Self, Self)> {
         UnixStream::pair().map(|(a, b)| (Self(a), Self(b)))
     }
 
-    /// Lets the other side go on.
+    /// Lets the other side continue.
     pub fn tell(&self) -> io::Result<()> {
         (&self.0).write_all(b".")
     }
@@ -113,7 +113,7 @@ impl Line {
         (&self.0).read_exact(&mut [0])
     }
 
-    /// Tells the other side a number.
+    /// Sends a number to the other side.
     pub fn tell_number(&self, number: u64) -> io::Result<()> {
         (&self.0).write_all(&number.to_ne_bytes())
     }
@@ -142,7 +142,7 @@ impl Line {
         let mut space = cmsg_space!(RawFd);
         let flags = MsgFlags::empty();
         let message = recvmsg::<()>(self.0.as_raw_fd(), &mut bytes, Some(&mut space), flags)?;
-        // It is cut short where there was no descriptor free for the file.
+        // The message is truncated if there was no free descriptor for the file.
         match message.cmsgs().ok().and_then(|mut all| all.next()) {
             Some(ControlMessageOwned::ScmRights(files)) if files.len() == 1 => {
                 // SAFETY: The file was just received and is nobody else's.
@@ -153,8 +153,8 @@ impl Line {
     }
 }
 
-impl From<OwnedFd> for Line {
-    /// Takes an end that was handed on under its number.
+impl From<OwnedFd> for Channel {
+    /// Takes over an end that is known by its number.
     fn from(fd: OwnedFd) -> Self {
         Self(fd.into())
     }
@@ -162,25 +162,25 @@ impl From<OwnedFd> for Line {
 
 /// A forked child that runs part of a test.
 ///
-/// It is killed where the test ends without [`Self::join`].
+/// It is killed if the test ends without [`Self::join`].
 pub struct Child {
     pid: Pid,
-    line: Line,
+    line: Channel,
     report: UnixStream,
 }
 
 impl Child {
-    /// Forks. The child runs `body`, with its end of the line to the parent, and exits.
+    /// Forks. The child runs `body`, with its end of the channel to the parent, and exits.
     ///
-    /// To be called in a process with one thread.
-    pub fn fork(body: impl FnOnce(&Line) -> Outcome) -> io::Result<Self> {
-        let (line, its_line) = Line::pair()?;
+    /// The process must have only one thread.
+    pub fn fork(body: impl FnOnce(&Channel) -> Outcome) -> io::Result<Self> {
+        let (line, its_line) = Channel::pair()?;
         let (report, its_report) = UnixStream::pair()?;
-        // SAFETY: There is only this thread, so that the child may do whatever the parent may.
+        // SAFETY: There is only this thread, so the child may do whatever the parent may.
         match unsafe { fork() }? {
             ForkResult::Child => {
                 drop((line, report));
-                // On stdout it is where a program expects it that the child may execute.
+                // A program that the child executes reports on standard output.
                 let _ = dup2_stdout(&its_report);
                 let (code, text) = exit::encode(exit::catch(|| body(&its_line)));
                 let _ = (&its_report).write_all(text.as_bytes());
@@ -196,17 +196,17 @@ impl Child {
         self.pid.as_raw()
     }
 
-    /// Lets the child go on.
+    /// Lets the child continue.
     pub fn tell(&self) -> Outcome {
         self.line.tell().map_err(|_| self.lost())
     }
 
-    /// Waits for the child to tell; its failure is the failure.
+    /// Waits until the child calls `tell`. Fails as the child fails.
     pub fn hear(&self) -> Outcome {
         self.line.hear().map_err(|_| self.lost())
     }
 
-    /// Tells the child a number.
+    /// Sends the child a number.
     pub fn tell_number(&self, number: u64) -> Outcome {
         self.line.tell_number(number).map_err(|_| self.lost())
     }
@@ -226,13 +226,13 @@ impl Child {
         self.line.pass(file).map_err(|_| self.lost())
     }
 
-    /// Why a child does not answer any more.
+    /// Why a child no longer answers.
     fn lost(&self) -> Failure {
         let silent = || Failure::new("child process", "an answer", "its end");
         self.outcome().err().unwrap_or_else(silent)
     }
 
-    /// Waits for the child to end, but leaves it to be reaped; returns its outcome.
+    /// Waits for the child to end, without reaping it; returns its outcome.
     fn outcome(&self) -> Outcome {
         let status = match self.wait()? {
             WaitStatus::Exited(_, code) => code << 8,
@@ -250,24 +250,24 @@ impl Child {
         exit::judge(ExitStatus::from_raw(status), &text)
     }
 
-    /// Waits for the child to end, but leaves it to be reaped.
+    /// Waits for the child to end, without reaping it.
     fn wait(&self) -> io::Result<WaitStatus> {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         Ok(waitid(Id::Pid(self.pid), flags)?)
     }
 
-    /// Waits for the child to end; its outcome is the outcome.
+    /// Waits for the child to end; returns its outcome.
     pub fn join(self) -> Outcome {
         self.outcome()
     }
 
     /// Sends the child a signal.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
-        // SAFETY: The child is not reaped yet, so the number is still its.
+        // SAFETY: The child is not reaped yet, so the number is still its own.
         check(unsafe { libc::kill(self.pid(), signal) }).map(drop)
     }
 
-    /// Waits for the child to end; returns the signal that ended it.
+    /// Waits for the child to end; returns the signal that killed it, if one did.
     pub fn ended_by(&self) -> io::Result<Option<i32>> {
         Ok(match self.wait()? {
             WaitStatus::Signaled(_, signal, _) => Some(signal as i32),
@@ -284,7 +284,7 @@ impl Drop for Child {
 }
 
 /// Runs `body` in a process that shares this one's address space, as a child of `vfork` does, and
-/// waits for its end.
+/// waits for it to end.
 pub fn in_vfork_child(body: impl FnOnce() -> Outcome) -> Outcome {
     /// Enough for what a body does.
     const STACK: usize = 256 << 10;
@@ -297,7 +297,7 @@ pub fn in_vfork_child(body: impl FnOnce() -> Outcome) -> Outcome {
         0
     });
     let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
-    // SAFETY: The child runs on a stack of its own, and this thread sleeps until it has ended.
+    // SAFETY: The child has its own stack, and this thread sleeps until the child has ended.
     let pid = unsafe { clone(run, &mut stack, flags, Some(libc::SIGCHLD)) }?;
     let status = waitpid(pid, None)?;
     expect::same(
@@ -308,7 +308,7 @@ pub fn in_vfork_child(body: impl FnOnce() -> Outcome) -> Outcome {
     outcome
 }
 
-/// Waits until a child has ended, but does not reap it; returns whether it did in time.
+/// Waits until a child has ended, without reaping it; returns whether it ended in time.
 pub fn wait_for_exit(pid: i32, limit: Duration) -> io::Result<bool> {
     // SAFETY: The call takes no pointer.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })? as i32;
@@ -319,29 +319,29 @@ pub fn wait_for_exit(pid: i32, limit: Duration) -> io::Result<bool> {
     Ok(ready == 1)
 }
 
-/// Where a thread says which it is.
+/// A place for a thread to publish its ID.
 #[derive(Default)]
 pub struct Tid(AtomicI32);
 
 impl Tid {
-    /// Says that it is this thread.
+    /// Publishes the ID of this thread.
     pub fn set(&self) {
         self.0.store(gettid().as_raw(), Ordering::Release);
     }
 
-    /// The thread, once it has said so.
+    /// Waits for the ID; returns it.
     pub fn get(&self) -> i32 {
         eventually(|| self.0.load(Ordering::Acquire) != 0);
         self.0.load(Ordering::Acquire)
     }
 
-    /// Waits until the thread sleeps in a system call of this number.
+    /// Waits until the thread sleeps in the system call with this number.
     pub fn asleep_in(&self, number: libc::c_long) -> Outcome {
         asleep_in(self.get(), number)
     }
 }
 
-/// Waits until a thread sleeps in a system call of this number.
+/// Waits until a thread sleeps in the system call with this number.
 pub fn asleep_in(tid: i32, number: libc::c_long) -> Outcome {
     let call = format!("{number} ");
     let asleep = eventually(|| {
@@ -369,17 +369,16 @@ pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
     false
 }
 
-/// Keeps this thread, and those it starts, on the processor that it is on.
+/// Pins this thread, and the threads it starts, to the current processor.
 pub fn stay_here() -> io::Result<()> {
     let mut here = CpuSet::new();
     here.set(sched_getcpu()?)?;
     Ok(sched_setaffinity(Pid::from_raw(0), &here)?)
 }
 
-/// Gives a thread a real-time priority, which those that it starts do not inherit.
+/// Gives a thread a real-time priority, which the threads it starts do not inherit.
 ///
-/// It gets its processor in the very moment in which it is woken, unless one with a priority as high
-/// has it. `tid` 0 is this thread.
+/// It preempts threads of lower priority as soon as it is woken. `tid` 0 is this thread.
 pub fn set_priority(tid: i32, priority: i32) -> io::Result<()> {
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     let parameter = libc::sched_param {
@@ -389,27 +388,27 @@ pub fn set_priority(tid: i32, priority: i32) -> io::Result<()> {
     check(unsafe { libc::sched_setscheduler(tid, policy, &parameter) }).map(drop)
 }
 
-/// How often [`count_signal`] was called.
+/// How many signals [`catch_signal`] has caught.
 static SIGNALS: AtomicI32 = AtomicI32::new(0);
 
 /// `si_code` and `si_fd` of the last signal.
 static SIGNAL_CODE: AtomicI32 = AtomicI32::new(0);
 static SIGNAL_FD: AtomicI32 = AtomicI32::new(-1);
 
-/// What arrived of the signal that [`catch_signal`] catches.
+/// The signals that [`catch_signal`] has caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caught {
-    /// How often.
+    /// How many.
     pub count: i32,
     /// `si_code` of the last.
     pub code: i32,
-    /// `si_fd` of the last, where it has one.
+    /// `si_fd` of the last, if it has one.
     pub fd: i32,
 }
 
 /// Catches a signal from now on, with these flags (`SA_RESTART` or none).
 pub fn catch_signal(signal: i32, flags: i32) -> io::Result<()> {
-    /// The part of `siginfo_t` that the signals for input have.
+    /// The part of `siginfo_t` that is valid for SIGIO.
     #[repr(C)]
     struct PollInfo {
         common: [i32; 3],
@@ -427,11 +426,11 @@ pub fn catch_signal(signal: i32, flags: i32) -> io::Result<()> {
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     action.sa_flags = flags | libc::SA_SIGINFO;
     action.sa_sigaction = count_signal as extern "C" fn(_, _, _) as usize;
-    // SAFETY: The handler only does what a handler may.
+    // SAFETY: The handler is async-signal-safe.
     check(unsafe { libc::sigaction(signal, &action, ptr::null_mut()) }).map(drop)
 }
 
-/// What arrived so far.
+/// The signals caught so far.
 pub fn caught() -> Caught {
     Caught {
         count: SIGNALS.load(Ordering::Acquire),
@@ -446,9 +445,9 @@ pub fn signal_thread(tid: i32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) }).map(drop)
 }
 
-/// Keeps NUMA balancing away from the memory of this thread and of those it starts, or lets it.
+/// Allows or forbids NUMA balancing of the memory of this thread and of the threads it starts.
 ///
-/// It would invalidate what it pleases, at any time.
+/// NUMA balancing invalidates pages at any time.
 pub fn balance_numa(may: bool) -> io::Result<()> {
     /// `MPOL_F_MEMS_ALLOWED` of `linux/mempolicy.h`, which the crate `libc` lacks.
     const MPOL_F_MEMS_ALLOWED: i32 = 4;
@@ -457,13 +456,13 @@ pub fn balance_numa(may: bool) -> io::Result<()> {
     let mut nodes = [0u64; WORDS];
     let nowhere = ptr::null::<c_void>();
     let mode = ptr::null_mut::<i32>();
-    // A policy that names nodes, be it all of them, says that pages are to stay.
+    // A policy that names nodes, even all of them, exempts the memory from balancing.
     let policy = if may {
         libc::MPOL_DEFAULT
     } else {
         libc::MPOL_BIND
     };
-    // SAFETY: The mask has room for the bits that are told, and the other pointers may be null.
+    // SAFETY: The mask has as many bits as the calls are told, and the other pointers may be null.
     unsafe {
         check(libc::syscall(
             libc::SYS_get_mempolicy,

@@ -30,18 +30,18 @@ use crate::{
 /// The formats.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// KTAP, version 1: a dialect of TAP, as the kernel's own tests have it
+    /// KTAP version 1, the dialect of TAP that the kernel's own tests print
     Tap,
-    /// The XML that most systems for continuous integration read, at the end
+    /// JUnit's XML, for continuous integration; printed at the end
     Junit,
-    /// A line for each test, coloured on a terminal unless NO_COLOR is set, and a line of totals
+    /// A line for each test, coloured on a terminal unless NO_COLOR is set, and the totals
     Human,
-    /// Names only, with --list: what cargo-nextest asks for
+    /// With --list: names only, as cargo-nextest expects them
     #[value(hide = true)]
     Terse,
 }
 
-/// What came of a test.
+/// The result of one test.
 struct Entry {
     name: &'static str,
     result: Outcome<String>,
@@ -57,7 +57,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Begins the report of a run of `planned` tests; with the time of each if it is `verbose`.
+    /// Begins the report of a run of `planned` tests. `verbose` adds the time of each.
     pub fn new(format: Format, verbose: bool, planned: usize) -> Self {
         if format == Format::Tap {
             println!("KTAP version 1\n1..{planned}");
@@ -70,7 +70,7 @@ impl Report {
         }
     }
 
-    /// Adds the result of a test, with a note on what was seen where it passed.
+    /// Adds the result of a test, with its remark if it passed.
     pub fn add(&mut self, name: &'static str, result: Outcome<String>, time: Duration) {
         let entry = Entry { name, result, time };
         match self.format {
@@ -92,7 +92,7 @@ impl Report {
         let skipped = of(|result| matches!(result, Err(Failure::Skipped(_))));
         let time = self.began.elapsed().as_secs_f64();
         match self.format {
-            // The words in which kselftest gives its totals.
+            // The format of kselftest's totals.
             Format::Tap => println!(
                 "# Totals: pass:{passed} fail:{failed} xfail:0 xpass:0 skip:{skipped} error:0"
             ),
@@ -126,7 +126,7 @@ impl Report {
 }
 
 impl Entry {
-    /// The lines of a result. What was wrong comes before it, as in the kernel's tests.
+    /// The result line, after diagnostics, as the kernel's tests print them.
     fn as_tap(&self, number: usize, verbose: bool) -> String {
         let name = self.name;
         let time = self.time.as_millis();
@@ -197,12 +197,12 @@ impl Entry {
     }
 }
 
-/// A text on one line, without what KTAP takes for the start of a remark.
+/// Puts a text on one line, without the character that starts a remark in KTAP.
 fn one_line(text: &str) -> String {
     text.trim().replace('\n', "; ").replace('#', "")
 }
 
-/// A text as XML may contain it, in attributes too.
+/// Escapes a text for XML, including attributes.
 fn escaped(text: &str) -> String {
     text.chars()
         .map(|c| match c {

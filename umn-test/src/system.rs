@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What belongs to the whole machine: settings of the kernel, and control groups.
+//! What affects the whole machine: settings of the kernel, and control groups.
 //!
-//! A test may change it only where the user has allowed that, so that everything else can be run on
-//! a machine that is in use.
+//! Tests may change these only if the user allows it, so that all other tests are safe on a machine in
+//! use.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use crate::process::eventually;
 /// Whether the machine may be changed.
 static ALLOWED: AtomicBool = AtomicBool::new(false);
 
-/// The environment variable that allows it, to this process and its children.
+/// The environment variable that allows it, for this process and its children.
 pub const VARIABLE: &str = "UMN_SYSTEM";
 
 /// Allows changes to the machine from now on.
@@ -33,7 +33,7 @@ pub fn allow_changes() {
 
 /// Fails with `PermissionDenied` unless the machine may be changed.
 ///
-/// To be asked by whatever is about to change something that other programs would notice.
+/// Everything that changes what other programs notice must call this first.
 pub fn may_change() -> io::Result<()> {
     if ALLOWED.load(Ordering::Relaxed) {
         return Ok(());
@@ -44,7 +44,7 @@ pub fn may_change() -> io::Result<()> {
     ))
 }
 
-/// A memory cgroup of its own, removed when dropped.
+/// A new memory cgroup, removed when dropped.
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
@@ -82,12 +82,12 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // It takes a moment until a process that has ended does not count any more.
+        // A process that has ended is counted for a moment longer.
         eventually(|| fs::remove_dir(&self.0).is_ok());
     }
 }
 
-/// A setting of the kernel, put back when dropped.
+/// A changed setting of the kernel, restored when dropped.
 pub struct Setting {
     path: PathBuf,
     before: String,
@@ -102,13 +102,13 @@ impl Setting {
             .collect()
     }
 
-    /// Changes the setting that is a file.
+    /// Changes the setting in one file.
     ///
-    /// Fails with `PermissionDenied` where the machine must not be changed.
+    /// Fails with `PermissionDenied` if the machine must not be changed.
     pub fn change(path: impl Into<PathBuf>, value: &str) -> io::Result<Self> {
         let path = path.into();
         let before = fs::read_to_string(&path)?;
-        // Of a choice the chosen one is in brackets.
+        // In a list of choices, the current one is in brackets.
         let before = match before
             .split_once('[')
             .and_then(|(_, rest)| rest.split_once(']'))

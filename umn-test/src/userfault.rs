@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `userfaultfd`: it write-protects pages, moves them, and makes whoever accesses one wait for it.
+//! `userfaultfd`: write-protects pages, moves them, and blocks accesses to missing ones.
 
 use std::{
     fs::File,
@@ -32,33 +32,33 @@ use crate::{
 
 /// Pages can be write-protected.
 pub const FEATURE_WRITE_PROTECT: u64 = 1 << 0;
-/// A write to such a page is let through, and noted.
+/// Writes to such pages are not blocked, only recorded.
 pub const FEATURE_WRITE_PROTECT_ASYNC: u64 = 1 << 15;
 /// Pages can be moved; since Linux 6.8.
 pub const FEATURE_MOVE: u64 = 1 << 16;
 
-/// A range is registered for pages that are missing.
+/// Registers a range for missing pages.
 pub const MODE_MISSING: u64 = 1 << 0;
-/// A range is registered for pages that are write-protected.
+/// Registers a range for write-protected pages.
 pub const MODE_WRITE_PROTECT: u64 = 1 << 1;
 
 /// A userfaultfd.
 pub struct UserFault(OwnedFd);
 
 impl From<UserFault> for File {
-    /// The file, to read its events from.
+    /// The file, for reading events.
     fn from(uffd: UserFault) -> Self {
         uffd.0.into()
     }
 }
 
 impl UserFault {
-    /// Opens one with these features; skips where the kernel lacks them.
+    /// Opens one with these features; skips the test if the kernel lacks one.
     pub fn new(features: u64) -> Outcome<Self> {
         Self::with_flags(features, 0)
     }
 
-    /// The same, for reads that return `EAGAIN` where nothing is queued.
+    /// The same, but non-blocking.
     pub fn nonblocking(features: u64) -> Outcome<Self> {
         Self::with_flags(features, libc::O_NONBLOCK)
     }
@@ -87,7 +87,7 @@ impl UserFault {
         self.ioctl(UFFDIO_REGISTER, [range.start, length, mode, 0])
     }
 
-    /// Takes back that a range is registered.
+    /// Unregisters a range.
     pub fn unregister(&self, range: &Range<u64>) -> io::Result<()> {
         const UFFDIO_UNREGISTER: u32 = 0x8010_aa01;
         self.ioctl(UFFDIO_UNREGISTER, [range.start, range.end - range.start])
@@ -102,14 +102,14 @@ impl UserFault {
         self.ioctl(UFFDIO_WRITEPROTECT, argument)
     }
 
-    /// Moves pages to a registered range where there are none.
+    /// Moves pages to a registered range that has none.
     pub fn move_pages(&self, from: &Range<u64>, to: &Range<u64>) -> io::Result<()> {
         const UFFDIO_MOVE: u32 = 0xc028_aa05;
         let length = from.end - from.start;
         self.ioctl(UFFDIO_MOVE, [to.start, from.start, length, 0, 0])
     }
 
-    /// Provides a page of a registered range, where there is none, with its content.
+    /// Provides a missing page of a registered range.
     pub fn provide(&self, page: &Range<u64>, content: &[u8]) -> io::Result<()> {
         const UFFDIO_COPY: u32 = 0xc028_aa03;
         let length = page.end - page.start;
@@ -118,8 +118,7 @@ impl UserFault {
         self.ioctl(UFFDIO_COPY, [page.start, from, length, 0, 0])
     }
 
-    /// Waits until somebody waits for a missing page, for ten seconds at the most. Only where reads
-    /// do not block.
+    /// Waits at most ten seconds until an access blocks. The userfaultfd must be non-blocking.
     pub fn wait_for_access(&self) -> Outcome {
         let mut faults = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         poll(&mut faults, 10_000u16)?;
@@ -127,12 +126,12 @@ impl UserFault {
         expect::same("an access to the page", seen, Some(PollFlags::POLLIN))
     }
 
-    /// Another descriptor of the same.
+    /// Duplicates the descriptor.
     pub fn try_clone(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
     }
 
-    /// All arguments are structures of words.
+    /// Issues an ioctl whose argument is a structure of 64-bit fields.
     fn ioctl<const WORDS: usize>(
         &self,
         command: u32,

@@ -27,7 +27,7 @@ use crate::{
         self,
         PAGE, //
     },
-    process::Line,
+    process::Channel,
     uapi::Event, //
 };
 
@@ -83,7 +83,7 @@ pub struct Caller {
     /// Processes that are none of this run's would not be safe from signals.
     pub spares_strangers: bool,
     /// Both ends of the line to pass files over.
-    lines: [ManuallyDrop<Line>; 2],
+    lines: [ManuallyDrop<Channel>; 2],
 }
 
 impl Caller {
@@ -98,7 +98,7 @@ impl Caller {
             lines: LINE_FDS.map(|fd| {
                 // SAFETY: The descriptor is nothing else's, and is not closed before the process
                 // ends.
-                ManuallyDrop::new(Line::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+                ManuallyDrop::new(Channel::from(unsafe { OwnedFd::from_raw_fd(fd) }))
             }),
         }
     }
@@ -209,7 +209,7 @@ impl Caller {
     }
 
     /// One end of the line to pass files over.
-    pub fn line(&mut self) -> &Line {
+    pub fn line(&mut self) -> &Channel {
         &self.lines[usize::from(self.rng.bool())]
     }
 }

@@ -71,7 +71,7 @@ use crate::{
     },
 };
 
-/// Stress test: makes calls of all kinds with arguments of all kinds, to see whether any does harm.
+/// Stress test: random hostile calls from many processes and threads.
 ///
 /// The result is printed to standard output, statistics to standard error.
 ///
@@ -87,11 +87,11 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = command::EXIT_STATUS)]
 pub struct Args {
-    /// How long
+    /// How long to run, in seconds
     #[arg(long, default_value_t = 10, value_name = "N")]
     seconds: u32,
 
-    /// What the choice of calls follows from; by default the time
+    /// Seed of the random choices; by default the time
     #[arg(long)]
     seed: Option<u64>,
 
@@ -112,7 +112,7 @@ pub struct Args {
     #[arg(long, num_args = 0..=1, value_name = "MODULE")]
     reload: Option<Option<OsString>>,
 
-    /// Be the program that a worker executes
+    /// Act as the program that a worker executes
     #[arg(long, hide = true, value_name = "SEED")]
     executed: Option<u64>,
 }

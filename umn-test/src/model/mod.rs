@@ -72,11 +72,11 @@ use crate::{
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment, after_help = command::EXIT_STATUS)]
 pub struct Args {
-    /// How many operations to do, about
+    /// About how many operations to do
     #[arg(long, default_value_t = 10_000)]
     ops: u64,
 
-    /// Which random sequences; 0 chooses by the clock
+    /// Seed of the random sequences; 0 takes the process ID
     #[arg(long, default_value_t = 1)]
     seed: u64,
 

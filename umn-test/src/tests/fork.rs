@@ -313,7 +313,7 @@ fn exec_closes() -> Outcome {
 /// A child that opens a file, lets `prepare` do things, passes the file, and waits.
 fn opener(prepare: impl FnOnce(&Bench) -> Outcome) -> Outcome<(Child, Device)> {
     open()?;
-    let child = Child::fork(|line: &Line| {
+    let child = Child::fork(|line: &Channel| {
         let bench = Bench::new(3)?;
         bench.watch_pages()?;
         prepare(&bench)?;

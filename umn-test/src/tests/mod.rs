@@ -66,8 +66,8 @@ mod prelude {
         },
         process::{
             self,
+            Channel,
             Child,
-            Line,
             Tid, //
         },
         system::{

@@ -73,7 +73,7 @@ fn only_the_second(bench: &Bench) -> Outcome {
 }
 
 /// Does something in a process that was forked before there was anything to watch.
-fn in_another_process(act: impl FnOnce(&Line) -> Outcome) -> io::Result<Child> {
+fn in_another_process(act: impl FnOnce(&Channel) -> Outcome) -> io::Result<Child> {
     Child::fork(|line| {
         line.hear()?;
         act(line)

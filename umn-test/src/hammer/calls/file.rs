@@ -23,7 +23,7 @@ use super::{
 use crate::{
     device::check,
     hammer::caller::Caller,
-    process::Line, //
+    process::Channel, //
 };
 
 pub fn control(caller: &mut Caller) -> Answer {
@@ -145,7 +145,7 @@ pub fn receive(caller: &mut Caller) -> Answer {
 /// Passes a file over a line that is closed with the file in it.
 pub fn lose(caller: &mut Caller) -> Answer {
     let file = borrowed(caller.fd());
-    let result = Line::pair().and_then(|(one, _two)| one.pass(&file));
+    let result = Channel::pair().and_then(|(one, _two)| one.pass(&file));
     (May, result.map(|()| 0))
 }
 
