@@ -545,8 +545,9 @@ impl<T: CharFile> Operations<T> {
         let (this, file_ref) = unsafe { (Self::of(file), File::from_raw_file(file)) };
         // SAFETY: The table is null or valid by the safety requirement. The waiters live until the
         // file is released.
-        unsafe { this.waiters.poll_wait(file_ref, table) };
-        this.waiter_added();
+        if unsafe { this.waiters.poll_wait(file_ref, table) } {
+            this.waiter_added();
+        }
         T::poll(&this)
     }
 

@@ -237,7 +237,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
             // SAFETY: As above; `walk.next` was found for this interval.
             self.walk.next = unsafe {
                 self.by_interval
-                    .next_overlap(interval, self.walk.start, self.walk.last)
+                    .next_overlap(interval, self.walk.start, self.walk.last, &mut 0)
             };
         }
         // SAFETY: As above.
@@ -320,11 +320,17 @@ impl<K: Ord, T> IntervalMap<K, T> {
         };
     }
 
-    /// Calls `visit` for the next `most` entries of the walk; returns whether these were the last.
+    /// Calls `visit` for the next `most` entries of the walk, or fewer where these are so far apart
+    /// that it takes more than `steps` steps in the tree; returns whether these were the last.
     ///
     /// Costs O(log n) for each entry.
     #[inline]
-    pub(crate) fn walk(&mut self, most: usize, mut visit: impl FnMut(Entry<'_, K, T>)) -> bool {
+    pub(crate) fn walk(
+        &mut self,
+        most: usize,
+        mut steps: isize,
+        mut visit: impl FnMut(Entry<'_, K, T>),
+    ) -> bool {
         let Walk {
             mut next,
             start,
@@ -342,7 +348,13 @@ impl<K: Ord, T> IntervalMap<K, T> {
             });
             // SAFETY: The node was found for the same interval, and is still in the tree: an
             // `Entry` cannot remove it.
-            next = unsafe { self.by_interval.next_overlap(interval, start, last) };
+            next = unsafe {
+                self.by_interval
+                    .next_overlap(interval, start, last, &mut steps)
+            };
+            if steps < 0 {
+                break;
+            }
         }
         // INVARIANT: As above.
         self.walk.next = next;
@@ -676,6 +688,7 @@ mod tests {
         /// sorted by start.
         fn queue(&mut self, start: usize, last: usize) -> Result<bool> {
             let most = 1 + self.random(9) as usize;
+            let steps = self.random(20) as isize;
             let Self {
                 map, list, queue, ..
             } = self;
@@ -701,7 +714,7 @@ mod tests {
                 found += 1;
             };
             map.begin_walk(start, last);
-            while !map.walk(most, &mut visit) {}
+            while !map.walk(most, steps, &mut visit) {}
             right &= overlaps == (found > 0);
             let overlap = |listed: &&Listed| listed.start <= last && start <= listed.last;
             Ok(right && found == list.iter().filter(overlap).count())
@@ -815,7 +828,7 @@ mod tests {
         let mut visited = 0;
         let mut visit = |mut entry: Entry<'_, u64, u64>| visited |= 1 << !*entry.value();
         compared.map.begin_walk(50, 60);
-        assert!(!compared.map.walk(3, &mut visit));
+        assert!(!compared.map.walk(3, 99, &mut visit));
         // What was visited, what is next, what comes after that, and what is last.
         for key in [1, 3, 4, 9] {
             assert!(compared.remove(key));
@@ -823,8 +836,8 @@ mod tests {
         // Before what is next, and behind it.
         assert!(compared.insert(20, 1, 100)?);
         assert!(compared.insert(21, 7, 100)?);
-        assert!(compared.map.walk(10, &mut visit));
-        assert!(compared.map.walk(10, &mut visit));
+        assert!(compared.map.walk(10, 99, &mut visit));
+        assert!(compared.map.walk(10, 99, &mut visit));
         assert_eq!(visited, 1 << 21 | 0b1_1110_0111);
         assert!(compared.map.walk.next.is_none());
         Ok(())

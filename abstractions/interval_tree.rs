@@ -115,7 +115,11 @@ impl IntervalTree {
             .map(NonNull::cast)
     }
 
-    /// Returns the node after `node` that has a position in common with `start ..= last`.
+    /// Returns the node after `node` that has a position in common with `start ..= last`, and
+    /// subtracts from `steps` how many nodes it took to find it.
+    ///
+    /// This is `interval_tree_iter_next()`, which does not tell how far it goes: to the next node or
+    /// up and down the whole tree.
     ///
     /// # Safety
     ///
@@ -126,11 +130,55 @@ impl IntervalTree {
         node: NonNull<IntervalNode>,
         start: usize,
         last: usize,
+        steps: &mut isize,
     ) -> Option<NonNull<IntervalNode>> {
-        // SAFETY: By the safety requirement, and as the nodes are valid by the type invariant.
-        NonNull::new(unsafe {
-            bindings::interval_tree_iter_next(node.as_ptr().cast(), start, last)
-        })
-        .map(NonNull::cast)
+        let mut node: *mut bindings::interval_tree_node = node.as_ptr().cast();
+        // SAFETY: By the safety requirement, and as all nodes and their links are valid by the type
+        // invariant. The links are at the beginning of a node.
+        unsafe {
+            // Up, until there is something in the range, or a subtree on the right that may have.
+            let mut right: *mut bindings::interval_tree_node = (*node).rb.rb_right.cast();
+            while right.is_null() || (*right).__subtree_last < start {
+                loop {
+                    *steps -= 1;
+                    let parent: *mut bindings::interval_tree_node =
+                        core::ptr::with_exposed_provenance_mut((*node).rb.__rb_parent_color & !3);
+                    if parent.is_null() {
+                        return None;
+                    }
+                    right = (*parent).rb.rb_right.cast();
+                    if right != core::mem::replace(&mut node, parent) {
+                        break;
+                    }
+                }
+                if last < (*node).start {
+                    return None;
+                }
+                if start <= (*node).last {
+                    return NonNull::new(node.cast());
+                }
+            }
+            // Down, to the first one in that subtree.
+            node = right;
+            loop {
+                *steps -= 1;
+                let left: *mut bindings::interval_tree_node = (*node).rb.rb_left.cast();
+                if !left.is_null() && start <= (*left).__subtree_last {
+                    node = left;
+                    continue;
+                }
+                if last < (*node).start {
+                    return None;
+                }
+                if start <= (*node).last {
+                    return NonNull::new(node.cast());
+                }
+                // What ends late enough must be on this side.
+                node = (*node).rb.rb_right.cast();
+                if node.is_null() {
+                    return None;
+                }
+            }
+        }
     }
 }

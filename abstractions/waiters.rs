@@ -109,7 +109,7 @@ impl Waiters {
     ///
     /// `file` must stay valid until [`Self::close`] is called.
     pub(super) unsafe fn open(&self, file: &File) {
-        self.with_lock(|this, _| {
+        self.with_lock(|this| {
             this.shared.set(Shared {
                 file: file.as_ptr(),
                 ..this.shared.get()
@@ -119,7 +119,7 @@ impl Waiters {
 
     /// The file is about to go away.
     pub(super) fn close(&self) {
-        self.with_lock(|this, _| {
+        self.with_lock(|this| {
             this.shared.set(Shared {
                 file: null_mut(),
                 ..this.shared.get()
@@ -127,16 +127,20 @@ impl Waiters {
         });
     }
 
-    /// Adds the caller of `poll` to those who are woken.
+    /// Adds the caller of `poll` to those who are woken, if it wants that; returns whether it did.
     ///
     /// # Safety
     ///
     /// `table` must be null or valid. `self` must stay valid until `file` is released.
     #[inline]
-    pub(super) unsafe fn poll_wait(&self, file: &File, table: *mut bindings::poll_table) {
+    pub(super) unsafe fn poll_wait(&self, file: &File, table: *mut bindings::poll_table) -> bool {
         // SAFETY: By the safety requirements and the type invariants. Whoever is in the queue has a
         // reference to the file, or is taken out before the file is released.
-        unsafe { bindings::poll_wait(file.as_ptr(), self.queue.get(), table) };
+        unsafe {
+            bindings::poll_wait(file.as_ptr(), self.queue.get(), table);
+            // Without these the caller only looks.
+            !table.is_null() && (*table)._qproc.is_some()
+        }
     }
 
     /// Adds a file to those whose owner gets a signal, or takes it out: the `fasync` operation.
@@ -147,9 +151,8 @@ impl Waiters {
     pub(super) unsafe fn update_fasync(&self, fd: c_int, file: &File, on: c_int) -> Result {
         // SAFETY: The file and the list are valid. What stays in the list does not outlive it, by
         // the safety requirement.
-        to_result(
-            unsafe { bindings::fasync_helper(fd, file.as_ptr(), on, self.fasync.get()) }.min(0),
-        )
+        let result = unsafe { bindings::fasync_helper(fd, file.as_ptr(), on, self.fasync.get()) };
+        to_result(result.min(0))
     }
 
     /// Tells those who wait that there is something to read.
@@ -199,35 +202,32 @@ impl Waiters {
 
     #[cold]
     fn notify_few(&self, events: PollMask, wants_signal: bool) -> bool {
-        let (rest, signal_here) = self.with_lock(|this, queue| {
-            let mut found = NO_REST;
-            if this.has_at_most(FEW) {
-                // SAFETY: The queue is valid, and its lock is held.
-                unsafe {
-                    bindings::__wake_up_locked_key(queue, bindings::TASK_NORMAL, key(events))
-                };
-            } else {
-                found.wake = true;
-            }
+        let (found, has_fasync) = self.with_lock(|this| {
             let has_fasync = wants_signal && this.has_fasync();
-            found.signal = has_fasync && this.owner_is_group();
+            let found = Rest {
+                wake: !this.has_at_most(FEW),
+                signal: has_fasync && this.owner_is_group(),
+            };
             let shared = this.shared.get();
             let rest = Rest {
                 wake: shared.rest.wake || found.wake,
                 signal: shared.rest.signal || found.signal,
             };
             this.shared.set(Shared { rest, ..shared });
-            (found != NO_REST, has_fasync && !found.signal)
+            (found, has_fasync)
         });
-        if signal_here {
+        if !found.wake {
+            self.wake_all(events);
+        }
+        if has_fasync && !found.signal {
             self.signal();
         }
-        rest
+        found != NO_REST
     }
 
     /// Does what [`Self::notify_readable`] has left over.
     pub(crate) fn notify_rest(&self) {
-        let rest = self.with_lock(|this, _| {
+        let rest = self.with_lock(|this| {
             let shared = this.shared.get();
             this.shared.set(Shared {
                 rest: NO_REST,
@@ -236,16 +236,18 @@ impl Waiters {
             shared.rest
         });
         if rest.wake {
-            self.wake_all();
+            self.wake_all(POLL_READABLE | POLL_HUNG_UP);
         }
         if rest.signal {
             self.signal();
         }
     }
 
-    /// Wakes all, whatever they wait for.
-    fn wake_all(&self) {
-        let events = POLL_READABLE | POLL_HUNG_UP;
+    /// Wakes all who wait for one of `events`.
+    ///
+    /// Those who asked to be woken one at a time (`EPOLLEXCLUSIVE`) too: there is no further wake-up
+    /// until somebody reads, and the one need not be the one who does.
+    fn wake_all(&self, events: PollMask) {
         // SAFETY: The queue is initialised by the type invariants.
         unsafe {
             bindings::__wake_up(self.queue.get(), bindings::TASK_NORMAL, 0, key(events));
@@ -324,7 +326,7 @@ impl Waiters {
         }
     }
 
-    fn with_lock<R>(&self, f: impl FnOnce(&Self, *mut bindings::wait_queue_head) -> R) -> R {
+    fn with_lock<R>(&self, f: impl FnOnce(&Self) -> R) -> R {
         let queue = self.queue.get();
         // SAFETY: The queue is initialised by the type invariants. Wake-up functions expect
         // interrupts to be disabled, except where spinlocks sleep.
@@ -333,7 +335,7 @@ impl Waiters {
             // CAST: A spinlock begins with its raw spinlock.
             let lock = (&raw mut (*queue).lock).cast::<bindings::raw_spinlock_t>();
             let flags = bindings::_raw_spin_lock_irqsave(lock);
-            let result = f(self, queue);
+            let result = f(self);
             bindings::_raw_spin_unlock_irqrestore(lock, flags);
             result
         }
@@ -341,7 +343,7 @@ impl Waiters {
         #[cfg(CONFIG_PREEMPT_RT)]
         unsafe {
             bindings::spin_lock(&raw mut (*queue).lock);
-            let result = f(self, queue);
+            let result = f(self);
             bindings::spin_unlock(&raw mut (*queue).lock);
             result
         }

@@ -532,7 +532,8 @@ impl WatchFile {
                 let is_reached = state.regions.has_reached(*mark.get_or_insert(now));
                 // All that came before this read is applied first, so that a region that was hit
                 // more than once is reported once.
-                if !is_reached && !(state.regions.queued() > 0 && signals::is_pending()) {
+                let is_interrupted = state.regions.queued() > 0 && signals::is_pending();
+                if !is_reached && !is_interrupted {
                     state.regions.apply();
                     let found = state.regions.queued() > 0;
                     drop(state);

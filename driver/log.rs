@@ -111,6 +111,11 @@ impl Log {
         (self.len > 0).then(|| self.ring[self.first])
     }
 
+    /// Makes the oldest change, of which there must be one, stand for several.
+    pub(super) fn repeat_oldest(&mut self) {
+        self.at(0).kind = Kind::Several;
+    }
+
     /// Takes out the oldest change.
     pub(super) fn pop(&mut self) {
         if self.len > 0 {

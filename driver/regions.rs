@@ -108,6 +108,12 @@ use super::{
 /// The most regions that are visited in one section of the lock.
 pub(super) const MOST: usize = 128;
 
+/// The most steps in a tree that are made for that.
+///
+/// Regions that are hit need more steps if many are between them that are not. If one of a thousand
+/// is hit, then this still is enough for [`MOST`].
+const STEPS: isize = 1700;
+
 /// The most regions that are taken out in one section of the lock, which costs more.
 pub(super) const FEW: usize = 48;
 
@@ -141,6 +147,8 @@ pub(super) struct Regions {
     log: Log,
     /// The oldest of them has begun to be applied.
     is_walking: bool,
+    /// Only the callback of that change has applied it, and nothing has been read since.
+    is_fresh: bool,
     /// The generation counter: the number of invalidations that hit at least one region.
     counter: u64,
     /// The counter in the last LAST record that was read.
@@ -155,6 +163,7 @@ impl Regions {
             map: IntervalMap::new(cache),
             log: Log::new(),
             is_walking: false,
+            is_fresh: false,
             counter: 0,
             reported: 0,
         }
@@ -217,6 +226,7 @@ impl Regions {
         let Some(change) = self.log.oldest() else {
             return;
         };
+        self.is_fresh = false;
         if !self.is_walking {
             self.map.begin_walk(change.span.start, change.span.last);
         }
@@ -269,6 +279,7 @@ impl Regions {
     pub(super) fn take(&mut self) -> AllRegions {
         self.log = Log::new();
         self.is_walking = false;
+        self.is_fresh = false;
         self.reported = self.counter;
         self.map.take()
     }
@@ -316,6 +327,7 @@ impl Regions {
         if !is_done {
             // INVARIANT: The log was empty, so that this is its oldest entry.
             self.is_walking = true;
+            self.is_fresh = true;
             self.log.push(Change { kind, span });
         }
         // What is left may turn out to be told already. Then the counter moves in vain.
@@ -329,10 +341,34 @@ impl Regions {
     fn defer(&mut self, change: Change) -> bool {
         let any = self.map.has_overlap(change.span.start, change.span.last);
         if any {
-            self.log.push(change);
+            if !self.repeats_oldest(change) {
+                self.log.push(change);
+            }
             self.counter += 1;
         }
         any
+    }
+
+    /// Returns whether it was enough to note that the oldest change happened once more.
+    ///
+    /// So a page that changes over and over is applied once. The regions that the first change has
+    /// visited are all queued still, and the first ones of the walk.
+    fn repeats_oldest(&mut self, change: Change) -> bool {
+        let is_oldest = self.log.oldest().is_some_and(|it| it.span == change.span);
+        if !is_oldest || !self.is_fresh || self.log.len() > 1 {
+            return false;
+        }
+        if self.log.oldest().is_some_and(|it| it.kind != Kind::Several) {
+            self.log.repeat_oldest();
+            self.map.begin_walk(change.span.start, change.span.last);
+            let (is_done, _) = self.walk(change.span, hit_whole);
+            if is_done {
+                // INVARIANT: The others were unregistered meanwhile, so that nothing is left.
+                self.is_walking = false;
+                self.log.pop();
+            }
+        }
+        true
     }
 
     /// Calls `hit` for the next [`MOST`] regions of the walk, which is over `span`, with where they
@@ -347,7 +383,7 @@ impl Regions {
         hit: impl Fn(&mut Entry<'_, u64, Hint>, &Span, &Span) -> bool,
     ) -> (bool, bool) {
         let mut any = false;
-        let is_done = self.map.walk(MOST, |mut entry| {
+        let is_done = self.map.walk(MOST, STEPS, |mut entry| {
             let region = Span {
                 start: entry.start(),
                 last: entry.last(),
@@ -378,6 +414,7 @@ impl Regions {
     /// Takes away what [`Self::front`] returns.
     #[inline]
     pub(super) fn pop(&mut self, gate: &Gate) {
+        self.is_fresh = false;
         if self.map.pop() {
             gate.note_rearmed();
         } else {
@@ -395,6 +432,7 @@ impl Regions {
         mut deliver: impl FnMut(&[Event]) -> usize,
     ) -> Batch {
         let most = room.len();
+        self.is_fresh = false;
         let (events, dequeued) = self.map.dequeue(room, usual_record, rare_record);
         let delivered = if events.is_empty() {
             0
@@ -1038,8 +1076,8 @@ mod tests {
             Start(0, P - 1, 2),
             End(0, P - 1, 2),
             Unregister(MANY + 3, true),
+            // Nothing is left of it.
             ReadMany(1, MANY, 0, P, true),
-            // There is one more only if something is left of the change.
             Apply(0),
             Read(8, &[Last(2)]),
         ])?);
@@ -1059,6 +1097,29 @@ mod tests {
             Apply(0),
             ReadMany(1, MANY + 1, 0, 4 * P, false),
             Read(8, &[Last(2)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn the_same_change_is_applied_once() -> Result {
+        assert!(runs(&[
+            RegisterMany(1, 2 * MANY, 0, P - 1),
+            Start(0, P - 1, 1),
+            Start(0, P - 1, 2),
+            Start(0, P - 1, 3),
+            Apply(0),
+            ReadMany(1, 2 * MANY, 0, P, false),
+            Read(8, &[Last(3)]),
+            // Not once something was read: then it is told again.
+            Start(0, P - 1, 4),
+            Read(1, &[Part(1, 0, P)]),
+            Start(0, P - 1, 5),
+            Apply(1),
+            Apply(1),
+            Apply(0),
+            ReadMany(2, 2 * MANY - 1, 0, P, false),
+            Read(8, &[Part(1, 0, P), Last(5)]),
         ])?);
         Ok(())
     }
