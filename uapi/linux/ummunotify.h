@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
 /*
- * Interface of /dev/ummunotify, which relays MMU notifier events to the
- * process whose mappings they concern.
+ * /dev/ummunotify: reports changes of a process's mappings to the process.
  *
- * This file is the only definition of the interface. The driver and the test
- * program take every size, offset and number from it when they are built.
- * See Documentation/userspace-api/ummunotify.rst for the model and the guarantees.
+ * This file is the only definition of the interface. The driver takes every
+ * size, offset and number from it. What the calls do, their errors and what is
+ * guaranteed is in Documentation/userspace-api/ummunotify.rst.
  */
 #ifndef _UAPI_LINUX_UMMUNOTIFY_H
 #define _UAPI_LINUX_UMMUNOTIFY_H
@@ -15,13 +14,14 @@
 
 /**
  * struct ummunotify_register_ioctl - a region to watch
- * @start: first address of the region, in bytes, of any alignment.
- * @end: first address after the region. Equal to @start, it watches the one
- *	byte at @start; below @start, it is an error.
- * @user_cookie: names the region in events and in UNREGISTER_REGION. Any
- *	value that no other region of the same file has.
- * @flags: ignored unless a negotiated feature gives it a meaning.
- * @reserved: ignored unless a negotiated feature gives it a meaning.
+ * @start: First address of the region. It need not be aligned.
+ * @end: First address after the region. If it equals @start, the one byte at
+ *	@start is watched. It must not be below @start.
+ * @user_cookie: Identifies the region in events and in
+ *	UMMUNOTIFY_UNREGISTER_REGION. Any value that no other region of the
+ *	same file has.
+ * @flags: Ignored unless a negotiated feature defines it.
+ * @reserved: Ignored unless a negotiated feature defines it.
  */
 struct ummunotify_register_ioctl {
 	__u64 start;
@@ -31,25 +31,31 @@ struct ummunotify_register_ioctl {
 	__u32 reserved;
 };
 
-/*
- * What a record that read() returns says.
+/**
+ * DOC: ummunotify record types
  *
- * INVAL: a mapping inside the region named by the cookie was, or is about to
- * be, changed. Whatever was derived from it (a registration with a network
- * adapter, say) must not be used any more.
+ * UMMUNOTIFY_EVENT_TYPE_INVAL
+ *	A mapping in the region was changed, or is about to be. Do not use
+ *	anything that was derived from it any more, such as a registration
+ *	with a network adapter.
  *
- * LAST: nothing is queued any more. The record carries the generation counter
- * at that instant: as long as the mapped counter equals it, nothing happened.
+ * UMMUNOTIFY_EVENT_TYPE_LAST
+ *	No more events are queued. The record carries the generation counter
+ *	at that instant. Nothing has happened since for as long as the mapped
+ *	counter has this value.
  */
 enum {
 	UMMUNOTIFY_EVENT_TYPE_INVAL	= 0,
 	UMMUNOTIFY_EVENT_TYPE_LAST	= 1
 };
 
-/*
- * HINT: hint_start and hint_end enclose all that was invalidated. Without it
- * several invalidations were folded into one record, and they are the bounds
- * of the whole region.
+/**
+ * DOC: ummunotify record flags
+ *
+ * UMMUNOTIFY_EVENT_FLAG_HINT
+ *	hint_start and hint_end enclose everything that was invalidated.
+ *	Without this flag they are the bounds of the region, and any part of it
+ *	may have been invalidated.
  */
 enum {
 	UMMUNOTIFY_EVENT_FLAG_HINT	= 1 << 0
@@ -58,10 +64,12 @@ enum {
 /**
  * struct ummunotify_event - a record returned by read()
  * @type: UMMUNOTIFY_EVENT_TYPE_INVAL or UMMUNOTIFY_EVENT_TYPE_LAST.
- * @flags: for INVAL, UMMUNOTIFY_EVENT_FLAG_HINT or 0; for LAST, 0.
- * @hint_start: for INVAL, first invalidated address, inside the region.
- * @hint_end: for INVAL, first address after it, inside the region or its end.
- * @user_cookie_counter: for INVAL, the cookie of the region; for LAST, the
+ * @flags: For INVAL, 0 or UMMUNOTIFY_EVENT_FLAG_HINT. For LAST, 0.
+ * @hint_start: For INVAL, the first address of what was invalidated. It is
+ *	always inside the region. For LAST, 0.
+ * @hint_end: For INVAL, the first address after that. It is never above the
+ *	end of the region. For LAST, 0.
+ * @user_cookie_counter: For INVAL, the cookie of the region. For LAST, the
  *	generation counter.
  */
 struct ummunotify_event {
@@ -74,19 +82,28 @@ struct ummunotify_event {
 
 #define UMMUNOTIFY_MAGIC	'U'
 
-/*
- * EXCHANGE_FEATURES: in, the mask of features wanted; out, the subset of it
- * that is granted. At most once, and before the file is used otherwise.
+/**
+ * define UMMUNOTIFY_EXCHANGE_FEATURES - negotiate features
+ *
+ * The argument points to a mask. On entry it holds the features that the
+ * program can use, on return those of them that the kernel grants. May be used
+ * once, before any other use of the file.
  */
 #define UMMUNOTIFY_EXCHANGE_FEATURES	_IOWR(UMMUNOTIFY_MAGIC, 1, __u32)
 
-/* REGISTER_REGION: start to watch a region. */
+/**
+ * define UMMUNOTIFY_REGISTER_REGION - start watching a region
+ *
+ * The argument points to a struct ummunotify_register_ioctl.
+ */
 #define UMMUNOTIFY_REGISTER_REGION	\
 	_IOW(UMMUNOTIFY_MAGIC, 2, struct ummunotify_register_ioctl)
 
-/*
- * UNREGISTER_REGION: stop to watch the region whose cookie is pointed to, and
- * forget what is queued for it.
+/**
+ * define UMMUNOTIFY_UNREGISTER_REGION - stop watching a region
+ *
+ * Stops watching the region whose cookie the argument points to, and discards
+ * an event that is queued for it.
  */
 #define UMMUNOTIFY_UNREGISTER_REGION	_IOW(UMMUNOTIFY_MAGIC, 3, __u64)
 
