@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-# shellcheck shell=sh disable=SC2154 # what scripts/setup and scripts/lib.sh set
+# shellcheck shell=sh disable=SC2154 # what scripts/setup and scripts/internal/lib.sh set
 #
 # Which kernels Debian offers, and which of them is used: a part of scripts/setup.
 #
@@ -177,7 +177,7 @@ choose_kernel() {
 			flaws="$flaws; $archive_name could not be read"
 		fi
 	done <<-END
-		$(grep -v '^#' "$here/known-good")
+		$(grep -v '^#' "$here/internal/known-good")
 	END
 	can_be_had=$(offered)
 	die "neither $mirror_name nor $archive_name has Linux $(echo "${SERIES:-$supported}" | sed 's/ $//; s/ / or /g') for this" \

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """usage: mpi-table.py < RESULTS
 
-Makes a table of what scripts/mpi-guest prints. The exit status is 0 if messages were wrong without
+Makes a table of what scripts/internal/mpi-guest prints. The exit status is 0 if messages were wrong without
 ummunotify and none were with it, wherever both were tried, and a run that changed nothing registered
 nothing.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=sh disable=SC2034 # not all of them use all of it
 #
-# What the scripts share. Each sets `here` to its own directory and sources this file.
+# What the scripts share. Each sets `here` to the directory scripts/ and sources this file.
 
 set -eu
 
