@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The records that a read returns.
+//! The records that `read()` returns.
 
 pub(super) use crate::uapi::ummunotify_event as Event;
 use crate::uapi::{
@@ -14,22 +14,22 @@ use super::hint::Span;
 /// Size of a record, in bytes.
 pub(super) const SIZE: usize = size_of::<Event>();
 
-/// Returns the record that says that all of `what` may have been invalidated.
+/// Returns the record that reports `what` of a region as invalidated.
 ///
-/// With `hint` set that is a part of the region, else all of it.
+/// `hint` says whether that is a part of the region or all of it.
 #[inline]
 pub(super) fn invalidated(cookie: u64, what: &Span, hint: bool) -> Event {
     Event {
         type_: UMMUNOTIFY_EVENT_TYPE_INVAL,
         flags: if hint { UMMUNOTIFY_EVENT_FLAG_HINT } else { 0 },
         hint_start: what.start as u64,
-        // No overflow: the end of a region, which is one more than its last address, is a `u64`.
+        // Only a region at the very last address would overflow, and no change hits that one.
         hint_end: (what.last as u64).wrapping_add(1),
         user_cookie_counter: cookie,
     }
 }
 
-/// Returns the record that says that nothing is queued, when the generation counter is `counter`.
+/// Returns the record that reports an empty queue at generation `counter`.
 pub(super) fn last(counter: u64) -> Event {
     Event {
         type_: UMMUNOTIFY_EVENT_TYPE_LAST,
@@ -44,7 +44,7 @@ mod tests {
 
     use zerocopy::IntoBytes;
 
-    /// The records as V2 has them, in 64-bit words of this machine.
+    /// Checks the layout of the records, as 64-bit words of this machine.
     #[test]
     fn records_have_the_layout_of_v2() {
         let words = |event: Event| -> [u64; 4] { zerocopy::transmute!(event) };

@@ -1,24 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where in a region something was invalidated.
+//! The part of a region that was invalidated, in 8 bytes.
 
 use kernel::page::PAGE_SHIFT;
 
-/// Addresses from one to another.
+/// A range of addresses that is not empty.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
     /// The first address.
     pub(super) start: usize,
-    /// The last address, which is not below `start`.
+    /// The last address. It is not below `start`.
     pub(super) last: usize,
 }
 
-/// The part of a region that an event is about, or all of it.
+/// The part of a region that an event reports, or the whole region.
 ///
-/// It takes 8 bytes, since there is one in each region: how far from the start of the region the
-/// part is, in the lower bits, and how long it is, in the upper ones. Both are told in bytes, or
-/// where that does not fit, in pages: then the highest bit is set. With 4 KiB pages, a part that is
-/// 512 GiB long, or 256 TiB from the start, is taken for all of the region.
+/// Each region has one, so it is packed into 8 bytes: the offset of the part from the start of the
+/// region, its length, and the unit of both.
+///
+/// | bit 63 | length         | offset        | unit  |
+/// |--------|----------------|---------------|-------|
+/// | 0      | bits 32 to 62  | bits 0 to 31  | bytes |
+/// | 1      | bits 36 to 62  | bits 0 to 35  | pages |
+///
+/// Pages are used if the part does not fit in bytes. It is then extended to whole pages, as counted
+/// from the start of the region. If it does not fit in pages either, it becomes the whole region,
+/// which is 0. With pages of 4 KiB, that happens to a part of 512 GiB or more, or at an offset of
+/// 256 TiB or more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hint(u64);
 
@@ -26,23 +34,23 @@ impl Hint {
     /// The whole region.
     pub(super) const WHOLE: Self = Self(0);
 
-    /// The bit that says that the part is told in pages.
+    /// The unit is a page.
     const PAGES: u64 = 1 << 63;
 
-    /// How many of the other bits say how far the part is, in bytes and in pages.
+    /// The number of bits of the offset, in bytes and in pages.
     const BYTES_SHIFT: u32 = 32;
     const PAGES_SHIFT: u32 = 36;
 
-    /// `part` of `region`, which it must be in.
+    /// Creates a hint for `part`, which must be inside `region`.
     #[inline]
     pub(super) fn new(region: &Span, part: &Span) -> Self {
-        // No overflow, since the part is in the region, and the region is not all that there is.
+        // No overflow: the part is in the region, and no region covers all addresses.
         let offset = part.start.wrapping_sub(region.start) as u64;
         let length = part.last.wrapping_sub(part.start).wrapping_add(1) as u64;
         if let Some(bytes) = Self::pack(offset, length, Self::BYTES_SHIFT) {
             return Self(bytes);
         }
-        // All pages, as seen from the start of the region, that there is a byte of.
+        // All pages, counted from the start of the region, that have a byte of the part.
         let end = ((offset.wrapping_add(length) - 1) >> PAGE_SHIFT) + 1;
         let offset = offset >> PAGE_SHIFT;
         let length = end - offset;
@@ -52,15 +60,16 @@ impl Hint {
         }
     }
 
-    /// Puts both into 63 bits, if they fit.
+    /// Packs both into 63 bits, if they fit.
     #[inline]
     fn pack(offset: u64, length: u64, shift: u32) -> Option<u64> {
         let fits = offset >> shift == 0 && length >> (63 - shift) == 0;
         fits.then_some(length << shift | offset)
     }
 
-    /// The part of `region` that it is, which has been given to [`Self::new`]; `None` where it is
-    /// all of it.
+    /// Returns the part of `region`, or `None` if it is the whole region.
+    ///
+    /// `region` must be the one that was passed to [`Self::new`].
     #[inline]
     pub(super) fn part_of(self, region: &Span) -> Option<Span> {
         if let Some(part) = self.bytes_from(region.start) {
@@ -69,18 +78,20 @@ impl Hint {
         if self == Self::WHOLE {
             return None;
         }
-        // No overflow anywhere here, since the part is in the region.
+        // Nothing overflows below, since the part is in the region.
         let offset = (self.0 & ((1 << Self::PAGES_SHIFT) - 1)) as usize;
         let length = ((self.0 & !Self::PAGES) >> Self::PAGES_SHIFT) as usize;
         let last = ((offset + length) << PAGE_SHIFT) - 1;
         Some(Span {
             start: region.start + (offset << PAGE_SHIFT),
-            // The last page may be in the region in part.
+            // The region may end inside the last page.
             last: region.start + last.min(region.last - region.start),
         })
     }
 
-    /// The same, where it is told in bytes, and `start` is that of the region; else `None`.
+    /// Returns the part of the region at `start`, or `None` if the unit is not bytes.
+    ///
+    /// This is all it takes for most hints.
     #[inline]
     pub(super) fn bytes_from(self, start: usize) -> Option<Span> {
         // The same as `self == Self::WHOLE || self.0 & Self::PAGES != 0`, in one comparison.
@@ -95,11 +106,12 @@ impl Hint {
         Some(Span { start, last })
     }
 
-    /// Returns whether all of `part` is told, where `region` is what has been given to
-    /// [`Self::new`].
+    /// Returns whether the hint encloses all of `part`.
+    ///
+    /// `region` must be the one that was passed to [`Self::new`].
     pub(super) fn covers(self, region: &Span, part: &Span) -> bool {
         self.part_of(region)
-            .is_none_or(|told| told.start <= part.start && part.last <= told.last)
+            .is_none_or(|hint| hint.start <= part.start && part.last <= hint.last)
     }
 }
 
@@ -158,7 +170,7 @@ mod tests {
                 span(256 * T - 1, 256 * T - 1),
                 Some(span(256 * T - P, 256 * T - 1)),
             ),
-            // Too long, or too far from the start, for that too.
+            // Too long, or too far from the start, for pages too.
             (all, span(0, T / 2 - 1), None),
             (all, span(256 * T, 256 * T), None),
             (all, all, None),

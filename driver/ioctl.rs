@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The commands, and how their arguments are read.
+//! The ioctl commands, and reading their arguments.
 
 use kernel::{
     prelude::*,
@@ -17,18 +17,18 @@ use crate::uapi::{
     RUST_CONST_UMMUNOTIFY_UNREGISTER_REGION as UNREGISTER_REGION, //
 };
 
-/// A command with the address of its argument.
+/// A command and the address of its argument.
 pub(super) enum Command {
     /// Negotiate features.
     ExchangeFeatures(Word),
-    /// Start to watch a region.
+    /// Start watching a region.
     Register(UserPtr),
-    /// Stop to watch a region.
+    /// Stop watching a region.
     Unregister(UserPtr),
 }
 
 impl Command {
-    /// Recognises a command. Fails with `ENOTTY` where it is none of ours.
+    /// Decodes a command. Fails with `ENOTTY` if it is unknown.
     #[inline]
     pub(super) fn new(cmd: u32, arg: usize) -> Result<Self> {
         let arg = UserPtr::from_addr(arg);
@@ -45,12 +45,12 @@ impl Command {
 pub(super) struct Word(UserPtr);
 
 impl Word {
-    /// Reads the word.
+    /// Reads the word. Fails with `EFAULT`.
     pub(super) fn read(&self) -> Result<u32> {
         UserSlice::new(self.0, size_of::<u32>()).reader().read()
     }
 
-    /// Writes the word.
+    /// Writes the word. Fails with `EFAULT`.
     pub(super) fn write(&self, value: u32) -> Result {
         UserSlice::new(self.0, size_of::<u32>())
             .writer()
@@ -58,39 +58,43 @@ impl Word {
     }
 }
 
-/// Where a region is and what it is called.
+/// The bounds of a region, and its cookie.
 pub(super) struct Bounds {
-    /// First address.
+    /// The first address.
     pub(super) start: usize,
-    /// Last address inside the region.
+    /// The last address. It is not below `start`.
     pub(super) last: usize,
-    /// Name of the region.
+    /// The number that identifies the region.
     pub(super) cookie: u64,
 }
 
 impl Bounds {
-    /// Without negotiated features `flags` and `reserved` are ignored, whatever they hold: a
-    /// program is known that passes what happens to be on its stack.
+    /// Checks the argument of REGISTER_REGION. `untag` removes the tag of an address.
     ///
-    /// `untag` takes the tag out of an address.
+    /// `flags` and `reserved` are ignored without negotiated features, whatever they hold: there is
+    /// a program that passes uninitialised memory.
+    ///
+    /// Fails with `EINVAL` if the end is below the start.
     #[inline]
     fn new(region: ummunotify_register_ioctl, untag: impl Fn(usize) -> usize) -> Result<Self> {
-        // On the 64-bit machines that the driver is for, both types are the same.
+        // Kconfig allows only 64-bit machines, so nothing is cut off.
         let (start, end) = (untag(region.start as usize), untag(region.end as usize));
         if end < start {
             return Err(EINVAL);
         }
         Ok(Self {
             start,
-            // A program is known that passes the last address, so watch one byte at least. No
-            // overflow: if something is above `start`, it is not 0.
+            // Watch one byte at least: there is a program that passes the last address as the end.
+            // No underflow: an `end` above `start` is not 0.
             last: end.wrapping_sub(usize::from(end > start)),
             cookie: region.user_cookie,
         })
     }
 }
 
-/// Reads the argument of REGISTER_REGION, with addresses freed of their tags by `untag`.
+/// Reads the argument of REGISTER_REGION. `untag` removes the tag of an address.
+///
+/// Fails with `EFAULT`, and with `EINVAL` if the end is below the start.
 #[inline]
 pub(super) fn read_bounds(arg: UserPtr, untag: impl Fn(usize) -> usize) -> Result<Bounds> {
     let words: [u64; size_of::<ummunotify_register_ioctl>() / size_of::<u64>()] =
@@ -100,7 +104,7 @@ pub(super) fn read_bounds(arg: UserPtr, untag: impl Fn(usize) -> usize) -> Resul
     Bounds::new(zerocopy::transmute!(words), untag)
 }
 
-/// Reads the argument of UNREGISTER_REGION.
+/// Reads the argument of UNREGISTER_REGION. Fails with `EFAULT`.
 #[inline]
 pub(super) fn read_cookie(arg: UserPtr) -> Result<u64> {
     UserSlice::new(arg, size_of::<u64>()).reader().read()
@@ -133,7 +137,7 @@ mod tests {
         for (start, end, watched) in [
             (0x1000, 0x3000, Some((0x1000, 0x2fff))),
             (0x1001, 0x1003, Some((0x1001, 0x1002))),
-            // Where the end is not above the start, the byte at the start is watched.
+            // If the end equals the start, the byte at the start is watched.
             (0x1000, 0x1000, Some((0x1000, 0x1000))),
             (0, 0, Some((0, 0))),
             (0, 1, Some((0, 0))),
@@ -142,7 +146,7 @@ mod tests {
             (0x1001, 0x1000, None),
             (u64::MAX, 0, None),
         ] {
-            // What V2 does not look at must not matter.
+            // V2 ignores these, so they must not matter.
             for (cookie, flags, reserved) in [(0, 0, 0), (u64::MAX, u32::MAX, 1)] {
                 let bounds = Bounds::new(
                     ummunotify_register_ioctl {
