@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An intrusive queue that needs neither an allocation nor a pinned head.
+//! An intrusive queue that neither allocates nor needs a pinned head.
+//!
+//! Each entry takes two pointers. In exchange for that, one can be removed from the middle.
 
 use core::{
     cell::UnsafeCell,
@@ -8,18 +10,18 @@ use core::{
     ptr::NonNull, //
 };
 
-/// The links of a [`Fifo`], to be embedded in what is queued.
+/// The links of a [`Fifo`], to be embedded in its entries.
 #[repr(C)]
 pub(crate) struct FifoLinks {
     inner: UnsafeCell<Inner>,
     _pin: PhantomPinned,
 }
 
-// SAFETY: Links are plain data; they are accessed only by whoever has the queue.
+// SAFETY: Links are plain data, and are accessed only through the queue.
 unsafe impl Send for FifoLinks {}
 
-/// `previous` is `None` where the links are in no queue, and points to the links themselves where
-/// they are at the front. `next` is `None` at the back.
+/// `previous` is `None` if the links are in no queue, and points to the links themselves if they
+/// are at the front. `next` is `None` at the back.
 #[derive(Clone, Copy)]
 struct Inner {
     previous: Option<NonNull<FifoLinks>>,
@@ -39,23 +41,23 @@ impl FifoLinks {
     }
 }
 
-/// A first-in first-out queue of links that it does not own.
+/// A first-in, first-out queue of links that it does not own.
 ///
-/// All operations cost O(1) for each of the links they are about. Dropping it leaves the links as
-/// they are.
+/// All operations are O(1) per link that is added, removed or put back. Dropping the queue leaves
+/// the links alone.
 ///
 /// # Invariants
 ///
-/// - `front` and `back` are both `None`, or both the ends of one chain of valid links.
+/// - `front` and `back` are both `None`, or the two ends of one chain of valid links.
 /// - Nothing else accesses the links in the chain.
-/// - `len` is the number of links in it.
+/// - `len` is the number of links in the chain.
 pub(crate) struct Fifo {
     front: Option<NonNull<FifoLinks>>,
     back: Option<NonNull<FifoLinks>>,
     len: usize,
 }
 
-// SAFETY: The queue has no ties to a thread. What the links are part of is not accessed through it.
+// SAFETY: The queue is not tied to a thread, and does not access what the links are embedded in.
 unsafe impl Send for Fifo {}
 
 impl Fifo {
@@ -75,7 +77,7 @@ impl Fifo {
         self.len
     }
 
-    /// Returns the links that have been in the queue for longest.
+    /// Returns the links that have been in the queue the longest.
     #[inline]
     pub(crate) fn front(&self) -> Option<NonNull<FifoLinks>> {
         self.front
@@ -96,8 +98,9 @@ impl Fifo {
     ///
     /// # Safety
     ///
-    /// `links` must be valid, in no queue, and stay valid and in their place until they are
-    /// removed, or until no method of the queue is called any more. Nothing else may access them.
+    /// `links` must be valid, and in no queue. They must stay valid, and must not move or be
+    /// accessed by anything else, until they are removed, or until no method of the queue is called
+    /// any more.
     #[inline]
     pub(crate) unsafe fn push_back(&mut self, links: NonNull<FifoLinks>) {
         let inner = Inner {
@@ -111,12 +114,12 @@ impl Fifo {
             Some(back) => unsafe { (*Self::inner(back)).next = Some(links) },
             None => self.front = Some(links),
         }
-        // INVARIANT: `links` now are the end of the chain.
+        // INVARIANT: `links` are now the end of the chain.
         self.back = Some(links);
         self.len += 1;
     }
 
-    /// Takes `links` out of the queue, wherever they are in it.
+    /// Removes `links` from the queue, wherever they are in it.
     ///
     /// # Safety
     ///
@@ -126,7 +129,7 @@ impl Fifo {
         // SAFETY: By the safety requirement and the type invariant.
         let Inner { previous, next } = unsafe { *Self::inner(links) };
         let previous = previous.filter(|&previous| previous != links);
-        // INVARIANT: The neighbours are tied together, and become the ends where there is only one.
+        // INVARIANT: The neighbours are linked to each other. A single one becomes an end.
         match previous {
             // SAFETY: The links are valid by the type invariant.
             Some(previous) => unsafe { (*Self::inner(previous)).next = next },
@@ -142,8 +145,9 @@ impl Fifo {
         self.len -= 1;
     }
 
-    /// Takes links out of the queue, from the front: one for each of `slots`, or all of them. Calls
-    /// `visit` with each and its slot; returns how many they were.
+    /// Removes links from the front of the queue, one for each of `slots` while there are any.
+    ///
+    /// Calls `visit` with each of them and its slot. Returns their number.
     #[inline]
     pub(crate) fn remove_first<S>(
         &mut self,
@@ -153,7 +157,7 @@ impl Fifo {
         let count = slots.len().min(self.len);
         let mut front = self.front;
         for slot in &mut slots[..count] {
-            // SAFETY: By the type invariants there are that many, and they are valid.
+            // SAFETY: By the type invariants there are at least `count` links, and they are valid.
             unsafe {
                 let links = front.unwrap_unchecked();
                 (*Self::inner(links)).previous = None;
@@ -161,7 +165,7 @@ impl Fifo {
                 visit(links, slot);
             }
         }
-        // INVARIANT: What is left of the chain begins at `front`.
+        // INVARIANT: The rest of the chain starts at `front`.
         self.front = front;
         match front {
             // SAFETY: The links are valid by the type invariant.
@@ -172,17 +176,21 @@ impl Fifo {
         count
     }
 
-    /// Puts `count` links back to the front of the queue, from where [`Self::remove_first`] took
-    /// them together, but for the first `skip` of them.
+    /// Puts links back at the front of the queue, in the order they had there.
+    ///
+    /// They are the `count` links that one call to [`Self::remove_first`] has removed, except for
+    /// the first `skip`.
     ///
     /// # Safety
     ///
-    /// `first` must be the first of these links, and `skip` less than `count`. No other method may
-    /// have been called since, and the links must be valid, as if they had been there all the time.
+    /// `first` must be the first of the links that were removed, and `skip` less than `count`. No
+    /// other method may have been called since. The links must still be valid, in the same place,
+    /// and not have been accessed by anything else.
     pub(crate) unsafe fn put_back(&mut self, first: NonNull<FifoLinks>, skip: usize, count: usize) {
         let mut links = first;
         for _ in 0..skip {
-            // SAFETY: By the safety requirements; they were followed by others, and still say so.
+            // SAFETY: By the safety requirements, the links are valid, and still point to the next
+            // ones.
             links = unsafe { (*Self::inner(links)).next.unwrap_unchecked() };
         }
         let behind = self.front.replace(links);
@@ -197,7 +205,7 @@ impl Fifo {
         }
         // SAFETY: As above.
         unsafe { (*Self::inner(links)).previous = Some(previous) };
-        // INVARIANT: The last of them are followed by what was at the front, or by nothing.
+        // INVARIANT: The last of them is followed by what was at the front, if anything.
         match behind {
             // SAFETY: The links are valid by the type invariant.
             Some(behind) => unsafe { (*Self::inner(behind)).previous = Some(links) },
@@ -207,7 +215,7 @@ impl Fifo {
     }
 
     fn inner(links: NonNull<FifoLinks>) -> *mut Inner {
-        // CAST: The only other field takes no space, so the cell is where the links are.
+        // CAST: `FifoLinks` is `repr(C)` and begins with the cell.
         UnsafeCell::raw_get(links.as_ptr().cast::<UnsafeCell<Inner>>())
     }
 }

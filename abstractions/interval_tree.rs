@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Interval trees: finding the intervals that overlap a given one.
+//! Intrusive interval trees, which find the intervals that overlap a given one.
 //!
 //! C header: [`include/linux/interval_tree.h`](srctree/include/linux/interval_tree.h)
 
@@ -11,7 +11,7 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A node of an [`IntervalTree`], to be embedded in what the interval belongs to.
+/// A node of an [`IntervalTree`], to be embedded in the object that has the interval.
 ///
 /// # Invariants
 ///
@@ -19,26 +19,26 @@ use kernel::{
 #[repr(transparent)]
 pub(crate) struct IntervalNode(Opaque<bindings::interval_tree_node>);
 
-// SAFETY: A node is plain data; its links are accessed only by whoever has the tree.
+// SAFETY: A node is plain data, and its links are accessed only through the tree.
 unsafe impl Send for IntervalNode {}
 
 impl IntervalNode {
     /// Creates a node for the interval `start ..= last`.
     ///
-    /// `start` must not be above `last`, or nobody can say which positions it will be found for.
+    /// `start` must not be above `last`, otherwise lookups give unspecified results.
     #[inline]
     pub(crate) fn new(start: usize, last: usize) -> Self {
         debug_assert!(start <= last);
         let node = Opaque::uninit();
-        // What there is besides these two is written when the node is inserted.
+        // The other fields are written when the node is inserted.
         //
-        // SAFETY: The fields are in bounds, and nobody else has them.
+        // SAFETY: The fields are in bounds, and nothing else has access to the node yet.
         unsafe {
             let node: *mut bindings::interval_tree_node = node.get();
             (&raw mut (*node).start).write(start);
             (&raw mut (*node).last).write(last);
         }
-        // INVARIANT: The ends were written, and the node is not in a tree.
+        // INVARIANT: Both were just written.
         Self(node)
     }
 
@@ -57,9 +57,9 @@ impl IntervalNode {
     }
 }
 
-/// An intrusive interval tree, which does not own its nodes.
+/// A tree of intervals, ordered by their starts. It does not own its nodes.
 ///
-/// All operations cost O(log n). Dropping it leaves the nodes as they are.
+/// All operations are O(log n). Dropping the tree leaves the nodes alone.
 ///
 /// # Invariants
 ///
@@ -68,7 +68,7 @@ pub(crate) struct IntervalTree {
     root: bindings::rb_root_cached,
 }
 
-// SAFETY: The tree has no ties to a thread. What is in the nodes is not accessed through it.
+// SAFETY: The tree is not tied to a thread, and does not access what its nodes are embedded in.
 unsafe impl Send for IntervalTree {}
 
 impl IntervalTree {
@@ -84,8 +84,8 @@ impl IntervalTree {
     ///
     /// # Safety
     ///
-    /// `node` must be valid, in no tree, and stay valid and in its place until it is removed, or
-    /// until no method of the tree is called any more.
+    /// `node` must be valid, and in no tree. It must stay valid and must not move until it is
+    /// removed, or until no method of the tree is called any more.
     #[inline]
     pub(crate) unsafe fn insert(&mut self, node: NonNull<IntervalNode>) {
         // INVARIANT, SAFETY: By the safety requirement; `IntervalNode` is a transparent wrapper.
@@ -103,27 +103,27 @@ impl IntervalTree {
         unsafe { bindings::interval_tree_remove(node.as_ptr().cast(), &mut self.root) };
     }
 
-    /// Returns the first node, by its start, that has a position in common with `start ..= last`.
+    /// Returns the first node, in the order of starts, that overlaps `start ..= last`.
     #[inline]
     pub(crate) fn first_overlap(
         &mut self,
         start: usize,
         last: usize,
     ) -> Option<NonNull<IntervalNode>> {
-        // SAFETY: The nodes are valid by the type invariant.
+        // SAFETY: By the type invariant, the nodes are valid.
         NonNull::new(unsafe { bindings::interval_tree_iter_first(&mut self.root, start, last) })
             .map(NonNull::cast)
     }
 
-    /// Returns the node after `node` that has a position in common with `start ..= last`, and
-    /// subtracts from `steps` how many nodes it took to find it.
+    /// Returns the next node after `node` that overlaps `start ..= last`. Subtracts the number of
+    /// steps that it took from `steps`.
     ///
-    /// This is `interval_tree_iter_next()`, which does not tell how far it goes: to the next node or
-    /// up and down the whole tree.
+    /// This does what `interval_tree_iter_next()` does, and counts: it may take one step, or go up
+    /// and down the whole tree.
     ///
     /// # Safety
     ///
-    /// `node` must be in this tree, and have been found for the same `start` and `last`.
+    /// `node` must be in this tree, and must have been found for the same `start` and `last`.
     #[inline]
     pub(crate) unsafe fn next_overlap(
         &mut self,
@@ -133,10 +133,10 @@ impl IntervalTree {
         steps: &mut isize,
     ) -> Option<NonNull<IntervalNode>> {
         let mut node: *mut bindings::interval_tree_node = node.as_ptr().cast();
-        // SAFETY: By the safety requirement, and as all nodes and their links are valid by the type
-        // invariant. The links are at the beginning of a node.
+        // SAFETY: By the safety requirement and the type invariant, all nodes and their links are
+        // valid. A node begins with its links.
         unsafe {
-            // Up, until there is something in the range, or a subtree on the right that may have.
+            // Go up to a node that overlaps, or to one whose right subtree may have such a node.
             let mut right: *mut bindings::interval_tree_node = (*node).rb.rb_right.cast();
             while right.is_null() || (*right).__subtree_last < start {
                 loop {
@@ -158,7 +158,7 @@ impl IntervalTree {
                     return NonNull::new(node.cast());
                 }
             }
-            // Down, to the first one in that subtree.
+            // Go down to the first such node in that subtree.
             node = right;
             loop {
                 *steps -= 1;

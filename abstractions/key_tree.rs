@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Red-black trees that do not own their nodes: finding what belongs to a key.
+//! Intrusive red-black trees, which do not own their nodes.
 //!
-//! [`kernel::rbtree`] allocates its nodes by itself. These are embedded in what they index, so that
-//! it can be in other indexes too, and come from any allocator.
+//! [`kernel::rbtree`] allocates its nodes itself. These are embedded in the objects they index, so
+//! an object can be in several indexes and come from any allocator.
 //!
 //! C header: [`include/linux/rbtree.h`](srctree/include/linux/rbtree.h)
 
@@ -21,13 +21,13 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A node of a [`KeyTree`], to be embedded in what the key belongs to.
+/// A node of a [`KeyTree`], to be embedded in the object that the key identifies.
 pub(crate) struct KeyNode<K> {
     links: Opaque<bindings::rb_node>,
     key: K,
 }
 
-// SAFETY: The links are accessed only by whoever has the tree.
+// SAFETY: The links are accessed only through the tree.
 unsafe impl<K: Send> Send for KeyNode<K> {}
 
 impl<K> KeyNode<K> {
@@ -46,19 +46,19 @@ impl<K> KeyNode<K> {
     }
 }
 
-/// A tree of nodes with different keys.
+/// A tree of nodes with distinct keys.
 ///
-/// Finding, inserting and removing cost O(log n). Dropping it leaves the nodes as they are.
+/// Finding, inserting and removing a node are O(log n). Dropping the tree leaves the nodes alone.
 ///
 /// # Invariants
 ///
-/// All nodes in the tree are the `links` of a valid [`KeyNode`], and their keys are in order.
+/// Each node in the tree is the `links` field of a valid [`KeyNode`], and the keys are in order.
 pub(crate) struct KeyTree<K> {
     root: bindings::rb_root,
     _keys: PhantomData<K>,
 }
 
-// SAFETY: The tree has no ties to a thread. What is in the nodes is not accessed through it.
+// SAFETY: The tree is not tied to a thread, and does not access what its nodes are embedded in.
 unsafe impl<K: Send> Send for KeyTree<K> {}
 
 impl<K: Ord> KeyTree<K> {
@@ -76,10 +76,10 @@ impl<K: Ord> KeyTree<K> {
     pub(crate) fn find(&self, key: &K) -> Option<NonNull<KeyNode<K>>> {
         let mut next = self.root.rb_node;
         while !next.is_null() {
-            // A loop of its own, since of one for both ways the compiler makes a single path,
-            // which takes longer at each level.
+            // This is a separate loop because the compiler merges both directions into one path
+            // otherwise, which takes more instructions at each level.
             //
-            // SAFETY: By the type invariant all nodes and their links are valid, here and below.
+            // SAFETY: By the type invariant, all nodes and their links are valid, here and below.
             while *key < *unsafe { Self::node_of(next).as_ref() }.key() {
                 // SAFETY: As above.
                 next = unsafe { (*next).rb_left };
@@ -99,7 +99,7 @@ impl<K: Ord> KeyTree<K> {
         None
     }
 
-    /// Returns the node with the lowest key that is not below `key`.
+    /// Returns the node with the lowest key that is `key` or above.
     pub(crate) fn lower_bound(&self, key: &K) -> Option<NonNull<KeyNode<K>>> {
         let mut found = None;
         let mut next = self.root.rb_node;
@@ -131,18 +131,18 @@ impl<K: Ord> KeyTree<K> {
         }
     }
 
-    /// Inserts a node; returns `false` and does nothing where its key is in the tree already.
+    /// Inserts a node. Returns `false`, and does nothing, if the tree already has its key.
     ///
     /// # Safety
     ///
-    /// `node` must be valid, in no tree, and stay valid and in its place until it is removed, or
-    /// until no method of the tree is called any more.
+    /// `node` must be valid, and in no tree. It must stay valid and must not move until it is
+    /// removed, or until no method of the tree is called any more.
     #[inline]
     pub(crate) unsafe fn insert(&mut self, node: NonNull<KeyNode<K>>) -> bool {
-        // Not by `Opaque::get()`, since a pointer that was made from a reference to the links could
-        // not be used to get from them to the node.
+        // `Opaque::get()` would take a reference to the links, and a pointer derived from that must
+        // not be used to access the rest of the node.
         //
-        // SAFETY: By the safety requirement the node is valid.
+        // SAFETY: By the safety requirement, the node is valid.
         let (key, links) = unsafe {
             (
                 &(*node.as_ptr()).key,
@@ -151,10 +151,10 @@ impl<K: Ord> KeyTree<K> {
         };
         let mut parent = null_mut();
         let mut place = &raw mut self.root.rb_node;
-        // As in `find`, two loops.
+        // Two loops, as in `find`.
         //
-        // SAFETY: By the type invariant all nodes and their links are valid; `place` is the root,
-        // or a link of `parent`.
+        // SAFETY: By the type invariant, all nodes and their links are valid. `place` points to the
+        // root, or to a link of `parent`.
         unsafe {
             'search: while !(*place).is_null() {
                 parent = *place;
@@ -171,7 +171,7 @@ impl<K: Ord> KeyTree<K> {
                 place = &raw mut (*parent).rb_right;
             }
         }
-        // INVARIANT: The key comes after all that the search went right of, and before all others.
+        // INVARIANT: The key is above those where the search went right, and below all others.
         // SAFETY: The node is valid and in no tree, and `place` is valid, as above.
         unsafe {
             bindings::rb_link_node(links, parent, place);
@@ -191,26 +191,28 @@ impl<K: Ord> KeyTree<K> {
         unsafe { bindings::rb_erase((*node.as_ptr()).links.get(), &mut self.root) };
     }
 
-    /// Empties the tree, and calls `visit` with each node that was in it.
+    /// Empties the tree and calls `visit` with each node that was in it, in no particular order.
     ///
-    /// Costs O(n) for n nodes. `visit` may free the node.
+    /// This is O(n). `visit` may free the node.
     pub(crate) fn drain(&mut self, mut visit: impl FnMut(NonNull<KeyNode<K>>)) {
         // SAFETY: All nodes are valid by the type invariant.
         let mut next = unsafe { bindings::rb_first_postorder(&self.root) };
         self.root = pin_init::zeroed();
         while !next.is_null() {
             let links = next;
-            // SAFETY: The node and those that come after it, its parent among them, were not yet
-            // visited, so that they are valid.
+            // SAFETY: In postorder, the node's parent and all nodes that follow come later. None of
+            // them was passed to `visit` yet, so all are valid.
             next = unsafe { bindings::rb_next_postorder(links) };
             // SAFETY: By the type invariant.
             visit(unsafe { Self::node_of(links) });
         }
     }
 
+    /// Returns the node that `links` belong to.
+    ///
     /// # Safety
     ///
-    /// `links` must be those of a [`KeyNode`].
+    /// `links` must be the field of a [`KeyNode`].
     #[inline]
     unsafe fn node_of(links: *mut bindings::rb_node) -> NonNull<KeyNode<K>> {
         // SAFETY: By the safety requirement.

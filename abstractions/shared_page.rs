@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A page of kernel data that user space may map and read.
+//! A page of kernel data that user space can map and read.
 
 use core::ptr::NonNull;
 
@@ -23,7 +23,7 @@ struct Words([Atomic<u64>; WORDS]);
 
 /// A page of 64-bit words that the kernel writes and user space reads.
 ///
-/// The memory is zeroed, and charged to the memory cgroup of the task that allocates it.
+/// It is zero at first, and charged to the memory cgroup of the task that allocates it.
 ///
 /// # Invariants
 ///
@@ -33,9 +33,9 @@ pub(crate) struct SharedPage {
     page: NonNull<bindings::page>,
 }
 
-// SAFETY: A page has no ties to a thread, and is freed with `words`.
+// SAFETY: The page is not tied to a thread. It is freed with `words`.
 unsafe impl Send for SharedPage {}
-// SAFETY: All words are atomic; the page is only mapped, which the kernel synchronises.
+// SAFETY: All words are atomic. `page` is only passed to functions that map it and synchronise.
 unsafe impl Sync for SharedPage {}
 
 impl SharedPage {
@@ -44,38 +44,39 @@ impl SharedPage {
         ..pin_init::zeroed()
     };
 
-    /// Allocates a page.
+    /// Allocates a page. Sleeps. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<Self> {
-        // vmalloc would tell the kernel log of a failure, as often as anybody cares to provoke it.
+        // Users can provoke failures at will, so do not log them.
         let flags = GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN;
         let words = VBox::<Words>::new_uninit(flags)?;
         // SAFETY: The memory is zeroed, and zero is valid for an atomic integer.
         let mut words = unsafe { words.assume_init() };
-        // A vmalloc allocation starts at a page boundary and has at least one page.
+        // A vmalloc allocation is page-aligned and has at least one page.
         let page = words.page_iter().next().ok_or(ENOMEM)?;
         let page = NonNull::new(page.as_ptr()).ok_or(ENOMEM)?;
-        // INVARIANT: `Words` is as large as a page.
+        // INVARIANT: `Words` has the size of a page.
         Ok(Self { words, page })
     }
 
-    /// Returns the word at `INDEX`, which is at byte `8 * INDEX` of the mapping.
+    /// Returns word number `INDEX`, which is at byte `8 * INDEX` of the mapping.
     #[inline]
     pub(crate) fn word<const INDEX: usize>(&self) -> &Atomic<u64> {
         const { assert!(INDEX < WORDS) };
         &self.words.0[INDEX]
     }
 
-    /// Maps the page for reading: the `mmap` file operation.
+    /// Maps the page read-only: the `mmap` file operation.
     ///
-    /// Fails with `EINVAL` unless exactly this page is asked for, and with `EACCES` where it is to
-    /// be writable, now or, by a private copy that would not change any more, later.
+    /// Fails with `EINVAL` unless the VMA is for exactly this page, and with `EACCES` if it is
+    /// writable. It cannot be made writable later either: a private mapping would then get a copy
+    /// that no longer changes.
     ///
     /// # Safety
     ///
-    /// `self` must stay where it is and outlive the VMA.
+    /// `self` must outlive the VMA and must not move.
     pub(super) unsafe fn map(&self, vma: &VmaNew) -> Result {
         let raw = vma.as_ptr();
-        // SAFETY: The VMA is being set up by this thread, so nothing else accesses it.
+        // SAFETY: This thread is setting up the VMA, so nothing else accesses it.
         let offset = unsafe { (*raw).vm_pgoff };
         if offset != 0 || vma.end() - vma.start() != PAGE_SIZE {
             return Err(EINVAL);
@@ -83,20 +84,23 @@ impl SharedPage {
         vma.try_clear_maywrite().map_err(|_| EACCES)?;
         vma.set_dontexpand();
         vma.set_mixedmap();
-        // SAFETY: As above. `fault` gets `self` back, which outlives the VMA.
+        // SAFETY: As above. `insert` uses `self` later, which outlives the VMA.
         unsafe {
             (*raw).vm_ops = &Self::VM_OPS;
             (*raw).vm_private_data = core::ptr::from_ref(self).cast_mut().cast();
-            // So that no access ever faults, but for one after the page was unmapped by force.
+            // Populate the mapping, so that accesses do not fault. `fault` is needed only after
+            // something has removed the page again.
             Self::insert(raw)
         }
     }
 
+    /// Inserts the page into the page table.
+    ///
     /// # Safety
     ///
     /// `vma` must be valid, locked at least for reading, and set up by [`Self::map`].
     unsafe fn insert(vma: *mut bindings::vm_area_struct) -> Result {
-        // SAFETY: `map` put it there, and it outlives the VMA.
+        // SAFETY: `map` stored it there, and it outlives the VMA.
         let this = unsafe { &*(*vma).vm_private_data.cast::<Self>() };
         // SAFETY: `map` has set VM_MIXEDMAP, and the page is a valid single page.
         to_result(unsafe {
@@ -108,13 +112,15 @@ impl SharedPage {
         })
     }
 
+    /// The `fault` operation of the VMA.
+    ///
     /// # Safety
     ///
-    /// Only to be called by the page fault handler, for a VMA set up by [`Self::map`].
+    /// Only the page fault handler may call this, for a VMA set up by [`Self::map`].
     unsafe extern "C" fn fault(fault: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-        // SAFETY: The page fault handler passes a valid fault, of a VMA that it has locked.
+        // SAFETY: The page fault handler passes a valid fault, and has locked its VMA.
         match unsafe { Self::insert((*fault).__bindgen_anon_1.vma) } {
-            // EBUSY: another thread was quicker.
+            // EBUSY: another thread has inserted it.
             Ok(()) | Err(EBUSY) => bindings::vm_fault_reason_VM_FAULT_NOPAGE,
             Err(ENOMEM) => bindings::vm_fault_reason_VM_FAULT_OOM,
             Err(_) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
