@@ -31,6 +31,14 @@ bench:
 mpi:
 	@scripts/mpi$(if $(INTEL), --intel)
 
+clients:
+	@scripts/setup
+	@scripts/build clients
+	@scripts/build umn-test
+
+install-clients:
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" LIBDIR="$(LIBDIR)" scripts/install-clients
+
 rust-analyzer:
 	@scripts/setup
 	@scripts/build rust-analyzer
@@ -53,6 +61,8 @@ help:
 	@echo "make mpi              MPI libraries over RDMA, as they are and with ummunotify (INTEL=1: Intel's, too)"
 	@echo "make [modules]        build ummunotify.ko for the kernel in KDIR"
 	@echo "make modules_install  install it for that kernel"
+	@echo "make clients          build the libraries that have MPI use the device"
+	@echo "make install-clients  install them (DESTDIR, PREFIX, LIBDIR)"
 	@echo "make update           look for a newer kernel of Debian for the others to use"
 	@echo "make clean            remove what was built here (build/)"
 	@echo "make distclean        also remove the cache that 'make run' and 'make check' use"
@@ -66,4 +76,4 @@ help:
 	@echo "7.3     x86-64        trixie-backports (1.85), experimental (1.97)   with the first: all"
 	@echo "7.2     x86-64        trixie-backports (1.85), forky, sid (1.97)     with the first: build, v2_, gap_, cause_"
 
-.PHONY: modules modules_install kdir run check quick bench rust-analyzer update clean distclean help
+.PHONY: modules modules_install kdir run check quick bench mpi clients install-clients rust-analyzer update clean distclean help
