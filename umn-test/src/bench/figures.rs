@@ -76,7 +76,7 @@ pub enum Operation {
     Open,
     /// `madvise(MADV_DONTNEED)` of a page that many regions are on: what is added to the bare call.
     CrowdFirst,
-    /// The same, with a region between any two that is not hit, so that half of them are.
+    /// The same, with so many regions between any two that are not hit that 256 are, or half of all.
     CrowdApart,
     /// The same, with nothing read since the last time.
     CrowdAgain,
@@ -125,7 +125,7 @@ impl Operation {
             Open => "memory of an open file, bytes charged",
             MissAfterZero => "the same, after mprotect at address 0",
             CrowdFirst => "madvise(DONTNEED) of their page",
-            CrowdApart => "the same, every other one is not hit",
+            CrowdApart => "the same, hits 256 of them or half, far apart",
             CrowdAgain => "the same, nothing was read in between",
             CrowdOther => "a hole in the file, by another process",
             CrowdFork => "fork",

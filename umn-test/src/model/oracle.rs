@@ -10,9 +10,11 @@
 //! - a page in it lost: one event, whose hint, if it has one, covers that page;
 //! - never hit, and could not have been: no event.
 //!
-//! Where a file has more regions than a change queues by itself, changes are deferred, and where too
-//! many are, two are merged into one that encloses both. Only then, as fdinfo tells, may a region be
-//! told of what was between the two; not one that was registered after them.
+//! Where a file has more regions than a change queues by itself, changes are deferred. A region that
+//! several of them hit may be told of one after the other, rather than of all at once: by no more
+//! events than hits, which together tell all of it. Where too many are deferred, two are merged into
+//! one that encloses both. Only then, as fdinfo tells, may a region be told of what was between the
+//! two; not one that was registered after them.
 
 use std::{
     io,
@@ -73,18 +75,39 @@ struct Pending {
     since: Option<u64>,
     /// What hit it first.
     what: Option<What>,
+    /// The hits may be told one after the other. What of them was not told yet; how many events told
+    /// of the others; and the last step at which it may have been hit.
+    apart: bool,
+    owed: Vec<Range<u64>>,
+    told: u64,
+    latest: u64,
 }
 
 impl Pending {
     fn must(&self) -> bool {
+        if self.apart {
+            return !self.owed.is_empty();
+        }
         self.sure > 0 || self.lost
+    }
+
+    /// From now on hits may be told one after the other.
+    fn be_apart(&mut self) {
+        if !self.apart {
+            self.apart = true;
+            self.owed.extend(self.covered.clone());
+        }
     }
 
     fn note(&mut self, part: &Range<u64>, sure: bool, step: u64, what: What) {
         extend(&mut self.bounds, part);
         self.first.get_or_insert(step);
         self.what.get_or_insert(what);
+        self.latest = step;
         if sure {
+            if self.apart {
+                self.owed.push(part.clone());
+            }
             extend(&mut self.covered, part);
             self.since.get_or_insert(step);
         }
@@ -209,6 +232,11 @@ impl Oracle {
     pub fn apply(&mut self, what: What, effect: &Effect, counter: u64, merged: u64) -> Outcome {
         self.step += 1;
         let step = self.step;
+        if self.is_crowded() {
+            for watch in &mut self.watches {
+                watch.pending.be_apart();
+            }
+        }
         let (mut least, mut most) = (0u64, 0u64);
         for range in &effect.sure {
             let mut hit = false;
@@ -289,7 +317,7 @@ impl Oracle {
             .map_or(self.step, |deferred| deferred.since);
         if merged != self.merged {
             for (watch, part) in hits(&mut self.watches, &hull) {
-                watch.pending.note(&part, false, since, what);
+                watch.pending.note(&part, false, self.step, what);
                 watch.pending.first = watch.pending.first.min(Some(since));
                 watch.pending.maybe = watch.pending.maybe.saturating_add(MANY);
             }
@@ -404,6 +432,9 @@ impl Oracle {
             format_args!("inside {region:#x?}"),
             format_args!("{hint:#x?}"),
         )?;
+        if pending.apart {
+            return self.deliver_apart(event, pending);
+        }
         match event.flags {
             EVENT_FLAG_HINT => {
                 that(
@@ -457,6 +488,68 @@ impl Oracle {
             Some(what) if pending.first.is_some() => self.figures.count_reached(what),
             _ => add(&self.figures.beyond, 1),
         }
+        Ok(())
+    }
+
+    /// The same where hits may be told one after the other; the rest of what is pending stays so.
+    fn deliver_apart(&mut self, event: &Event, mut pending: Pending) -> Outcome {
+        let cookie = event.user_cookie_counter;
+        let watch = self.watches.iter_mut().find(|watch| watch.cookie == cookie);
+        let watch = watch.expect("it was found before");
+        let hint = event.hint_start..event.hint_end;
+        let hits = pending.sure.saturating_add(pending.maybe);
+        pending.told += 1;
+        that(
+            "events of a region",
+            watch.beyond || pending.told <= hits,
+            format_args!("{hits} at most"),
+            pending.told,
+        )?;
+        match event.flags {
+            EVENT_FLAG_HINT => {
+                let within = |hull: &Range<u64>| common(hull, &hint).as_ref() == Some(&hint);
+                that(
+                    "hint, of what can have been hit",
+                    watch.beyond || pending.bounds.as_ref().is_some_and(within),
+                    format_args!("{:#x?} or less: UNEXPLAINED", pending.bounds),
+                    format_args!("{hint:#x?}"),
+                )?;
+                if hits == 1 && !watch.beyond {
+                    expect::same("the hint", Some(hint.clone()), pending.covered.clone())?;
+                }
+            }
+            0 => {
+                expect::same("range of an event without hint", &hint, &watch.region)?;
+                that(
+                    "event without hint",
+                    watch.beyond || hits > 1,
+                    format_args!("a hint, of {:#x?}", pending.bounds),
+                    "none",
+                )?;
+            }
+            other => return Err(Failure::new("flags of an event", "0 or HINT", other)),
+        }
+        pending
+            .owed
+            .retain(|part| part.start < hint.start || hint.end < part.end);
+        that(
+            "order of events",
+            watch.beyond || self.order <= pending.latest,
+            format_args!(
+                "region {cookie:#x}, hit in step {} at the latest, first",
+                pending.latest
+            ),
+            format_args!("one hit no earlier than in step {}", self.order),
+        )?;
+        if !watch.beyond {
+            self.order = self.order.max(pending.first.unwrap_or(0));
+        }
+        match pending.what {
+            _ if pending.lost => add(&self.figures.changed, 1),
+            Some(what) if pending.first.is_some() => self.figures.count_reached(what),
+            _ => add(&self.figures.beyond, 1),
+        }
+        watch.pending = pending;
         Ok(())
     }
 
