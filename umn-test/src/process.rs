@@ -261,6 +261,11 @@ impl Child {
         self.outcome()
     }
 
+    /// Whether the child has not ended yet.
+    pub fn is_alive(&self) -> io::Result<bool> {
+        wait_for_exit(self.pid.as_raw(), Duration::ZERO).map(|ended| !ended)
+    }
+
     /// Sends the child a signal.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         // SAFETY: The child is not reaped yet, so the number is still its own.

@@ -34,6 +34,10 @@ use std::{
 };
 
 use super::{
+    crowd::{
+        Crowd,
+        Layout, //
+    },
     limits::{
         fdinfo,
         fdinfo_path, //
@@ -51,12 +55,14 @@ use crate::{
 
 table! {
     faults_open: "open fails cleanly whatever it is refused, in an address space that is new to it",
+    faults_first_register: "so does the first REGISTER_REGION of a file that open could not prepare",
     faults_close: "close succeeds whatever it is refused",
     faults_exchange: "so does EXCHANGE_FEATURES, and the chance is not used up",
     faults_register: "REGISTER_REGION fails cleanly, and the cookie stays free",
     faults_unregister: "UNREGISTER_REGION fails cleanly, and the region stays",
     faults_mmap: "mmap and mremap of the counter, and the first access to it",
     faults_read: "read fails cleanly or not at all, and no record is lost or comes twice",
+    faults_read_deferred: "so does a read of what a change has left to it",
     faults_readv: "so does readv",
     faults_poll: "poll and epoll fail cleanly",
     faults_async: "O_ASYNC fails cleanly: there is a signal where it succeeded, and none else",
@@ -263,6 +269,48 @@ fn faults_open() -> Outcome {
     })
 }
 
+fn faults_first_register() -> Outcome {
+    let faults = Faults::new()?;
+    let area = Guarded::new(1)?;
+    let page = area.all();
+    // What open is refused and succeeds without, the first REGISTER has to get.
+    let mut opens = 0;
+    let mut nth_of_open = 0;
+    let mut more = true;
+    while more {
+        nth_of_open += 1;
+        let what = format!("REGISTER_REGION after open with fault {nth_of_open}");
+        let mut opened = false;
+        faults.sweep(&what, 0, |faults, nth| {
+            let child = Child::fork(|line| {
+                let open = faults.inject(nth_of_open, Device::open_nonblocking)?;
+                line.tell_number(open.hit.into())?;
+                let Some(device) = open.may_fail("open", EITHER)? else {
+                    line.tell_number(0)?;
+                    return Ok(line.tell_number(0)?);
+                };
+                let register = || device.register(page.start, page.end, 7);
+                let attempt = faults.inject(nth, register)?;
+                line.tell_number(1)?;
+                line.tell_number(attempt.hit.into())?;
+                if attempt.may_fail("REGISTER_REGION", EITHER)?.is_none() {
+                    expect::success("once more", register())?;
+                }
+                mem::advise(&page, libc::MADV_DONTNEED)?;
+                let events = device.read_events(3)?;
+                expect::events("read", &events, &[hit(7, &page), last(1)])
+            })?;
+            more = child.hear_number()? != 0;
+            opened |= child.hear_number()? != 0;
+            let hit = child.hear_number()? != 0;
+            child.join()?;
+            Ok(hit)
+        })?;
+        opens += u64::from(opened);
+    }
+    expect::at_least("opens that went on after a fault, or had none", opens, 1)
+}
+
 fn faults_close() -> Outcome {
     let faults = Faults::new()?;
     let witness = Witness::new()?;
@@ -441,6 +489,31 @@ fn sweep_reads(
 fn faults_read() -> Outcome {
     sweep_reads("read", 2, NO_ACCESS, |device, buffer| {
         device.read_raw(buffer.as_mut_ptr().cast(), size_of_val(buffer))
+    })
+}
+
+fn faults_read_deferred() -> Outcome {
+    const REGIONS: u64 = 300;
+    let faults = Faults::new()?;
+    let crowd = Crowd::new(Layout::Nested, REGIONS)?;
+    let mut buffer = [Event::default(); REGIONS as usize + 2];
+    let mut counter = 0;
+    faults.sweep("a read of deferred events", 2, |faults, nth| {
+        crowd.hit()?;
+        counter += 1;
+        let read = || {
+            let device = &crowd.bench.device;
+            device.read_raw(buffer.as_mut_ptr().cast(), size_of_val(&buffer))
+        };
+        let attempt = faults.inject(nth, read)?;
+        let hit = attempt.hit;
+        let bytes = attempt.may_fail("read", NO_ACCESS)?.unwrap_or(0);
+        expect::same("bytes beyond whole records", bytes % size_of::<Event>(), 0)?;
+        let mut seen = buffer[..bytes / size_of::<Event>()].to_vec();
+        seen.extend(read_if_any(&crowd.bench.device, buffer.len())?);
+        expect::events("reads", &seen, &crowd.events(counter))?;
+        crowd.bench.is_silent()?;
+        Ok(hit)
     })
 }
 

@@ -378,19 +378,37 @@ fn exit_wakes_poll() -> Outcome {
 }
 
 fn exit_and_close() -> Outcome {
+    open()?;
     for events in [false, true] {
-        let (child, device) = opener(|bench| {
-            for cookie in 100..1100 {
+        let (line, its_line) = Channel::pair()?;
+        let opener = Child::fork(|_| {
+            let bench = Bench::over(open()?, Guarded::shared(1)?)?;
+            for cookie in 0..1000 {
                 bench.watch(cookie, &bench.area.page(0))?;
             }
             if events {
                 bench.hit(0)?;
             }
-            Ok(())
+            // It inherits the file and the mapping.
+            let holder = Child::fork(|opener| {
+                let at_its_end = || {
+                    bench.counts(events.into())?;
+                    let fd = bench.device.as_raw_fd();
+                    // SAFETY: The file is not used any more.
+                    check(unsafe { libc::close(fd) })?;
+                    bench.counts(events.into())
+                };
+                // There is nobody to tell anything any more.
+                let _ = opener.hear();
+                its_line.tell_number(at_its_end().is_ok().into())?;
+                Ok(())
+            })?;
+            std::mem::forget(holder);
+            // SAFETY: Ends the process, with the file open.
+            unsafe { libc::_exit(0) }
         })?;
-        child.tell()?;
-        child.join()?;
-        drop(device);
+        opener.join()?;
+        expect::same("the counter, when it has ended", line.hear_number()?, 1)?;
     }
     Bench::one_page()?.counts(0)
 }

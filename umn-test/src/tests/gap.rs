@@ -49,6 +49,7 @@ table! {
     gap_move_pages: "move_pages: who acts in its window is told again",
     gap_left_alone: "who only waits in the window is not told again",
     gap_overlapping: "two changes in flight: who acts in both windows is told by both ends",
+    gap_of_many: "more regions than a change queues: each is told again of what it missed",
     gap_read_beside: "an event read before the last page is gone is followed by another",
     gap_registered_beside: "a region registered before the last page is gone is reported",
     gap_registered_again_beside: "so is one that is registered again, as a cache does",
@@ -325,6 +326,86 @@ fn gap_move_pages() -> Outcome {
     };
     let frame = |page: &Range<u64>| Ok(mem::page_states(page)?[0].frame());
     each_act(make, change, frame)
+}
+
+/// What is done in the window of a change to a page that many regions are on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CrowdAct {
+    /// All is read.
+    Read,
+    /// A part is read.
+    ReadSome,
+    /// A region is registered.
+    Register,
+    /// All is read, and all regions are registered anew.
+    Renew,
+}
+
+fn gap_of_many() -> Outcome {
+    use super::crowd::{
+        read_up_to_last,
+        Crowd,
+        Layout, //
+    };
+    use CrowdAct::{
+        Read,
+        ReadSome,
+        Register,
+        Renew, //
+    };
+    const COUNT: u64 = 500;
+    const SOME: usize = 200;
+    take_precedence()?;
+    let mut tries = Tries::default();
+    for act in [Read, ReadSome, Register, Renew].repeat(harness::rounds(3) as usize) {
+        let crowd = Crowd::new(Layout::Overlapping, COUNT)?;
+        let bench = &crowd.bench;
+        crowd.populate();
+        let before = content(&crowd.pages())?;
+        let (go, returned) = (Barrier::new(2), AtomicBool::new(false));
+        let inside = thread::scope(|scope| -> Outcome<_> {
+            let changer = scope.spawn(|| {
+                go.wait();
+                let changed = mem::unmap(&crowd.pages());
+                returned.store(true, Ordering::Release);
+                changed
+            });
+            go.wait();
+            let acted = woken(bench).and_then(|()| {
+                match act {
+                    Read => expect::events(
+                        "the read in the window",
+                        &read_up_to_last(&bench.device, 4 * SOME)?,
+                        &crowd.events(1),
+                    )?,
+                    ReadSome => expect::events(
+                        "the read in the window",
+                        &bench.device.read_events(SOME)?,
+                        &crowd.events(1)[..SOME],
+                    )?,
+                    Register => bench.watch(COUNT, &crowd.pages())?,
+                    Renew => {
+                        read_up_to_last(&bench.device, 4 * SOME)?;
+                        for cookie in 0..COUNT {
+                            bench.device.unregister(cookie)?;
+                            bench.watch(cookie, &crowd.region(cookie))?;
+                        }
+                    }
+                }
+                Ok(())
+            });
+            let inside = content(&crowd.pages())? == before && !returned.load(Ordering::Acquire);
+            changer.join().expect("the thread does not panic")?;
+            acted.map(|()| inside)
+        })?;
+        let mut told: Vec<_> = bench.drain()?;
+        told.pop();
+        told.sort_unstable_by_key(|event| event.user_cookie_counter);
+        told.dedup_by_key(|event| event.user_cookie_counter);
+        let wanted = COUNT + u64::from(act == Register);
+        tries.add(Try::new(inside, told.len() as u64 == wanted));
+    }
+    tries.judge_nearly_all()
 }
 
 fn gap_left_alone() -> Outcome {

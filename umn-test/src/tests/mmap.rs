@@ -26,6 +26,7 @@ table! {
     mmap_counters_of_two_files: "mappings of two files show two counters",
     mmap_unmapped_and_mapped_again: "the counter can be unmapped and mapped again",
     mmap_dont_need: "the mapping survives MADV_DONTNEED",
+    mmap_by_others: "another process cannot map it; what it inherited stays readable",
     mmap_does_not_grow: "mremap cannot make the mapping longer",
     mmap_can_move: "mremap can move the mapping",
     mmap_protection_none: "the mapping can be made unreadable and readable again",
@@ -186,6 +187,42 @@ fn mmap_dont_need() -> Outcome {
         expect::same("the counter", word(page.start), bench.counter.get())?;
     }
     bench.counts(4)
+}
+
+fn mmap_by_others() -> Outcome {
+    let bench = Bench::over(open()?, Guarded::shared(1)?)?;
+    bench.watch_pages()?;
+    let refused = |device: &Device| -> Outcome {
+        for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
+            expect::error("mmap", map_page(device, flags), libc::EPERM)?;
+        }
+        // What is wrong with it besides is not told first.
+        let written = map(device, 8, libc::PROT_WRITE, libc::MAP_SHARED, 0);
+        expect::one_of("writable mmap", written, &[libc::EPERM, libc::EACCES])
+    };
+    let receiver = Child::fork(|line| refused(&Device::from(line.receive()?)))?;
+    receiver.pass(&bench.device)?;
+    receiver.join()?;
+    Child::fork(|line| {
+        refused(&bench.device)?;
+        line.tell()?;
+        line.hear()?;
+        bench.counts(1)?;
+        refused(&bench.device)
+    })
+    .map_err(Failure::from)
+    .and_then(|child| {
+        child.hear()?;
+        bench.hit(0)?;
+        child.tell()?;
+        child.join()
+    })?;
+    process::in_vfork_child(|| {
+        let page = map_page(&bench.device, libc::MAP_SHARED)?;
+        expect::same("the counter", word(page.start), 1)?;
+        Ok(mem::unmap(&page)?)
+    })?;
+    bench.counts(1)
 }
 
 fn mmap_does_not_grow() -> Outcome {

@@ -7,13 +7,17 @@ mod caches;
 mod causes;
 mod clients;
 mod counter;
+mod crowd;
+mod deferred;
 mod exhaustion;
 mod faults;
 pub mod fork;
 mod gap;
+mod hostile;
 mod ioctl;
 mod last;
 mod limits;
+mod locked;
 mod mmap;
 mod open;
 mod others;
@@ -35,6 +39,7 @@ use crate::harness::Test;
 /// What most tests use.
 mod prelude {
     pub(super) use super::{
+        as_ordinary_user,
         open,
         open_blocking,
         read_if_any,
@@ -100,7 +105,10 @@ pub fn all() -> Vec<Test> {
         others::TESTS,
         gap::TESTS,
         races::TESTS,
+        deferred::TESTS,
         limits::TESTS,
+        locked::TESTS,
+        hostile::TESTS,
         faults::TESTS,
         exhaustion::TESTS,
         clients::TESTS,
@@ -118,6 +126,22 @@ fn open() -> Outcome<Device> {
 /// An open file that blocks.
 fn open_blocking() -> Outcome<Device> {
     Device::open().or_skip("no /dev/ummunotify to open")
+}
+
+/// Runs part of a test in a child that is an ordinary user, whose limit on locked memory is `locked`
+/// bytes.
+///
+/// It is a user that only this test's children are, so that nobody else's memory counts.
+fn as_ordinary_user(locked: u64, body: impl FnOnce(&Channel) -> Outcome) -> Outcome<Child> {
+    /// Above all users that there may be.
+    const FIRST: u32 = 100_000;
+    open()?;
+    let user = FIRST + std::process::id();
+    Ok(Child::fork(|line| {
+        process::set_limit(libc::RLIMIT_MEMLOCK, locked).or_skip("a limit on locked memory")?;
+        process::become_user(user).or_skip("becoming an ordinary user")?;
+        body(line)
+    })?)
 }
 
 /// Reads from a file that does not block; nothing where nothing is there.

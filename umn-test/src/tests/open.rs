@@ -17,7 +17,12 @@ use std::{
             PermissionsExt, //
         },
     },
-    thread, //
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    },
+    thread,
+    time::Duration, //
 };
 
 use super::prelude::*;
@@ -28,6 +33,7 @@ table! {
     open_node: "the device is a character device called ummunotify that everybody may open",
     open_as_ordinary_user: "a process without privilege opens it and is told of its events",
     open_interrupted: "a signal during open does not make it fail",
+    open_by_io_uring: "io_uring opens it while signals come: none of the opens fails",
     open_many_files: "256 files in one process, each with its own region, all hit by one munmap",
     open_files_are_independent: "cookies, events, LAST and counters of two files are separate",
     open_same_inode_other_state: "a duplicate of a file is the same file, a second open is not",
@@ -116,6 +122,77 @@ fn open_interrupted() -> Outcome {
     })?;
     expect::success("open", opened)?;
     expect::same("signals", process::caught().count, 1)
+}
+
+#[cfg(not(target_pointer_width = "64"))]
+fn open_by_io_uring() -> Outcome {
+    Err(Failure::Skipped("the crate io-uring is for 64 bits".into()))
+}
+
+#[cfg(target_pointer_width = "64")]
+fn open_by_io_uring() -> Outcome {
+    use io_uring::{
+        opcode,
+        squeue::Flags,
+        types::Fd,
+        IoUring, //
+    };
+
+    const OPENS: u64 = 3000;
+    open()?;
+    let mut ring = IoUring::new(4).or_skip("io_uring")?;
+    let path = CString::new(device::PATH).map_err(io::Error::from)?;
+    let bench = Bench::new(1)?;
+    let page = bench.area.all();
+    process::catch_signal(libc::SIGUSR1, libc::SA_RESTART)?;
+    let (tid, done) = (Tid::default(), AtomicBool::new(false));
+    tid.set();
+    thread::scope(|scope| {
+        let interrupter = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                process::signal_thread(tid.get(), libc::SIGUSR1)?;
+                thread::sleep(Duration::from_micros(50));
+            }
+            io::Result::Ok(())
+        });
+        let mut open_one = |number: u64| -> Outcome {
+            // By this thread where that is possible, or else by one of the kernel's.
+            let flags = [Flags::empty(), Flags::ASYNC][number as usize % 2];
+            let entry = opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr())
+                .flags(libc::O_RDONLY | libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .build()
+                .flags(flags);
+            // SAFETY: The path lives longer than the ring.
+            unsafe { ring.submission().push(&entry) }.expect("the queue has room");
+            let result = loop {
+                match ring.submit_and_wait(1) {
+                    Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                    result => drop(result?),
+                }
+                if let Some(done) = ring.completion().next() {
+                    break done.result();
+                }
+            };
+            let fd = match result {
+                0.. => result,
+                error => return expect::success("open", Err(io::Error::from_raw_os_error(-error))),
+            };
+            // SAFETY: The file was just opened and is nobody else's.
+            let device = Device::from(unsafe { OwnedFd::from_raw_fd(fd) });
+            expect::success(
+                "REGISTER_REGION",
+                device.register(page.start, page.end, number),
+            )?;
+            bench.hit(0)?;
+            let events = expect::success("read", device.read_events(3))?;
+            expect::events("read", &events, &[hit(number, &page), last(1)])
+        };
+        let outcome = (0..crate::harness::rounds(OPENS)).try_for_each(&mut open_one);
+        done.store(true, Ordering::Relaxed);
+        interrupter.join().expect("the thread does not panic")?;
+        outcome
+    })?;
+    expect::at_least("signals", process::caught().count as u64, 100)
 }
 
 fn open_many_files() -> Outcome {

@@ -11,23 +11,33 @@ use std::{
         OwnedFd, //
     },
     ptr,
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    },
     thread,
     time::Duration, //
 };
 
 use super::prelude::*;
+use crate::harness;
 
 table! {
     poll_reports_readable: "POLLIN and POLLRDNORM when a read would return something",
     poll_on_a_blocking_file: "poll is no different on a file that blocks",
     poll_wakes: "poll sleeps until an event comes",
+    poll_wakes_many: "one event wakes a hundred sleepers, each with a set of epoll or without",
     poll_and_close: "closing the file while another thread polls it",
     select_reports_readable: "select",
     epoll_level: "level-triggered epoll reports as long as something is there",
-    epoll_edge: "edge-triggered epoll reports each event once",
+    epoll_edge: "edge-triggered epoll reports the first event after each read",
+    epoll_edge_loses_nothing: "who reads up to LAST at each edge has read everything in the end",
+    epoll_exclusive: "exclusive waiters are woken, and none sleeps on what nobody reads",
+    poll_multishot: "a multishot poll of io_uring reports the first event after each read",
     epoll_wakes: "epoll_wait sleeps until an event comes",
     epoll_and_close: "closing a file that epoll watches, and changing the memory later",
-    sigio_on_every_event: "F_SETOWN and O_ASYNC: SIGIO on every event",
+    sigio_once_until_read: "F_SETOWN and O_ASYNC: SIGIO on the first event after each read",
+    sigio_loses_nothing: "who reads up to LAST at each SIGIO has read everything in the end",
     sigio_with_information: "F_SETSIG: the signal of choice, with POLL_IN and the descriptor",
     sigio_switched_off: "no signal after O_ASYNC is cleared",
     sigio_and_close: "closing a file with O_ASYNC set",
@@ -85,6 +95,41 @@ fn poll_wakes() -> Outcome {
         let seen = waiter.join().expect("the waiter does not panic")?;
         expect::same("poll", seen, READABLE)
     })
+}
+
+fn poll_wakes_many() -> Outcome {
+    const SLEEPERS: usize = 100;
+    let bench = Bench::one_page()?;
+    for round in 1..=3 {
+        let tids: Vec<Tid> = (0..SLEEPERS).map(|_| Tid::default()).collect();
+        thread::scope(|scope| {
+            let device = &bench.device;
+            let sleepers: Vec<_> = (0..)
+                .zip(&tids)
+                .map(|(number, tid)| {
+                    scope.spawn(move || -> Outcome {
+                        let epoll = Epoll::of(device, libc::EPOLLIN)?;
+                        tid.set();
+                        let seen = if number % 2 == 0 {
+                            device.poll(libc::POLLIN, LONG)? as u32
+                        } else {
+                            epoll.wait(LONG)?
+                        };
+                        expect::same("a sleeper", seen, libc::POLLIN as u32)
+                    })
+                })
+                .collect();
+            for (number, tid) in (0..).zip(&tids) {
+                tid.asleep_in([libc::SYS_poll, libc::SYS_epoll_wait][number % 2])?;
+            }
+            bench.hit(0)?;
+            sleepers
+                .into_iter()
+                .try_for_each(|sleeper| sleeper.join().expect("the sleeper does not panic"))
+        })?;
+        bench.reads(&[hit(1, &bench.area.all()), last(round)])?;
+    }
+    Ok(())
 }
 
 fn poll_and_close() -> Outcome {
@@ -199,17 +244,174 @@ fn epoll_edge() -> Outcome {
     bench.watch_pages()?;
     let epoll = Epoll::of(&bench.device, libc::EPOLLIN | libc::EPOLLET)?;
     let is = |what, expected: i32| expect::same(what, epoll.wait(Duration::ZERO)?, expected as u32);
+    let (first, second) = (hit(1, &bench.area.page(0)), hit(2, &bench.area.page(1)));
     is("epoll at first", 0)?;
-    for round in 1..=3 {
+    for round in 0..3 {
         bench.hit(0)?;
         is("epoll with an event", libc::EPOLLIN)?;
         is("epoll again", 0)?;
-        // Without a read in between.
         bench.hit(1)?;
-        is("epoll with another event", libc::EPOLLIN)?;
-        is("epoll again", 0)?;
-        let (first, second) = (hit(1, &bench.area.page(0)), hit(2, &bench.area.page(1)));
-        bench.reads(&[first, second, last(2 * round)])?;
+        is("epoll with another event, before a read", 0)?;
+        // Any read is enough for the next edge, though it leaves something.
+        expect::events("read", &bench.device.read_events(1)?, &[first])?;
+        is("epoll after a read of a part", 0)?;
+        bench.hit(0)?;
+        is("epoll with an event after that", libc::EPOLLIN)?;
+        bench.reads(&[second, first, last(4 * round + 3)])?;
+        // So is one that takes no more than LAST.
+        bench.hit(0)?;
+        is("epoll with an event", libc::EPOLLIN)?;
+        expect::events("read", &bench.device.read_events(1)?, &[first])?;
+        bench.reads(&[last(4 * round + 4)])?;
+        is("epoll after the last read", 0)?;
+    }
+    Ok(())
+}
+
+/// Changes mappings again and again, while `tell` says when there is something to read; expects that
+/// in the end all has been read.
+///
+/// `tell` returns whether there may be something, or that it has waited for long and was not told.
+fn loses_nothing(bench: &Bench, mut tell: impl FnMut() -> Outcome<bool>) -> Outcome {
+    const CHANGES: u64 = 3000;
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let changer = scope.spawn(|| {
+            for change in 0..harness::rounds(CHANGES) {
+                bench.hit(change % bench.area.pages())?;
+                if change % 16 == 0 {
+                    // So that the reader gets to the end at times.
+                    thread::sleep(Duration::from_micros(change % 300));
+                }
+            }
+            done.store(true, Ordering::Release);
+            Outcome::Ok(())
+        });
+        let mut told = 0;
+        loop {
+            let ends = done.load(Ordering::Acquire);
+            if !tell()? {
+                let counter = bench.counter.get();
+                let seen = format!("a LAST with {told}, then no sign");
+                // Unless the counter moves just now.
+                let sees_all = told == counter || !done.load(Ordering::Acquire);
+                expect::that("the end", sees_all, format_args!("{counter}"), seen)?;
+                if ends {
+                    return changer.join().expect("the thread does not panic");
+                }
+            }
+            loop {
+                let events = read_if_any(&bench.device, 16)?;
+                match events.last() {
+                    Some(event) if event.kind == EVENT_LAST => told = event.user_cookie_counter,
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+        }
+    })
+}
+
+/// How long one waits for a sign that was lost.
+const SIGN: Duration = Duration::from_secs(1);
+
+/// Pages with so many regions that a read takes several steps.
+fn crowded_pages() -> Outcome<Bench> {
+    let bench = Bench::new(4)?;
+    for cookie in 0..400 {
+        bench.watch(cookie, &bench.area.page(cookie % 4))?;
+    }
+    Ok(bench)
+}
+
+fn epoll_edge_loses_nothing() -> Outcome {
+    let bench = crowded_pages()?;
+    let epoll = Epoll::of(&bench.device, libc::EPOLLIN | libc::EPOLLET)?;
+    loses_nothing(&bench, || Ok(epoll.wait(SIGN)? != 0))
+}
+
+fn epoll_exclusive() -> Outcome {
+    const SETS: usize = 2;
+    let bench = Bench::one_page()?;
+    for round in 1..=5 {
+        let tids: [Tid; SETS] = Default::default();
+        thread::scope(|scope| {
+            let device = &bench.device;
+            let sleepers = tids.each_ref().map(|tid| {
+                scope.spawn(move || -> Outcome<u32> {
+                    let epoll = Epoll::of(device, libc::EPOLLIN | libc::EPOLLEXCLUSIVE)?;
+                    tid.set();
+                    Ok(epoll.wait(LONG)?)
+                })
+            });
+            for tid in &tids {
+                tid.asleep_in(libc::SYS_epoll_wait)?;
+            }
+            bench.hit(0)?;
+            for sleeper in sleepers {
+                let seen = sleeper.join().expect("the sleeper does not panic")?;
+                expect::same("epoll", seen, libc::EPOLLIN as u32)?;
+            }
+            Outcome::Ok(())
+        })?;
+        bench.reads(&[hit(1, &bench.area.all()), last(round)])?;
+    }
+    Ok(())
+}
+
+#[cfg(not(target_pointer_width = "64"))]
+fn poll_multishot() -> Outcome {
+    Err(Failure::Skipped("the crate io-uring is for 64 bits".into()))
+}
+
+#[cfg(target_pointer_width = "64")]
+fn poll_multishot() -> Outcome {
+    use io_uring::{
+        opcode,
+        types::{
+            Fd,
+            SubmitArgs,
+            Timespec, //
+        },
+        IoUring, //
+    };
+
+    let bench = Bench::one_page()?;
+    let page = bench.area.all();
+    let mut ring = IoUring::new(4).or_skip("io_uring")?;
+    let fd = Fd(bench.device.as_raw_fd());
+    let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true);
+    // SAFETY: The entry has no buffer.
+    unsafe { ring.submission().push(&poll.build()) }.expect("the queue has room");
+    ring.submit()?;
+    let mut told = |time: Duration| -> Outcome<usize> {
+        let time = Timespec::from(time);
+        let arguments = SubmitArgs::new().timespec(&time);
+        match ring.submitter().submit_with_args(1, &arguments) {
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => {}
+            result => drop(result?),
+        }
+        let done: Vec<_> = ring.completion().collect();
+        for entry in &done {
+            expect::same(
+                "events",
+                entry.result() & i32::from(READABLE),
+                libc::POLLIN.into(),
+            )?;
+            let more = io_uring::cqueue::more(entry.flags());
+            expect::that("the poll", more, "it to go on", "its end")?;
+        }
+        Ok(done.len())
+    };
+    const SHORT: Duration = Duration::from_millis(20);
+    expect::same("completions at first", told(SHORT)?, 0)?;
+    for round in 0..3 {
+        bench.hit(0)?;
+        expect::same("completions with an event", told(LONG)?, 1)?;
+        bench.hit(0)?;
+        expect::same("completions with another, before a read", told(SHORT)?, 0)?;
+        bench.reads(&[whole(1, &page), last(2 * round + 2)])?;
+        expect::same("completions with nothing left", told(SHORT)?, 0)?;
     }
     Ok(())
 }
@@ -272,25 +474,79 @@ fn ask_for_signals(device: &Device, own: Option<i32>) -> io::Result<()> {
     Ok(())
 }
 
-fn sigio_on_every_event() -> Outcome {
+fn sigio_once_until_read() -> Outcome {
     let bench = Bench::new(2)?;
     bench.watch_pages()?;
     process::catch_signal(libc::SIGIO, 0)?;
+    let is = |what, expected| expect::same(what, process::caught().count, expected);
     bench.hit(0)?;
-    expect::same("signals unasked", process::caught().count, 0)?;
+    is("signals unasked", 0)?;
     ask_for_signals(&bench.device, None)?;
-    for count in 1..=10 {
-        // Some of these find a queue that is not empty.
-        bench.hit((count / 2 % 2) as u64)?;
-        expect::same("signals", process::caught().count, count)?;
-        if count % 3 == 0 {
-            bench.device.read_events(8)?;
-        }
+    // Whoever asks was not told of what is there already.
+    bench.hit(0)?;
+    is("signals with an event", 1)?;
+    bench.hit(0)?;
+    bench.hit(1)?;
+    is("signals with others, before a read", 1)?;
+    bench.device.read_events(1)?;
+    is("signals after a read of a part", 1)?;
+    bench.hit(1)?;
+    is("signals with an event after that", 2)?;
+    bench.hit(1)?;
+    is("signals with another, before a read", 2)?;
+    bench.reads(&[whole(2, &bench.area.page(1)), last(6)])?;
+    for count in 3..=6 {
+        bench.hit(0)?;
+        is("signals with an event", count)?;
+        bench.hit(1)?;
+        is("signals with another, before a read", count)?;
+        bench.device.read_events(8)?;
     }
-    // What hits nothing does not signal.
+    // What hits nothing does not signal, nor does it use up the signal that is due.
     bench.device.unregister(1)?;
     bench.hit(0)?;
-    expect::same("signals", process::caught().count, 10)
+    is("signals", 6)?;
+    bench.hit(1)?;
+    is("signals", 7)?;
+    // Nothing is queued any more, but LAST is still to be read.
+    bench.device.unregister(2)?;
+    bench.watch(1, &bench.area.page(0))?;
+    bench.hit(0)?;
+    is("signals", 7)?;
+    bench.device.read_events(8)?;
+    bench.hit(0)?;
+    is("signals", 8)?;
+    // A stranger's read is none.
+    Child::fork(|_| expect::error("read", bench.device.read_events(4), libc::EPERM))?.join()?;
+    is("signals, with all of it hit by the fork", 8)
+}
+
+fn sigio_loses_nothing() -> Outcome {
+    let bench = crowded_pages()?;
+    // SAFETY: All-zero bytes are an empty set.
+    let mut signals: libc::sigset_t = unsafe { zeroed() };
+    // SAFETY: The set is valid. No other thread has the signal unblocked.
+    unsafe {
+        libc::sigaddset(&mut signals, libc::SIGIO);
+        check(libc::sigprocmask(
+            libc::SIG_BLOCK,
+            &signals,
+            ptr::null_mut(),
+        ))?;
+    }
+    ask_for_signals(&bench.device, None)?;
+    let time = libc::timespec {
+        tv_sec: SIGN.as_secs() as _,
+        tv_nsec: 0,
+    };
+    loses_nothing(&bench, || {
+        // SAFETY: The set and the time are valid.
+        match check(unsafe { libc::sigtimedwait(&signals, ptr::null_mut(), &time) }) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    })
 }
 
 fn sigio_with_information() -> Outcome {

@@ -134,7 +134,7 @@ macro_rules! calls {
 const OPEN: usize = 0;
 
 calls! {
-    open, 60, [EINVAL ENOENT ENODEV ENXIO EMFILE ENFILE ENOTDIR EINTR];
+    open, 60, [EINVAL ENOENT ENODEV ENXIO EMFILE ENFILE ENOTDIR];
     close, 8, [];
     close_all, 1, [];
     duplicate, 6, [EBUSY];

@@ -1,0 +1,688 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Changes that hit more regions than a change queues by itself: the rest is left to whoever reads.
+
+use std::{
+    env,
+    os::{
+        fd::AsRawFd,
+        unix::process::CommandExt, //
+    },
+    process::{
+        Command,
+        Stdio, //
+    },
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
+};
+
+use super::{
+    crowd::{
+        deferred,
+        merged,
+        read_up_to_last,
+        Crowd,
+        Layout, //
+    },
+    exhaustion::possible_in,
+    limits::{
+        fdinfo,
+        fdinfo_text, //
+    },
+    prelude::*, //
+};
+
+table! {
+    deferred_not_up_to_128: "a change that hits 128 regions queues all of them",
+    deferred_regions_are_read: "regions that lie in all ways: all are read, in order, each once",
+    deferred_million: "a million regions hit by one munmap: all are read, in order, each once",
+    deferred_counts_once: "the counter moves once for each change, whatever is deferred",
+    deferred_and_hit_again: "two changes before the read are told at once or one after the other",
+    deferred_and_hit_again_half_way: "regions that were read before the second change are told again",
+    deferred_before_later_changes: "what a later change hits is read after what was deferred",
+    deferred_misses_do_not_count: "a change that hits nothing does not count beside deferred ones",
+    deferred_is_readable: "with nothing queued and a change deferred, poll and read find it",
+    deferred_without_memory: "a read that cannot copy loses nothing that was deferred",
+    deferred_log_is_full: "more changes than can be noted: none is missed, and none told elsewhere",
+    deferred_and_registered: "a region that is registered later is not told of it",
+    deferred_and_registered_again: "nor is one that is registered anew under the same cookie",
+    deferred_and_unregistered: "regions that are unregistered before the read, in all places",
+    deferred_and_read_in_part: "reads and unregistering by turns",
+    deferred_in_fdinfo: "fdinfo tells how much is deferred, and leaves it at that",
+    deferred_and_forked: "a forked child is refused, and takes nothing",
+    deferred_and_exit: "the opener ends: a holder reads all that was deferred, LAST, then nothing",
+    deferred_and_killed: "the same where it is killed",
+    deferred_and_exec: "the same after exec",
+    deferred_starves_nobody: "a thread that makes changes all the time keeps nobody from REGISTER or read",
+    deferred_read_by_several: "several readers share what was deferred, each event once",
+}
+
+/// Up to so many regions, a change does all of it.
+const AT_ONCE: u64 = 128;
+
+/// Several times as many.
+const MANY: u64 = 1000;
+
+fn queued(device: &Device) -> Outcome<u64> {
+    fdinfo(&fdinfo_text(device)?, "queued")
+}
+
+/// Expects a change to be deferred, or none.
+#[track_caller]
+fn is_deferred(crowd: &Crowd, expected: bool) -> Outcome {
+    let changes = deferred(&crowd.bench.device)?;
+    expect::same("changes that are deferred", changes > 0, expected)
+}
+
+/// A crowd that was hit once, so that most of it is deferred.
+fn hit_crowd(layout: Layout, count: u64) -> Outcome<Crowd> {
+    let crowd = Crowd::new(layout, count)?;
+    crowd.hit()?;
+    is_deferred(&crowd, true)?;
+    Ok(crowd)
+}
+
+fn deferred_not_up_to_128() -> Outcome {
+    for layout in [
+        Layout::Identical,
+        Layout::Overlapping,
+        Layout::Nested,
+        Layout::Disjoint,
+    ] {
+        let crowd = Crowd::new(layout, AT_ONCE)?;
+        for change in 1..=3 {
+            crowd.hit()?;
+            is_deferred(&crowd, false)?;
+            expect::same("queued", queued(&crowd.bench.device)?, AT_ONCE)?;
+            crowd.bench.counts(change)?;
+            crowd.reads(AT_ONCE as usize + 1, &crowd.events(change))?;
+            crowd.bench.is_silent()?;
+        }
+    }
+    Ok(())
+}
+
+fn deferred_regions_are_read() -> Outcome {
+    for layout in Layout::ALL {
+        let crowd = Crowd::new(layout, MANY)?;
+        for (change, room) in (1..).zip([1, 7, 48, 128, 129, 2000]) {
+            crowd.hit()?;
+            is_deferred(&crowd, true)?;
+            crowd.bench.counts(change)?;
+            crowd.reads(room, &crowd.events(change))?;
+            is_deferred(&crowd, false)?;
+            crowd.bench.counts(change)?;
+            crowd.bench.is_silent()?;
+        }
+    }
+    Ok(())
+}
+
+fn deferred_million() -> Outcome {
+    let count = possible_in(Duration::from_secs(8))?.min(1 << 20);
+    let crowd = Crowd::new(Layout::Interleaved, count)?;
+    crowd.populate();
+    mem::unmap(&crowd.pages())?;
+    is_deferred(&crowd, true)?;
+    crowd.bench.counts(1)?;
+    crowd.reads(count as usize, &crowd.events(1))?;
+    crate::harness::note(format_args!("{count} regions"));
+    Ok(())
+}
+
+fn deferred_counts_once() -> Outcome {
+    let crowd = Crowd::new(Layout::Overlapping, MANY)?;
+    for change in 1..=200 {
+        crowd.hit()?;
+        crowd.bench.counts(change)?;
+    }
+    let events = read_up_to_last(&crowd.bench.device, 64)?;
+    expect::events("the last record", &events[events.len() - 1..], &[last(200)])
+}
+
+/// Pages side by side with so many regions on each; the page is the cookie's upper half.
+fn pages_of(count: u64, pages: u64) -> Outcome<Bench> {
+    let bench = Bench::new(pages)?;
+    for page in 0..pages {
+        for number in 0..count {
+            bench.watch((page << 32) | number, &bench.area.page(page))?;
+        }
+    }
+    Ok(bench)
+}
+
+/// Expects that what two hits were is read: at once, each event whole, or one after the other.
+#[track_caller]
+fn reads_two_hits(crowd: &Crowd, counter: u64) -> Outcome {
+    let seen = read_up_to_last(&crowd.bench.device, 100)?;
+    let cookies = crowd.cookies().into_iter();
+    let events = cookies.map(|cookie| whole(cookie, &crowd.region(cookie)));
+    let at_once: Vec<_> = events.chain([last(counter)]).collect();
+    if seen == at_once {
+        return Ok(());
+    }
+    let mut each = crowd.events(counter);
+    each.pop();
+    each.extend(crowd.events(counter));
+    expect::events("reads after two hits", &seen, &each)
+}
+
+fn deferred_and_hit_again() -> Outcome {
+    for layout in [Layout::Identical, Layout::Nested, Layout::Interleaved] {
+        let crowd = hit_crowd(layout, MANY)?;
+        crowd.hit()?;
+        crowd.bench.counts(2)?;
+        reads_two_hits(&crowd, 2)?;
+        crowd.hit()?;
+        crowd.reads(100, &crowd.events(3))?;
+    }
+    Ok(())
+}
+
+fn deferred_and_hit_again_half_way() -> Outcome {
+    let crowd = Crowd::new(Layout::Overlapping, MANY)?;
+    let mut counter = 0;
+    for read in [1, 50, 128, 129, 400, MANY as usize] {
+        crowd.hit()?;
+        let first = crowd.bench.device.read_events(read)?;
+        expect::events("reads", &first, &crowd.events(0)[..read])?;
+        // The same range twice, so that the second may be taken for the first.
+        crowd.hit()?;
+        crowd.hit()?;
+        counter += 3;
+        let mut times = vec![0; MANY as usize];
+        let events = read_up_to_last(&crowd.bench.device, 100)?;
+        for event in &events[..events.len() - 1] {
+            times[event.user_cookie_counter as usize] += 1;
+        }
+        let wrong = times.iter().filter(|times| !(1..=3).contains(*times));
+        expect::same("regions that were not told again", wrong.count(), 0)?;
+        // The last that each is told of is no older than the last change.
+        expect::events(
+            "the last record",
+            &events[events.len() - 1..],
+            &[last(counter)],
+        )?;
+        crowd.bench.is_silent()?;
+    }
+    Ok(())
+}
+
+fn deferred_before_later_changes() -> Outcome {
+    let bench = pages_of(300, 3)?;
+    let events = |page: u64| {
+        let region = bench.area.page(page);
+        (0..300).map(move |number| hit((page << 32) | number, &region))
+    };
+    for room in [1, 50, 4096] {
+        let before = bench.counter.get();
+        // Against the order of the addresses, and with one that few regions are in.
+        bench.watch(!0, &bench.area.page(1))?;
+        for page in [2, 0, 1] {
+            bench.hit(page)?;
+        }
+        bench.counts(before + 3)?;
+        let wanted: Vec<_> = events(2)
+            .chain(events(0))
+            .chain(events(1))
+            .chain([hit(!0, &bench.area.page(1)), last(before + 3)])
+            .collect();
+        expect::events("reads", &read_up_to_last(&bench.device, room)?, &wanted)?;
+        bench.device.unregister(!0)?;
+    }
+    Ok(())
+}
+
+fn deferred_misses_do_not_count() -> Outcome {
+    let crowd = hit_crowd(Layout::Disjoint, MANY)?;
+    let elsewhere = Guarded::new(1)?;
+    for _ in 0..100 {
+        mem::advise(&elsewhere.all(), libc::MADV_DONTNEED)?;
+        // In the same mapping, above all regions.
+        let above = crowd.pages().end..crowd.pages().end + PAGE;
+        mem::advise(&above, libc::MADV_DONTNEED)?;
+    }
+    crowd.bench.counts(1)?;
+    crowd.reads(64, &crowd.events(1))
+}
+
+fn deferred_is_readable() -> Outcome {
+    let crowd = hit_crowd(Layout::Overlapping, MANY)?;
+    let device = &crowd.bench.device;
+    let poll = || device.poll(libc::POLLIN, Duration::ZERO);
+    // All that the change itself has queued goes.
+    let mut gone = vec![];
+    for cookie in 0..MANY {
+        if queued(device)? == 0 {
+            break;
+        }
+        device.unregister(cookie)?;
+        gone.push(cookie);
+    }
+    expect::same("queued", queued(device)?, 0)?;
+    is_deferred(&crowd, true)?;
+    expect::same("poll", poll()?, libc::POLLIN)?;
+    let mut wanted = crowd.events(1);
+    wanted
+        .retain(|event| event.kind == EVENT_LAST || event.user_cookie_counter >= gone.len() as u64);
+    crowd.reads(16, &wanted)?;
+    expect::same("poll", poll()?, 0)?;
+
+    // Nothing is left that it could be about.
+    let crowd = hit_crowd(Layout::Overlapping, MANY)?;
+    for cookie in 0..MANY {
+        crowd.bench.device.unregister(cookie)?;
+    }
+    crowd.reads(16, &[last(1)])?;
+    is_deferred(&crowd, false)
+}
+
+fn deferred_without_memory() -> Outcome {
+    let crowd = hit_crowd(Layout::Nested, MANY)?;
+    let hole = Guarded::new(2)?;
+    mem::unmap(&hole.page(1))?;
+    let device = &crowd.bench.device;
+    for _ in 0..3 {
+        let result = device.read_raw(hole.page(1).start as *mut _, 4096);
+        expect::error("read into nothing", result, libc::EFAULT)?;
+    }
+    // Room for two records, and for part of a third.
+    let at = hole.page(1).start - 80;
+    let bytes = device.read_raw(at as *mut _, 4096)?;
+    expect::same("bytes read", bytes, 64)?;
+    let event = |number: u64| {
+        // SAFETY: The records were written there.
+        unsafe { ((at + 32 * number) as *const Event).read_unaligned() }
+    };
+    let wanted = crowd.events(1);
+    expect::events("the first two", &[event(0), event(1)], &wanted[..2])?;
+    crowd.reads(100, &wanted[2..])
+}
+
+fn deferred_log_is_full() -> Outcome {
+    /// Pages with many regions, every other one of all.
+    const PAGES: u64 = 200;
+    const EACH: u64 = AT_ONCE + 30;
+    /// Regions on the pages between.
+    const BETWEEN: u64 = 1 << 40;
+    let bench = Bench::new(2 * PAGES + 3)?;
+    let page = |number: u64| 2 * number + 2;
+    for number in 0..PAGES {
+        for region in 0..EACH {
+            let place = bench.area.page(page(number));
+            bench.watch(number * EACH + region, &place)?;
+        }
+        let place = bench.area.page(page(number) + 1);
+        bench.watch(BETWEEN + number, &place)?;
+    }
+    // All changes hit this one. No hint can tell two of them.
+    const LONG: u64 = 4 * BETWEEN;
+    bench.watch(LONG, &bench.area.span(1..2 * PAGES + 2))?;
+    let is_one = |hint: &Event| {
+        let mut pages = (0..PAGES).map(|number| bench.area.page(page(number)));
+        pages.any(|page| *hint == hit(LONG, &page))
+    };
+    let outside = [bench.area.page(0), bench.area.page(2 * PAGES + 2)];
+    for (cookie, place) in (2 * BETWEEN..).zip(&outside) {
+        bench.watch(cookie, place)?;
+    }
+
+    for (rounds, registers) in [(1, false), (1, true), (5, false)] {
+        let before = bench.counter.get();
+        let mut most = 0;
+        for _ in 0..rounds {
+            // From above, so that the order of the changes is not that of the addresses.
+            for number in (0..PAGES).rev() {
+                bench.hit(page(number))?;
+                most = most.max(deferred(&bench.device)?);
+            }
+        }
+        let counter = before + rounds * PAGES;
+        bench.counts(counter)?;
+        expect::at_least("changes that were merged", merged(&bench.device)?, 1)?;
+        expect::that(
+            "changes noted at once",
+            most < PAGES,
+            format_args!("less than {PAGES}"),
+            most,
+        )?;
+
+        if registers {
+            // It is not among what was hit.
+            bench.watch(3 * BETWEEN, &bench.area.all())?;
+        }
+        let events = read_up_to_last(&bench.device, 100)?;
+        if registers {
+            bench.device.unregister(3 * BETWEEN)?;
+        }
+        let mut told = vec![0; (PAGES * EACH) as usize];
+        let mut vain = vec![0; PAGES as usize];
+        for event in &events[..events.len() - 1] {
+            match event.user_cookie_counter {
+                cookie @ ..BETWEEN => told[cookie as usize] += 1,
+                cookie if cookie < 2 * BETWEEN => vain[(cookie - BETWEEN) as usize] += 1,
+                LONG => {
+                    let right = event.flags == 0 || is_one(event);
+                    expect::that(
+                        "hint",
+                        right,
+                        "a page that was hit, or none",
+                        format_args!("{event:?}"),
+                    )?;
+                }
+                cookie => return Err(Failure::new("cookie", "one that was hit", cookie)),
+            }
+        }
+        // No more often than they were hit.
+        let wrong = told.iter().filter(|times| !(1..=rounds).contains(*times));
+        expect::same("regions that were hit and not told once", wrong.count(), 0)?;
+        let wrong = vain.iter().filter(|times| **times > rounds);
+        expect::same("regions between that were told too often", wrong.count(), 0)?;
+        // The oldest is never merged.
+        let mut events_of_pages = events
+            .iter()
+            .filter(|event| event.user_cookie_counter < BETWEEN);
+        let first = events_of_pages
+            .next()
+            .map_or(0, |event| event.user_cookie_counter / EACH);
+        expect::same("page of the first event", first, PAGES - 1)?;
+        expect::events(
+            "the last record",
+            &events[events.len() - 1..],
+            &[last(counter)],
+        )?;
+        bench.is_silent()?;
+    }
+    Ok(())
+}
+
+fn deferred_and_registered() -> Outcome {
+    for layout in Layout::ALL {
+        let crowd = hit_crowd(layout, MANY)?;
+        let pages = crowd.pages();
+        // Before all others, behind them, and where they are.
+        let regions = [
+            0..u64::MAX,
+            pages.clone(),
+            pages.start + 1..pages.start + 2,
+            pages.end - 1..pages.end,
+        ];
+        for (cookie, region) in (MANY..).zip(&regions) {
+            crowd.bench.watch(cookie, region)?;
+        }
+        crowd.reads(77, &crowd.events(1))?;
+        for cookie in (MANY..).take(regions.len()) {
+            crowd.bench.device.unregister(cookie)?;
+        }
+    }
+    Ok(())
+}
+
+fn deferred_and_registered_again() -> Outcome {
+    let crowd = hit_crowd(Layout::Overlapping, MANY)?;
+    let mut wanted = crowd.events(1);
+    for cookie in [0, 127, 128, 129, 500, MANY - 1] {
+        crowd.bench.device.unregister(cookie)?;
+        crowd.bench.watch(cookie, &crowd.region(cookie))?;
+        wanted.retain(|event| event.kind == EVENT_LAST || event.user_cookie_counter != cookie);
+    }
+    crowd.reads(77, &wanted)?;
+    // They are hit like any other from now on.
+    crowd.hit()?;
+    crowd.reads(77, &crowd.events(2))
+}
+
+fn deferred_and_unregistered() -> Outcome {
+    /// Where a change may have stopped, since it may be less than a region that a step is spent on.
+    const NEAR: std::ops::Range<usize> = 1..140;
+    const COUNT: u64 = 200;
+    let case = |layout, unregistered: &dyn Fn(usize) -> bool| -> Outcome {
+        let crowd = Crowd::new(layout, COUNT)?;
+        crowd.hit()?;
+        let mut wanted = vec![];
+        for (index, cookie) in crowd.cookies().into_iter().enumerate() {
+            if unregistered(index) {
+                crowd.bench.device.unregister(cookie)?;
+            } else {
+                wanted.push(crowd.event(cookie));
+            }
+        }
+        wanted.push(last(1));
+        crowd.reads(64, &wanted)?;
+        crowd.bench.is_silent()
+    };
+    for layout in [Layout::Identical, Layout::Overlapping, Layout::Interleaved] {
+        for one in NEAR {
+            case(layout, &|index| index == one)?;
+        }
+        for from in NEAR.step_by(10) {
+            case(layout, &|index| index >= from)?;
+            case(layout, &|index| index < from)?;
+            case(layout, &|index| index % 2 == from % 2)?;
+        }
+    }
+    Ok(())
+}
+
+fn deferred_and_read_in_part() -> Outcome {
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..20 {
+        let crowd = hit_crowd(Layout::Identical, MANY)?;
+        let mut left: std::collections::VecDeque<u64> = crowd.cookies().into();
+        while !left.is_empty() {
+            for _ in 0..random.usize(0..60).min(left.len()) {
+                let cookie = left.remove(random.usize(0..left.len()));
+                let cookie = cookie.expect("there is one");
+                crowd.bench.device.unregister(cookie)?;
+            }
+            let room = random.usize(1..100);
+            let mut wanted: Vec<_> = left
+                .drain(..room.min(left.len()))
+                .map(|cookie| crowd.event(cookie))
+                .collect();
+            if wanted.len() < room {
+                wanted.push(last(1));
+            }
+            let seen = crowd.bench.device.read_events(room)?;
+            expect::events("read", &seen, &wanted)?;
+        }
+        read_if_any(&crowd.bench.device, 1)?;
+        crowd.bench.is_silent()?;
+    }
+    Ok(())
+}
+
+fn deferred_in_fdinfo() -> Outcome {
+    let crowd = hit_crowd(Layout::Nested, MANY)?;
+    let device = &crowd.bench.device;
+    let before = fdinfo_text(device)?;
+    for _ in 0..50 {
+        expect::same("fdinfo", fdinfo_text(device)?, before.clone())?;
+    }
+    expect::same("regions", fdinfo(&before, "regions")?, MANY)?;
+    let most = queued(device)?;
+    expect::that("queued", most <= MANY / 2, "a part of all", most)?;
+    expect::same("merged", merged(device)?, 0)?;
+    crowd.reads(512, &crowd.events(1))
+}
+
+fn deferred_and_forked() -> Outcome {
+    let crowd = hit_crowd(Layout::Disjoint, MANY)?;
+    Child::fork(|_| {
+        for room in [1, 100] {
+            let result = crowd.bench.device.read_events(room);
+            expect::error("read in a child", result, libc::EPERM)?;
+        }
+        is_deferred(&crowd, true)
+    })?
+    .join()?;
+    // The fork hit all of them once more.
+    reads_two_hits(&crowd, crowd.bench.counter.get())
+}
+
+/// Expects the file of an address space that is gone to tell all that it had deferred.
+fn reads_to_the_end(device: &Device, wanted: &[Event]) -> Outcome {
+    const HUNG_UP: i16 = libc::POLLIN | libc::POLLHUP;
+    let poll = || device.poll(libc::POLLIN, Duration::ZERO);
+    expect::same("poll", poll()?, HUNG_UP)?;
+    expect::events("reads", &read_up_to_last(device, 100)?, wanted)?;
+    expect::events("at the end", &device.read_events(4)?, &[])?;
+    expect::same("poll at the end", poll()?, HUNG_UP)
+}
+
+/// What is left by a process with deferred changes that ends by itself, or is killed.
+fn after_its_end(end: impl Fn(&Child) -> Outcome) -> Outcome {
+    open()?;
+    for layout in Layout::ALL {
+        let child = Child::fork(|line| {
+            let crowd = hit_crowd(layout, MANY)?;
+            line.pass(&crowd.bench.device)?;
+            line.tell_number(crowd.pages().start)?;
+            Ok(line.hear()?)
+        })?;
+        let device = Device::from(child.receive()?);
+        let start = child.hear_number()?;
+        end(&child)?;
+        child.ended_by()?;
+        // The same regions in this process, where nothing was hit.
+        let crowd = Crowd::new(layout, MANY)?;
+        let moved = |address: u64| {
+            let offset = start.wrapping_sub(crowd.pages().start);
+            address.wrapping_add(offset)
+        };
+        let mut wanted = crowd.events(1);
+        for event in wanted.iter_mut().filter(|event| event.kind == EVENT_INVAL) {
+            event.hint_start = moved(event.hint_start);
+            event.hint_end = moved(event.hint_end);
+        }
+        reads_to_the_end(&device, &wanted)?;
+    }
+    Ok(())
+}
+
+fn deferred_and_exit() -> Outcome {
+    after_its_end(|child| child.tell())
+}
+
+fn deferred_and_killed() -> Outcome {
+    after_its_end(|child| Ok(child.signal(libc::SIGKILL)?))
+}
+
+fn deferred_and_exec() -> Outcome {
+    open()?;
+    let child = Child::fork(|line| {
+        let crowd = hit_crowd(Layout::Identical, MANY)?;
+        line.pass(&crowd.bench.device)?;
+        // SAFETY: The call takes no pointer.
+        check(unsafe { libc::fcntl(crowd.bench.device.as_raw_fd(), libc::F_SETFD, 0) })?;
+        let error = Command::new(env::current_exe()?)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .exec();
+        Err(error.into())
+    })?;
+    let device = Device::from(child.receive()?);
+    child.join()?;
+    let events = read_up_to_last(&device, 100)?;
+    let cookies: Vec<u64> = events
+        .iter()
+        .map(|event| event.user_cookie_counter)
+        .collect();
+    let wanted: Vec<u64> = (0..MANY).chain([1]).collect();
+    expect::that(
+        "cookies",
+        cookies == wanted,
+        "all, in order",
+        format_args!("{cookies:?}"),
+    )?;
+    expect::events("at the end", &device.read_events(4)?, &[])
+}
+
+fn deferred_starves_nobody() -> Outcome {
+    /// How long none of them may take.
+    const LONG: Duration = Duration::from_secs(5);
+    let crowd = Crowd::new(Layout::Overlapping, 2 * MANY)?;
+    let device = &crowd.bench.device;
+    let done = AtomicBool::new(false);
+    let region = crowd.pages();
+    thread::scope(|scope| {
+        let changers = [(); 2].map(|()| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    crowd.hit()?;
+                }
+                Outcome::Ok(())
+            })
+        });
+        let work = || -> Outcome {
+            let timed = |what: &str, call: &dyn Fn() -> Outcome| -> Outcome {
+                let began = Instant::now();
+                call()?;
+                let took = began.elapsed();
+                expect::that(
+                    what,
+                    took < LONG,
+                    format_args!("less than {LONG:?}"),
+                    format_args!("{took:?}"),
+                )
+            };
+            for round in 0..crate::harness::rounds(50) {
+                let room = [1, 64, 8192][round as usize % 3];
+                timed("read", &|| {
+                    read_if_any(device, room)?;
+                    Ok(())
+                })?;
+                let cookie = u64::MAX - round;
+                timed("REGISTER_REGION", &|| crowd.bench.watch(cookie, &region))?;
+                timed("UNREGISTER_REGION", &|| Ok(device.unregister(cookie)?))?;
+                timed("fdinfo", &|| deferred(device).map(drop))?;
+            }
+            Ok(())
+        };
+        let outcome = work();
+        done.store(true, Ordering::Relaxed);
+        for changer in changers {
+            changer.join().expect("the thread does not panic")?;
+        }
+        outcome
+    })?;
+    // Nothing is in flight any more, so there is an end to what is to be read.
+    crowd.bench.drain()?;
+    let counter = crowd.bench.counter.get();
+    crowd.hit()?;
+    crowd.reads(4096, &crowd.events(counter + 1))
+}
+
+fn deferred_read_by_several() -> Outcome {
+    const THREADS: usize = 4;
+    for _ in 0..10 {
+        let crowd = hit_crowd(Layout::Identical, 2 * MANY)?;
+        let read_all = || -> Outcome<Vec<Event>> {
+            let mut seen = vec![];
+            loop {
+                match read_if_any(&crowd.bench.device, 7)? {
+                    events if events.is_empty() => return Ok(seen),
+                    events => seen.extend(events),
+                }
+            }
+        };
+        let mut seen = thread::scope(|scope| -> Outcome<Vec<Event>> {
+            let threads = [(); THREADS].map(|()| scope.spawn(read_all));
+            let mut seen = vec![];
+            for thread in threads {
+                seen.extend(thread.join().expect("the thread does not panic")?);
+            }
+            Ok(seen)
+        })?;
+        seen.sort_unstable_by_key(|event| (event.kind, event.user_cookie_counter));
+        expect::events("what all have read", &seen, &crowd.events(1))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,682 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An ordinary user does all that the device allows, and others do not pay for it.
+//!
+//! Times are only ever compared with others of the same run. What takes a constant is told from what
+//! grows with what the user has by far: the bounds here leave room for what else the machine does.
+
+use std::{
+    fs::{
+        self,
+        File, //
+    },
+    io,
+    os::fd::{
+        AsRawFd,
+        FromRawFd,
+        OwnedFd, //
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
+};
+
+use super::{
+    crowd::{
+        read_up_to_last,
+        Crowd,
+        Layout, //
+    },
+    exhaustion::possible_in,
+    prelude::*, //
+};
+use crate::{
+    harness,
+    module::{
+        Module,
+        Unloaded, //
+    },
+};
+
+table! {
+    hostile_changes_cost_little: "a change that hits any number of regions costs about what 128 cost",
+    hostile_forks_cost_little: "so does a fork",
+    hostile_truncate_costs_little: "so does root's truncation of a file that the user maps",
+    hostile_waiters_cost_little: "a change costs about the same with thousands of waiters",
+    hostile_open_does_not_hold_up: "three processes open in a loop: other devices open as fast",
+    hostile_open_ends: "opens with 60,000 mappings and a timer of 1 kHz all succeed",
+    hostile_exit_is_quick: "exit with 3,000 files takes no more than 5 times as long as with eventfds",
+    hostile_memory_is_limited: "regions without end take no more memory than may be locked",
+    hostile_memory_comes_back: "with the limit lifted, all comes back when the process is killed",
+    hostile_read_heeds_signals: "a long read returns what it has when a signal comes",
+    hostile_unload_beside_close: "the module is unloaded as soon as nobody uses it, again and again",
+}
+
+/// Who may lock as much as there is.
+const UNLIMITED: u64 = libc::RLIM_INFINITY as u64;
+
+/// How many regions a change queues by itself.
+const FEW: u64 = 128;
+
+/// How many times more something may take that should take the same: times are never exact.
+const SLACK: u32 = 40;
+
+/// So many regions that it would show if each cost something, as far as the machine makes them soon.
+fn many() -> Outcome<u64> {
+    Ok(possible_in(Duration::from_millis(500))?.clamp(1 << 14, 1 << 20))
+}
+
+/// Expects two times to be about the same.
+#[track_caller]
+fn about_the_same(what: &str, seen: Duration, usual: Duration) -> Outcome {
+    let most = usual * SLACK;
+    expect::that(
+        what,
+        seen <= most,
+        format_args!("{most:?} or less"),
+        format_args!("{seen:?}"),
+    )
+}
+
+/// Reads all there is, by reads that take little memory.
+fn drain(device: &Device) -> Outcome {
+    while !read_if_any(device, 512)?.is_empty() {}
+    Ok(())
+}
+
+/// The shortest of some times, since nothing makes a thing quicker than it is.
+fn shortest(mut time: impl FnMut() -> Outcome<Duration>) -> Outcome<Duration> {
+    let mut shortest = Duration::MAX;
+    for _ in 0..harness::rounds(5) {
+        shortest = shortest.min(time()?);
+    }
+    Ok(shortest)
+}
+
+fn timed<T>(call: impl FnOnce() -> Outcome<T>) -> Outcome<Duration> {
+    let began = Instant::now();
+    call()?;
+    Ok(began.elapsed())
+}
+
+/// What an ordinary user's process measures with few regions, and with many of a layout.
+fn few_and_many<const N: usize>(
+    layout: Layout,
+    many: u64,
+    measure: impl Fn(&Crowd) -> Outcome<[Duration; N]>,
+) -> Outcome<[[Duration; N]; 2]> {
+    let times = |count| -> Outcome<[Duration; N]> {
+        let child = as_ordinary_user(UNLIMITED, |line| {
+            for time in measure(&Crowd::new(layout, count)?)? {
+                line.tell_number(time.as_nanos() as u64)?;
+            }
+            Ok(())
+        })?;
+        let mut times = [Duration::ZERO; N];
+        for time in &mut times {
+            *time = Duration::from_nanos(child.hear_number()?);
+        }
+        child.join().map(|()| times)
+    };
+    Ok([times(FEW)?, times(many)?])
+}
+
+fn hostile_changes_cost_little() -> Outcome {
+    const WHAT: [&str; 4] = ["madvise", "munmap", "madvise again", "munmap again"];
+    let many = many()?;
+    for layout in Layout::ALL {
+        let [few, all] = few_and_many(layout, many, |crowd| {
+            let time = |reads: bool, change: &dyn Fn() -> io::Result<()>| {
+                shortest(|| {
+                    // The first hit after all was read, or one of what is queued already.
+                    crowd.populate();
+                    if reads {
+                        drain(&crowd.bench.device)?;
+                    }
+                    let time = timed(|| Ok(change()?))?;
+                    // At once, before anything else is put there.
+                    mem::map_over(&crowd.pages())?;
+                    Ok(time)
+                })
+            };
+            let advise = || mem::advise(&crowd.pages(), libc::MADV_DONTNEED);
+            let unmap = || mem::unmap(&crowd.pages());
+            Ok([
+                time(true, &advise)?,
+                time(true, &unmap)?,
+                time(false, &advise)?,
+                time(false, &unmap)?,
+            ])
+        })?;
+        for (what, (few, all)) in WHAT.iter().zip(few.into_iter().zip(all)) {
+            about_the_same(&format!("{what}, {many} {layout:?} regions"), all, few)?;
+        }
+    }
+    harness::note(format_args!("{many} regions"));
+    Ok(())
+}
+
+fn hostile_forks_cost_little() -> Outcome {
+    let many = many()?;
+    let [[few], [all]] = few_and_many(Layout::Overlapping, many, |crowd| {
+        let time = shortest(|| {
+            // A write to what a fork has made copy on write is a change, too.
+            crowd.populate();
+            drain(&crowd.bench.device)?;
+            let mut child = 0;
+            let time = timed(|| {
+                // SAFETY: The child does nothing but end.
+                match check(unsafe { libc::fork() })? {
+                    // SAFETY: As above.
+                    0 => unsafe { libc::_exit(0) },
+                    pid => child = pid,
+                }
+                Ok(())
+            })?;
+            // SAFETY: The status is of no interest.
+            check(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) })?;
+            Ok(time)
+        })?;
+        Ok([time])
+    })?;
+    // To fork takes long by itself, so that what is added shows less.
+    let most = few * 5;
+    let what = format!("fork of {many} regions");
+    expect::that(
+        &what,
+        all <= most,
+        format_args!("{most:?} or less"),
+        format_args!("{all:?}"),
+    )
+}
+
+fn hostile_truncate_costs_little() -> Outcome {
+    /// So many files of the device each cost something.
+    const FILES: u64 = 4;
+    let many = many()? / FILES;
+    let time = |count: u64| -> Outcome<Duration> {
+        let file = mem::memory_file(1)?;
+        let child = as_ordinary_user(UNLIMITED, |line| {
+            let page = mem::map(None, PAGE, libc::PROT_READ, libc::MAP_SHARED, Some(&file))?;
+            let files = (0..FILES).map(|_| open()).collect::<Outcome<Vec<_>>>()?;
+            for file in &files {
+                for cookie in 0..count {
+                    file.register(page, page + PAGE, cookie)?;
+                }
+            }
+            line.tell()?;
+            line.hear()?;
+            for file in &files {
+                let events = read_up_to_last(file, count as usize + 1)?.len() as u64;
+                expect::at_least("records", events, count + 1)?;
+            }
+            Ok(())
+        })?;
+        child.hear()?;
+        let truncate = || {
+            let time = timed(|| Ok(file.set_len(0)?))?;
+            file.set_len(PAGE)?;
+            Ok(time)
+        };
+        let first = truncate()?;
+        let again = shortest(truncate)?;
+        child.tell()?;
+        child.join()?;
+        // The first is measured once only, so it may have been held up by anything.
+        Ok(first.min(again * SLACK).max(again))
+    };
+    let few = time(FEW)?;
+    about_the_same(
+        &format!("truncate, {FILES} files with {many} regions each"),
+        time(many)?,
+        few,
+    )
+}
+
+fn hostile_waiters_cost_little() -> Outcome {
+    /// Sets of epoll, and how often the file is in each.
+    const SETS: usize = 4;
+    const ITEMS: u64 = 3000;
+    process::set_limit(libc::RLIMIT_NOFILE, ITEMS + 1000).or_skip("so many files")?;
+    let child = as_ordinary_user(UNLIMITED, |line| {
+        line.tell()?;
+        line.hear()?;
+        let time = |items: u64| -> Outcome<Duration> {
+            let bench = Bench::one_page()?;
+            let duplicates = (0..items)
+                .map(|_| bench.device.file().try_clone())
+                .collect::<io::Result<Vec<_>>>()?;
+            let sets = (0..SETS)
+                .map(|_| epoll_of(&duplicates))
+                .collect::<io::Result<Vec<_>>>()?;
+            let mut number = 0;
+            let time = shortest(|| {
+                mem::write_byte(bench.area.all().start, 1);
+                let time = timed(|| Ok(mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?))?;
+                // Whoever wakes them, none of them is left out.
+                for set in &sets {
+                    let mut ready = 0;
+                    process::eventually(|| {
+                        ready = count_ready(set, items as usize).unwrap_or(0);
+                        ready == items as usize
+                    });
+                    expect::same("items of epoll that are ready", ready, items as usize)?;
+                }
+                number += 1;
+                bench.reads(&[hit(1, &bench.area.all()), last(number)])?;
+                // The sets are to find that out before the next hit.
+                for set in &sets {
+                    expect::same("items that are ready", count_ready(set, items as usize)?, 0)?;
+                }
+                Ok(time)
+            })?;
+            drop((sets, duplicates));
+            Ok(time)
+        };
+        let few = time(8)?;
+        about_the_same(
+            &format!("a hit with {} waiters", SETS as u64 * ITEMS),
+            time(ITEMS)?,
+            few,
+        )
+    })?;
+    child.hear()?;
+    // So that it is not held up by whoever wakes the others in its place.
+    process::set_priority(child.pid(), 1).or_skip("real-time priority")?;
+    child.tell()?;
+    child.join()
+}
+
+/// A set of epoll with all these files in it.
+fn epoll_of(files: &[File]) -> io::Result<OwnedFd> {
+    // SAFETY: The file was just opened and is nobody else's.
+    let set = unsafe { OwnedFd::from_raw_fd(check(libc::epoll_create1(libc::EPOLL_CLOEXEC))?) };
+    for file in files {
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: 0,
+        };
+        // SAFETY: `event` is valid.
+        check(unsafe {
+            libc::epoll_ctl(
+                set.as_raw_fd(),
+                libc::EPOLL_CTL_ADD,
+                file.as_raw_fd(),
+                &mut event,
+            )
+        })?;
+    }
+    Ok(set)
+}
+
+/// How many files in a set are ready now.
+fn count_ready(set: &OwnedFd, most: usize) -> io::Result<usize> {
+    let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; most];
+    // SAFETY: There is room for so many events.
+    let count =
+        check(unsafe { libc::epoll_wait(set.as_raw_fd(), events.as_mut_ptr(), most as i32, 0) })?;
+    Ok(count as usize)
+}
+
+/// How many mappings these processes have.
+const MAPPINGS: u64 = 60_000;
+
+/// Lets processes have so many mappings and somewhat more.
+fn allow_mappings() -> Outcome<Setting> {
+    let most = (MAPPINGS + 5000).to_string();
+    Setting::change("/proc/sys/vm/max_map_count", &most).or_skip("so many mappings")
+}
+
+/// Makes so many mappings, which stay.
+fn make_mappings() -> io::Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let start = mem::map(None, MAPPINGS * PAGE, libc::PROT_NONE, flags, None)?;
+    for page in (0..MAPPINGS).step_by(2) {
+        let at = start + page * PAGE;
+        mem::protect(&(at..at + PAGE), libc::PROT_READ)?;
+    }
+    Ok(())
+}
+
+fn hostile_open_does_not_hold_up() -> Outcome {
+    const OTHER: &str = "/dev/cpu_dma_latency";
+    const OPENERS: u64 = 3;
+    const OPENS: usize = 200;
+    /// How many times longer it may take.
+    const TIMES: u32 = 3;
+    /// What is opened in a loop.
+    const NOTHING: u8 = 1;
+    const DEVICE: u8 = 2;
+    open()?;
+    File::open(OTHER).or_skip(OTHER)?;
+    let _setting = allow_mappings()?;
+    let phase = Guarded::shared(1)?.all().start;
+    let openers = (0..OPENERS)
+        .map(|_| {
+            as_ordinary_user(UNLIMITED, |line| {
+                make_mappings()?;
+                line.tell()?;
+                line.hear()?;
+                loop {
+                    if mem::read_byte(phase) == DEVICE {
+                        drop(open()?);
+                    } else {
+                        drop(File::open("/dev/null")?);
+                    }
+                }
+            })
+        })
+        .collect::<Outcome<Vec<_>>>()?;
+    for opener in &openers {
+        opener.hear()?;
+        opener.tell()?;
+    }
+    process::set_priority(0, 1).or_skip("real-time priority")?;
+    let nearly_longest = |what: u8| -> Outcome<Duration> {
+        mem::write_byte(phase, what);
+        thread::sleep(Duration::from_millis(300));
+        let mut times = vec![];
+        for _ in 0..OPENS {
+            times.push(timed(|| Ok(File::open(OTHER)?))?);
+            thread::sleep(Duration::from_micros(500));
+        }
+        times.sort_unstable();
+        Ok(times[OPENS * 9 / 10])
+    };
+    // By turns, since the machine has other things to do at times.
+    let [mut usual, mut seen] = [Duration::MAX; 2];
+    for _ in 0..3 {
+        usual = usual.min(nearly_longest(NOTHING)?);
+        seen = seen.min(nearly_longest(DEVICE)?);
+    }
+    for opener in &openers {
+        expect::that("the opener", opener.is_alive()?, "it to go on", "its end")?;
+    }
+    expect::that(
+        OTHER,
+        seen <= usual * TIMES,
+        format_args!("{:?} or less", usual * TIMES),
+        format_args!("{seen:?}"),
+    )?;
+    harness::note(format_args!(
+        "{seen:?} beside {OPENERS} that open, {usual:?} else"
+    ));
+    Ok(())
+}
+
+fn hostile_open_ends() -> Outcome {
+    const OPENS: u64 = 1000;
+    /// What all of it may take, if each takes what the first one takes.
+    const TIME: Duration = Duration::from_secs(10);
+    /// What it may take at most.
+    const MOST: Duration = Duration::from_secs(50);
+    let _setting = allow_mappings()?;
+    let child = as_ordinary_user(UNLIMITED, |line| {
+        make_mappings()?;
+        let bench = Bench::new(1)?;
+        let open_one = |number: u64| -> Outcome {
+            let device = expect::success("open", Device::open_nonblocking())?;
+            let page = bench.area.all();
+            expect::success(
+                "REGISTER_REGION",
+                device.register(page.start, page.end, number),
+            )?;
+            bench.hit(0)?;
+            let events = expect::success("read", device.read_events(3))?;
+            expect::events("read", &events, &[hit(number, &page), last(1)])
+        };
+        let each = timed(|| open_one(0))?;
+        let possible = (TIME.as_nanos() / each.as_nanos().max(1)) as u64;
+        let opens = harness::rounds(possible.clamp(10, OPENS));
+        process::catch_signal(libc::SIGALRM, libc::SA_RESTART)?;
+        set_timer(Duration::from_millis(1))?;
+        for number in 1..=opens {
+            open_one(number)?;
+        }
+        set_timer(Duration::ZERO)?;
+        expect::at_least("signals", process::caught().count as u64, opens / 10)?;
+        line.tell_number(opens)?;
+        line.tell_number(process::caught().count as u64)?;
+        Ok(())
+    })?;
+    if !process::wait_for_exit(child.pid(), MOST)? {
+        return Err(Failure::new(
+            "open",
+            "an end",
+            format_args!("none within {MOST:?}"),
+        ));
+    }
+    let (opens, signals) = (child.hear_number()?, child.hear_number()?);
+    child.join()?;
+    harness::note(format_args!("{opens} opens, {signals} signals"));
+    Ok(())
+}
+
+/// Has `SIGALRM` come at this interval, or no more.
+fn set_timer(interval: Duration) -> io::Result<()> {
+    let time = libc::timeval {
+        tv_sec: 0,
+        tv_usec: interval.as_micros() as libc::suseconds_t,
+    };
+    let timer = libc::itimerval {
+        it_interval: time,
+        it_value: time,
+    };
+    // SAFETY: `timer` is valid.
+    check(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) }).map(drop)
+}
+
+fn hostile_exit_is_quick() -> Outcome {
+    const FILES: u64 = 3000;
+    const TIMES: u32 = 5;
+    process::set_limit(libc::RLIMIT_NOFILE, FILES + 1000).or_skip("so many files")?;
+    let time = |make: &dyn Fn(u64) -> Outcome<OwnedFd>| {
+        shortest(|| {
+            let child = as_ordinary_user(UNLIMITED, |line| {
+                let files = (0..FILES).map(make).collect::<Outcome<Vec<_>>>()?;
+                line.tell()?;
+                line.hear()?;
+                std::mem::forget(files);
+                Ok(())
+            })?;
+            child.hear()?;
+            let began = Instant::now();
+            child.tell()?;
+            child.ended_by()?;
+            let time = began.elapsed();
+            child.join().map(|()| time)
+        })
+    };
+    let usual = time(&|_| {
+        // SAFETY: The file was just opened and is nobody else's.
+        Ok(unsafe { OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_CLOEXEC))?) })
+    })?;
+    let seen = time(&|number| {
+        let device = open()?;
+        device.register(PAGE, 2 * PAGE, number)?;
+        Ok(OwnedFd::from(device.file().try_clone()?))
+    })?;
+    expect::that(
+        "exit",
+        seen <= usual * TIMES,
+        format_args!("{:?} or less", usual * TIMES),
+        format_args!("{seen:?}"),
+    )?;
+    harness::note(format_args!("{seen:?}, with eventfds {usual:?}"));
+    Ok(())
+}
+
+fn hostile_memory_is_limited() -> Outcome {
+    const FILES: usize = 7;
+    /// The usual limit.
+    const LIMIT: u64 = 8 << 20;
+    /// No region takes less than that.
+    const LEAST: u64 = 64;
+    /// What the process takes besides.
+    const REST: u64 = 4 << 20;
+    let group = Cgroup::new("hostile").or_skip("a memory cgroup")?;
+    let child = Child::fork(|line| {
+        group.enter().or_skip("entering a memory cgroup")?;
+        process::set_limit(libc::RLIMIT_MEMLOCK, LIMIT)?;
+        process::become_user(100_000 + std::process::id()).or_skip("becoming an ordinary user")?;
+        let files = (0..FILES).map(|_| open()).collect::<Outcome<Vec<_>>>()?;
+        let mut count = 0;
+        // Until all of them refuse one more.
+        let mut refusals = 0;
+        for file in files.iter().cycle() {
+            match file.register(PAGE, 2 * PAGE, count) {
+                Ok(()) => (count, refusals) = (count + 1, 0),
+                result => {
+                    expect::error("REGISTER_REGION", result, libc::ENOMEM)?;
+                    refusals += 1;
+                }
+            }
+            if refusals == FILES {
+                break;
+            }
+            let most = LIMIT / LEAST;
+            expect::that(
+                "regions",
+                count <= most,
+                format_args!("{most} or less"),
+                count,
+            )?;
+        }
+        line.tell_number(count)?;
+        line.hear()?;
+        Ok(())
+    })?;
+    let count = child.hear_number()?;
+    let bytes: u64 = group
+        .read("memory.current")?
+        .trim()
+        .parse()
+        .unwrap_or(u64::MAX);
+    let most = LIMIT + REST;
+    expect::that(
+        "bytes charged to the cgroup",
+        bytes <= most,
+        format_args!("{most} or less"),
+        bytes,
+    )?;
+    child.tell()?;
+    child.join()?;
+    harness::note(format_args!("{count} regions, {} kB", bytes >> 10));
+    Ok(())
+}
+
+/// Kilobytes of a line of `/proc/meminfo`.
+fn meminfo(name: &str) -> Outcome<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse().ok())
+        .ok_or_else(|| Failure::Skipped(format!("meminfo has no {name}")))
+}
+
+fn hostile_memory_comes_back() -> Outcome {
+    let slabs = || meminfo("SUnreclaim");
+    // At most half of what there is, and what can be registered soon.
+    let most = possible_in(Duration::from_secs(5))?.min(meminfo("MemAvailable")? * 1024 / 2 / 192);
+    let before = slabs()?;
+    let child = as_ordinary_user(UNLIMITED, |line| {
+        let mut files = vec![];
+        for number in 0..most {
+            if number % 100_000 == 0 {
+                files.push(open()?);
+            }
+            let file = &files[files.len() - 1];
+            file.register(number * PAGE, (number + 1) * PAGE, number)?;
+        }
+        line.tell()?;
+        Ok(line.hear()?)
+    })?;
+    child.hear()?;
+    let taken = slabs()? - before;
+    expect::at_least("kB that regions take", taken, most * 64 / 1024)?;
+    child.signal(libc::SIGKILL)?;
+    expect::same("killed by", child.ended_by()?, Some(libc::SIGKILL))?;
+    let comes_back = process::eventually(|| slabs().is_ok_and(|now| now < before + taken / 10));
+    expect::that(
+        "kB that do not come back",
+        comes_back,
+        taken / 10,
+        slabs()?.saturating_sub(before),
+    )?;
+    harness::note(format_args!("{taken} kB"));
+    Ok(())
+}
+
+fn hostile_read_heeds_signals() -> Outcome {
+    let count = many()?;
+    as_ordinary_user(UNLIMITED, |line| {
+        let crowd = Crowd::new(Layout::Overlapping, count)?;
+        process::catch_signal(libc::SIGALRM, 0)?;
+        let mut shorter = 0;
+        for round in 1..=2 {
+            crowd.hit()?;
+            let mut seen: Vec<Event> = vec![];
+            set_timer(Duration::from_millis(1))?;
+            while seen.last().is_none_or(|event| event.kind != EVENT_LAST) {
+                match crowd.bench.device.read_events(count as usize + 1) {
+                    Ok(events) => seen.extend(events),
+                    Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                shorter += u64::from(seen.len() as u64 <= count);
+            }
+            set_timer(Duration::ZERO)?;
+            expect::events("reads", &seen, &crowd.events(round))?;
+        }
+        line.tell_number(shorter)?;
+        expect::at_least("reads that a signal has cut short", shorter, 1)
+    })
+    .and_then(|child| {
+        let shorter = child.hear_number()?;
+        child.join()?;
+        harness::note(format_args!("{shorter} reads cut short, of {count} events"));
+        Ok(())
+    })
+}
+
+fn hostile_unload_beside_close() -> Outcome {
+    const USERS: u64 = 3;
+    let module = Unloaded::new()?;
+    expect::success("loading the module", module.load(""))?;
+    let done = Guarded::shared(1)?.all().start;
+    let users = (0..USERS)
+        .map(|_| {
+            Child::fork(|_| {
+                process::set_limit(libc::RLIMIT_MEMLOCK, UNLIMITED)?;
+                process::drop_privilege().or_skip("becoming an ordinary user")?;
+                let area = Guarded::new(1)?;
+                let page = area.all();
+                while mem::read_byte(done) == 0 {
+                    // The device is not there all the time.
+                    let Ok(device) = Device::open_nonblocking() else {
+                        thread::sleep(Duration::from_micros(200));
+                        continue;
+                    };
+                    for cookie in 0..100 {
+                        device.register(page.start, page.end, cookie)?;
+                    }
+                    mem::advise(&page, libc::MADV_DONTNEED)?;
+                    mem::write_byte(page.start, 1);
+                    drop(device);
+                    thread::sleep(Duration::from_micros(300));
+                }
+                Ok(())
+            })
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    for _ in 0..harness::rounds(15) {
+        let removed = process::eventually(|| Module::remove().is_ok());
+        expect::that("the module", removed, "to be unloaded", "that it is busy")?;
+        expect::success("loading the module", module.load(""))?;
+    }
+    mem::write_byte(done, 1);
+    users.into_iter().try_for_each(Child::join)
+}
