@@ -39,6 +39,7 @@ use std::{
         Arc,
         Mutex,
         MutexGuard,
+        Once,
         PoisonError, //
     },
     thread::{
@@ -178,7 +179,11 @@ unsafe extern "C" fn subscribe(_: *mut MemMonitor, start: *const c_void, length:
     match result {
         Ok(()) => 0,
         Err(error) => {
-            say!("cannot watch {length} bytes at {start:?}: {error}; they are not kept registered");
+            // It is not the only one, but one line will do.
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| {
+                say!("cannot watch {length} bytes at {start:?}: {error}; what cannot be watched is not kept registered");
+            });
             -error.raw_os_error().unwrap_or(libc::EIO)
         }
     }

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <infiniband/verbs.h>
+#include <linux/capability.h>
 #include <pthread.h>
 #include <rdma/fabric.h>
 #include <rdma/fi_domain.h>
@@ -245,7 +246,7 @@ static unsigned int draw(unsigned int *state)
 /* --- the tests -------------------------------------------------------------------------------- */
 
 #define THREADS 8
-#define BUFFERS 16
+#define BUFFERS 8
 
 static unsigned long look_ups = 20000;
 static struct fid_domain *domains[2];
@@ -262,10 +263,11 @@ static void *look_up(void *argument)
 	}
 	for (unsigned long i = 0; i < look_ups / THREADS; i++) {
 		char *buffer = buffers[draw(&state) % BUFFERS];
-		size_t length = (draw(&state) % MOST_PAGES + 1) * PAGE;
+		/* Two buffers of the same start, as far as a cache can tell. */
+		size_t length = (draw(&state) % 2 + 1) * MOST_PAGES / 2 * PAGE;
 		struct fid_mr *mr;
 
-		if (draw(&state) % 4 == 0)
+		if (draw(&state) % 6 == 0)
 			change(buffer, length, draw(&state));
 		mr = reg(domains[draw(&state) % 2], buffer, length);
 		stale += is_stale(mr, buffer, length);
@@ -384,18 +386,23 @@ static void few_registrations(void)
 			done(reg(domain, buffer, PAGE));
 	}
 	printf("%lu registrations\n", registrations);
-	/* The thread may be quicker than the look-up, if seldom. */
-	check(registrations >= 22 && registrations <= 26);
+	/* And twice where the thread was quicker than the look-up, which is rare if all are awake. */
+	check(registrations >= 22 && registrations <= 42);
 	check(fi_close(&domain->fid) == 0);
 }
 
-/* What it costs to find a buffer, in nanoseconds; with --icount these are instructions. */
+/*
+ * What it costs to find a buffer, in nanoseconds; with --icount these are instructions. MOST_COST says
+ * how many there may be.
+ */
 static void cost(void)
 {
 	struct fid_domain *domain = open_domain();
 	char *buffer = map_apart(PAGE);
 	struct timespec begin, end;
 	const int times = 10000;
+	const char *most = getenv("MOST_COST");
+	long each;
 
 	touch(buffer, PAGE);
 	for (int i = 0; i < 100; i++)
@@ -404,7 +411,9 @@ static void cost(void)
 	for (int i = 0; i < times; i++)
 		done(reg(domain, buffer, PAGE));
 	clock_gettime(CLOCK_MONOTONIC, &end);
-	printf("cost: %ld\n", ((end.tv_sec - begin.tv_sec) * 1000000000L + end.tv_nsec - begin.tv_nsec) / times);
+	each = ((end.tv_sec - begin.tv_sec) * 1000000000L + end.tv_nsec - begin.tv_nsec) / times;
+	printf("cost: %ld\n", each);
+	check(!most || each <= atol(most));
 	check(fi_close(&domain->fid) == 0);
 }
 
@@ -639,17 +648,34 @@ static void no_permission(void)
 	works_uncached_or_not();
 }
 
-/* More than a user may lock, or than a file may watch: what cannot be watched is not kept. */
+static void may_exceed_limits(bool may)
+{
+	struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+	struct __user_cap_data_struct sets[2];
+
+	check(syscall(SYS_capget, &header, sets) == 0);
+	if (may)
+		sets[0].effective |= 1U << CAP_IPC_LOCK;
+	else
+		sets[0].effective &= ~(1U << CAP_IPC_LOCK);
+	check(syscall(SYS_capset, &header, sets) == 0);
+}
+
+/* More than a user may lock: what cannot be watched is not kept. The adapter has no limit here. */
 static void limit_hit(void)
 {
+	const struct rlimit limit = { 40 * PAGE, 40 * PAGE };
 	struct fid_domain *domain;
-	char *start = map_apart(2000 * PAGE);
+	char *start = map_apart(4000 * PAGE);
 
 	setenv("FI_MR_CACHE_MAX_COUNT", "5000", 1);
+	check(setrlimit(RLIMIT_MEMLOCK, &limit) == 0);
+	may_exceed_limits(false);
 	domain = open_domain();
-	touch(start, 2000 * PAGE);
+	may_exceed_limits(true);
+	touch(start, 4000 * PAGE);
 	for (int round = 0; round < 3; round++)
-		for (int i = 0; i < 1000; i++) {
+		for (int i = 0; i < 2000; i++) {
 			char *buffer = start + 2UL * i * PAGE;
 			struct fid_mr *mr;
 
@@ -670,11 +696,12 @@ enum {
 	FORBID = 1 << 2,	/* without the right to open it */
 	SILENT = 1 << 3,	/* without being asked to print anything */
 	ON_DEMAND = 1 << 4,	/* only if it is named */
+	PRELOAD = 1 << 5,	/* by LD_PRELOAD, and not by FI_PROVIDER_PATH */
 };
 
 static const struct test {
 	const char *name;
-	void (*run)(void);
+	void (*run)(void);	/* none: late.c, which loads libfabric late */
 	int flags;
 	const char *says;	/* what the library has to say, at least */
 } tests[] = {
@@ -682,20 +709,31 @@ static const struct test {
 	{ "fi_without_it_is_stale", threads_without, WITHOUT, NULL },
 	{ "fi_change_after_pin", change_after_pin, 0, "unproven" },
 	{ "fi_two_domains_share_a_buffer", two_domains, 0, "evictions" },
-	{ "fi_few_registrations", few_registrations, 0, "22 registrations, 0 of them not cached" },
+	{ "fi_few_registrations", few_registrations, 0, "0 of them not cached" },
 	{ "fi_many_buffers", many_buffers, 0, "0 of them not cached" },
 	{ "fi_start_and_stop", start_and_stop, 0, NULL },
 	{ "fi_ends", ends, SILENT, NULL },
 	{ "fi_fork", fork_while_in_use, SILENT, NULL },
 	{ "fi_dlclose", unload, 0, "look-ups" },
+	{ "fi_preload", few_registrations, PRELOAD, "libfabric.so.1 uses /dev/ummunotify" },
+	{ "fi_preload_before_libfabric", NULL, PRELOAD, "libfabric.so.1 uses /dev/ummunotify" },
 	{ "fi_no_device", no_device, HIDE, "cannot open /dev/ummunotify: No such file" },
 	{ "fi_no_device_is_silent", no_device, HIDE | SILENT, NULL },
 	{ "fi_no_permission", no_permission, FORBID, "cannot open /dev/ummunotify: Permission denied" },
-	{ "fi_limit", limit_hit, ON_DEMAND, "they are not kept registered" },
+	{ "fi_limit", limit_hit, 0, "what cannot be watched is not kept" },
 	{ "fi_cost", cost, ON_DEMAND, NULL },
 	{ "fi_cost_without", cost, ON_DEMAND | WITHOUT, NULL },
 };
 #define TESTS (sizeof(tests) / sizeof(tests[0]))
+
+/* Runs one test in this process. */
+static void run_here(const struct test *test)
+{
+	alarm(1500);
+	open_pagemap();
+	test->run();
+	exit(0);
+}
 
 static bool run(const struct test *test, const char *directory)
 {
@@ -711,16 +749,23 @@ static bool run(const struct test *test, const char *directory)
 		check(rename(DEVICE, DEVICE "-hidden") == 0);
 	child = fork();
 	if (child == 0) {
-		if (!(test->flags & WITHOUT))
+		if (!(test->flags & (WITHOUT | PRELOAD)))
 			setenv("FI_PROVIDER_PATH", directory, 1);
 		if (!(test->flags & SILENT))
 			setenv("UMMUNOTIFY_LOG", "1", 1);
 		dup2(fileno(output), 1);
 		dup2(fileno(errors), 2);
-		alarm(1500);
-		open_pagemap();
-		test->run();
-		exit(0);
+		if (test->flags & PRELOAD) {
+			snprintf(text, sizeof(text), "%s/libummunotify-fi.so", directory);
+			setenv("LD_PRELOAD", text, 1);
+			snprintf(text, sizeof(text), "%s/../late", directory);
+			if (!test->run)
+				execl(text, "late", NULL);
+			else
+				execl("/proc/self/exe", "fi-test", "--here", test->name, NULL);
+			_exit(1);
+		}
+		run_here(test);
 	}
 	waitpid(child, &status, 0);
 	if (test->flags & HIDE)
@@ -763,6 +808,10 @@ int main(int count, char **arguments)
 		fprintf(stderr, "usage: fi-test DIRECTORY-OF-THE-LIBRARY [TEST...]\n");
 		return 2;
 	}
+	if (!strcmp(arguments[1], "--here") && count == 3)
+		for (size_t i = 0; i < TESTS; i++)
+			if (!strcmp(arguments[2], tests[i].name))
+				run_here(&tests[i]);
 	if (wanted)
 		look_ups = strtoul(wanted, NULL, 0);
 	setvbuf(stdout, NULL, _IOLBF, 0);

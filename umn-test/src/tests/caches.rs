@@ -33,6 +33,7 @@ table! {
     caches_agree: "the caches in Rust and in C find and drop the same, and nothing they find is stale",
     caches_end_where_pinning_changes_mappings: "memory whose pinning changes mappings is kept",
     caches_give_up: "memory that changes whenever it is pinned is used once and not kept",
+    caches_at_the_limit: "what cannot be watched is used once and not kept, and the rest is kept",
     caches_in_a_child: "in a forked child both caches fail",
 }
 
@@ -310,6 +311,44 @@ fn caches_give_up() -> Outcome {
     }
     for adapter in [in_rust.adapter(), in_c.adapter()] {
         expect::same("how much is pinned", adapter.pinned, 2)?;
+    }
+    Ok(())
+}
+
+fn caches_at_the_limit() -> Outcome {
+    const PAGES: u64 = 1200;
+    let area = Guarded::new(PAGES)?;
+    // Enough for some hundred regions.
+    process::set_limit(libc::RLIMIT_MEMLOCK, 16 * PAGE)?;
+    process::drop_privilege()?;
+    for in_c in [false, true] {
+        let adapter = Restless {
+            quiet: true,
+            ..Restless::default()
+        };
+        let (mut rust, mut c);
+        let cache: &mut dyn Cache = if in_c {
+            c = InC::open(adapter, PAGES as usize)?;
+            &mut c
+        } else {
+            rust = RegistrationCache::new(adapter, PAGES as usize, watcher()?);
+            &mut rust
+        };
+        let mut found = 0;
+        for page in 0..PAGES {
+            cache.get(&area.page(page))?;
+            found += u64::from(cache.get(&area.page(page))?.1);
+        }
+        let some = found > 0 && found < PAGES;
+        expect::that("buffers that are kept", some, "some, not all", found)?;
+        // There is room again for what has just been dropped.
+        mem::advise(&area.page(0), libc::MADV_DONTNEED)?;
+        expect::same("whether it is found", cache.get(&area.page(0))?.1, false)?;
+        expect::same(
+            "whether it is found then",
+            cache.get(&area.page(0))?.1,
+            true,
+        )?;
     }
     Ok(())
 }
