@@ -2,18 +2,18 @@
 
 //! `/dev/ummunotify`: MMU notifications for user space.
 //!
-//! A library that keeps memory pinned for a network adapter must know when what it has pinned is
-//! no longer what the program has mapped. A process opens the device, registers ranges of its
-//! addresses, and is told of each change to their mappings, whoever makes it.
+//! A library that keeps memory pinned for a network adapter must know when the program no longer
+//! maps the pages that are pinned. A process opens the device, registers ranges of its addresses,
+//! and reads an event when their mappings change, whoever changes them.
 //!
-//! The crate has two rooms:
+//! The crate has three modules:
 //!
-//! - `driver` is what the device does, without `unsafe`. Start with `driver::file`.
-//! - `abstractions` is what it needs of the kernel, each file as it could be in `rust/kernel`.
+//! - `driver`: the driver, without `unsafe`. Start with `driver::file`.
+//! - `abstractions`: safe interfaces to the parts of the kernel that it uses, and all `unsafe`.
+//! - `uapi`: the user-space interface, generated from the C header.
 //!
-//! `uapi` is the interface, generated from the C header.
-//!
-//! Documentation: `Documentation/userspace-api/ummunotify.rst`
+//! The interface is documented in `Documentation/userspace-api/ummunotify.rst`, the design in
+//! `Documentation/mm/ummunotify.rst`.
 
 #[cfg(not(CONFIG_MMU_NOTIFIER))]
 compile_error!("ummunotify needs a kernel that is built with CONFIG_MMU_NOTIFIER=y.");

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What `/dev/ummunotify` does.
+//! The driver of `/dev/ummunotify`, without the unsafe code that it needs.
 //!
-//! - [`file`]: what an open file owns, and its operations.
-//! - [`ioctl`]: the commands and their arguments.
-//! - [`regions`]: which regions are hit, what is queued for them, and what the counter says.
-//! - [`gate`]: what can be told of an invalidation without the lock.
-//! - [`hint`]: where in a region something was invalidated.
+//! - [`file`]: an open file and its operations. Start here.
+//! - [`ioctl`]: the ioctl commands and their arguments.
+//! - [`regions`]: the regions of a file, their events, and the counter.
+//! - [`gate`]: the lockless fast path of the callbacks.
 //! - [`log`]: changes that are still to be applied to the regions they hit.
+//! - [`hint`]: the part of a region that was invalidated.
+//! - [`event`]: the records that `read()` returns.
 //! - [`account`]: the memory that is charged to the opener's user.
-//! - [`event`]: the records that a read returns.
 
-// The macro that makes KUnit suites makes unsafe code. Where there is no KUnit there is none of it.
+// KUnit's macro expands to unsafe code. Without KUnit there is none in here.
 #![cfg_attr(not(CONFIG_KUNIT = "y"), forbid(unsafe_code))]
 
 mod account;
@@ -37,8 +37,8 @@ pub(crate) type Device = char_file::Registration<file::WatchFile>;
 
 /// Registers the device.
 ///
-/// Everybody may open it, since a process learns about nobody but itself. Its node is writable so
-/// that an attempt to open it for writing gets the documented `EINVAL`.
+/// Everybody may open it, since a process learns only about itself. The node is writable so that an
+/// attempt to open it for writing fails with the documented `EINVAL`.
 pub(crate) fn device() -> Result<impl PinInit<Device, Error>> {
     let cache = Arc::new(RegionCache::new(c"ummunotify_region")?, GFP_KERNEL)?;
     Ok(Device::new(c"ummunotify", 0o666, cache))

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What bindgen is to translate for the driver. It does not evaluate macros
- * that contain a cast or a sizeof, but it does evaluate constants.
+ * Input to bindgen. It does not evaluate macros that contain a cast or a sizeof,
+ * so those are assigned to constants, which it does evaluate.
  */
 #include <linux/ummunotify.h>
 
