@@ -215,6 +215,11 @@ bool change_applies(enum change change, bool shared)
 	}
 }
 
+bool moves_pages(enum change change)
+{
+	return change != NOTHING && change != BARRIER && change != FORK;
+}
+
 /*
  * New memory at the address of the buffer, which nothing is mapped at. Another thread may have
  * been given that address meanwhile; then it is elsewhere.

@@ -53,6 +53,9 @@ void map_buffer(struct buffer *buffer, size_t length, bool shared);
 /* Can this be done to such a buffer? */
 bool change_applies(enum change change, bool shared);
 
+/* Does the buffer have other pages after it? */
+bool moves_pages(enum change change);
+
 /* After that the buffer holds anything, and may be elsewhere. */
 void change_buffer(struct buffer *buffer, enum change change);
 

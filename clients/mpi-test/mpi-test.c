@@ -108,6 +108,7 @@ struct conversation {
 	struct buffer buffer[BUFFERS];
 	/* What buffers are at fault for, of the rank with the even number and of the other. */
 	enum change blamed[2][BUFFERS];
+	bool at_fault[2][BUFFERS];
 	struct counts counts;
 };
 
@@ -144,6 +145,13 @@ static void transfer(void *start, size_t length, bool is_sender, int peer, unsig
 		MPI_Recv(start, (int)length, MPI_BYTE, peer, (int)thread, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
 }
 
+/* Its memory is known to be what it should be. */
+static void clear(enum change *blamed, bool *at_fault)
+{
+	*blamed = NOTHING;
+	*at_fault = false;
+}
+
 /* One message from a buffer of one rank to a buffer of the other. */
 static void exchange(struct conversation *it, bool counts)
 {
@@ -156,13 +164,15 @@ static void exchange(struct conversation *it, bool counts)
 	size_t length = options.size + index[SENDER] * 4096;
 	struct buffer *buffer = &it->buffer[index[mine]];
 	enum change change = NOTHING, *blamed[SIDES], after[SIDES];
+	bool *at_fault[SIDES];
 	int fault = -1;
 
 	if (!options.quiet)
 		change = draw_change(&it->random, index[changed] & 1);
 	for (enum side side = SENDER; side < SIDES; side++) {
 		blamed[side] = &it->blamed[owner[side]][index[side]];
-		if (*blamed[side] == NOTHING && side == changed)
+		at_fault[side] = &it->at_fault[owner[side]][index[side]];
+		if (side == changed && (*blamed[side] == NOTHING || (!*at_fault[side] && moves_pages(change))))
 			*blamed[side] = change;
 		after[side] = *blamed[side];
 	}
@@ -179,11 +189,13 @@ static void exchange(struct conversation *it, bool counts)
 	}
 	transfer(&fault, sizeof(fault), mine == RECEIVER, peer, it->thread);
 
-	/* Of what was sent to a buffer that does not receive, nothing is known. */
-	if (fault != SENDER && fault != RECEIVER)
-		*blamed[SENDER] = NOTHING;
+	/* What was sent to a buffer that does not receive may be right or wrong. */
+	if (fault >= 0)
+		*at_fault[fault] = true;
+	if (fault < 0)
+		clear(blamed[SENDER], at_fault[SENDER]);
 	if (fault != RECEIVER)
-		*blamed[RECEIVER] = NOTHING;
+		clear(blamed[RECEIVER], at_fault[RECEIVER]);
 
 	if (!counts || mine == SENDER)
 		return;
