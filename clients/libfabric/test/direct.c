@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Tests libummunotify-fi.so without libfabric and without an adapter, where neither is to be had: the
+ * program has libfabric's interface for memory monitors itself, and calls the library as libfabric's
+ * cache does. Pinning is to remember how often the buffer's owner had changed it.
+ *
+ * usage: direct LIBRARY [BUFFERS [LOOK-UPS]]
+ */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define PAGE 4096UL
+#define SMALL 64UL
+#define THREADS 4
+#define OWNED 8	/* buffers of each thread */
+
+#define check(condition) \
+	do { \
+		if (!(condition)) { \
+			printf("# line %d: %s\n", __LINE__, #condition); \
+			printf("not ok 1 fi_direct\n"); \
+			exit(1); \
+		} \
+	} while (0)
+
+/* --- libfabric, as far as a monitor knows it --------------------------------------------------- */
+
+struct fid;
+struct ops {
+	size_t size;
+	int (*close)(struct fid *fid);
+	int (*bind)(struct fid *fid, struct fid *other, uint64_t flags);
+};
+struct fid {
+	size_t class;
+	void *context;
+	const struct ops *ops;
+};
+struct monitor {
+	struct fid fid;
+	const struct {
+		size_t size;
+		int (*start)(struct monitor *monitor);
+		void (*stop)(struct monitor *monitor);
+		int (*subscribe)(struct monitor *monitor, const void *start, size_t length);
+		void (*unsubscribe)(struct monitor *monitor, const void *start, size_t length);
+		bool (*valid)(struct monitor *monitor, const void *start, size_t length);
+	} *export_ops;
+	const struct import_ops {
+		size_t size;
+		void (*notify)(struct monitor *monitor, const void *start, size_t length);
+	} *import_ops;
+};
+
+struct entry {
+	char *start;
+	size_t length;
+	bool cached;
+	unsigned long pinned; /* the number of changes when it was pinned */
+};
+
+static struct monitor *monitor;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct entry *entries;
+static size_t count;
+static _Atomic unsigned long notified, registered;
+
+static void notify(struct monitor *of, const void *start, size_t length)
+{
+	pthread_mutex_lock(&lock);
+	for (size_t i = 0; i < count; i++) {
+		struct entry *entry = &entries[i];
+
+		if (!entry->cached || entry->start >= (char *)start + length ||
+		    (char *)start >= entry->start + entry->length)
+			continue;
+		entry->cached = false;
+		notified++;
+		of->export_ops->unsubscribe(of, entry->start, entry->length);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+static int close_fid(struct fid *fid)
+{
+	(void)fid;
+	return 0;
+}
+
+static const struct ops monitor_ops = { sizeof(monitor_ops), close_fid, NULL };
+static const struct import_ops import_ops = { sizeof(import_ops), notify };
+
+static int import(struct fid *cache, struct fid *fid, uint64_t flags)
+{
+	(void)cache;
+	check(flags == 0 && fid->class == 23 && !monitor);
+	monitor = (struct monitor *)fid;
+	check(monitor->export_ops->size >= 6 * sizeof(void *));
+	fid->ops = &monitor_ops;
+	monitor->import_ops = &import_ops;
+	return 0;
+}
+
+static const struct ops cache_ops = { sizeof(cache_ops), close_fid, import };
+static struct fid cache = { 22, NULL, &cache_ops };
+
+int fi_open(uint32_t version, const char *name, void *attr, size_t length, uint64_t flags, struct fid **fid,
+	    void *context);
+int fi_open(uint32_t version, const char *name, void *attr, size_t length, uint64_t flags, struct fid **fid,
+	    void *context)
+{
+	(void)context;
+	check(version == (1 << 16 | 13) && !strcmp(name, "mr_cache") && !attr && !length && !flags);
+	*fid = &cache;
+	return 0;
+}
+
+/* A look-up. `now` is the number of changes so far; returns whether what is used is stale. */
+static bool look_up(struct entry *entry, unsigned long now, bool *found)
+{
+	bool valid;
+
+	pthread_mutex_lock(&lock);
+	valid = entry->cached && monitor->export_ops->valid(monitor, entry->start, entry->length);
+	if (entry->cached && !valid) {
+		entry->cached = false;
+		monitor->export_ops->unsubscribe(monitor, entry->start, entry->length);
+	}
+	pthread_mutex_unlock(&lock);
+	*found = valid;
+	if (valid)
+		return entry->pinned != now;
+
+	entry->pinned = now;
+	registered++;
+	pthread_mutex_lock(&lock);
+	entry->cached = true;
+	if (monitor->export_ops->subscribe(monitor, entry->start, entry->length)) {
+		entry->cached = false;
+		monitor->export_ops->unsubscribe(monitor, entry->start, entry->length);
+	}
+	pthread_mutex_unlock(&lock);
+	return false;
+}
+
+/* --- the tests -------------------------------------------------------------------------------- */
+
+static char *map(size_t length)
+{
+	char *start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	check(start != MAP_FAILED);
+	check(madvise(start, length, MADV_NOHUGEPAGE) == 0 || errno == EINVAL);
+	memset(start, 1, length);
+	return start;
+}
+
+static unsigned long look_ups;
+static _Atomic unsigned long stale, hits;
+
+/* Each buffer is in the caches of two domains. */
+static void *look_up_own(void *argument)
+{
+	size_t first = (size_t)(uintptr_t)argument * OWNED * 2;
+	unsigned long changes[OWNED] = { 0 };
+	unsigned int state = first;
+
+	for (unsigned long i = 0; i < look_ups / THREADS; i++) {
+		size_t chosen = rand_r(&state) % OWNED;
+		struct entry *entry = &entries[first + 2 * chosen + rand_r(&state) % 2];
+		bool found;
+
+		if (rand_r(&state) % 4 == 0) {
+			changes[chosen]++;
+			check(madvise(entry->start, entry->length, MADV_DONTNEED) == 0);
+			memset(entry->start, 1, entry->length);
+		}
+		stale += look_up(entry, changes[chosen], &found);
+		hits += found;
+	}
+	return NULL;
+}
+
+static void threads(void)
+{
+	pthread_t others[THREADS];
+	char *start = map(THREADS * OWNED * 2 * PAGE);
+
+	count = THREADS * OWNED * 2;
+	for (size_t i = 0; i < count; i++)
+		entries[i] = (struct entry){ start + i / 2 * 2 * PAGE, PAGE, false, 0 };
+	check(monitor->export_ops->start(monitor) == 0);
+	for (uintptr_t i = 0; i < THREADS; i++)
+		check(pthread_create(&others[i], NULL, look_up_own, (void *)i) == 0);
+	for (int i = 0; i < THREADS; i++)
+		check(pthread_join(others[i], NULL) == 0);
+	printf("# %lu stale, %lu hits of %lu look-ups; %lu registrations, %lu notified\n", stale, hits, look_ups,
+	       registered, notified);
+	check(stale == 0);
+	check(hits > look_ups / 20);
+	check(notified > 0);
+	notify(monitor, start, THREADS * OWNED * 2 * PAGE);
+	monitor->export_ops->stop(monitor);
+}
+
+/* As many buffers as can be, each 64 bytes. */
+static void scale(size_t buffers)
+{
+	char *start = map(buffers * SMALL);
+	unsigned long before, lost = 0, found_count = 0;
+	bool found;
+
+	count = buffers;
+	for (size_t i = 0; i < count; i++)
+		entries[i] = (struct entry){ start + i * SMALL, SMALL, false, 0 };
+	check(monitor->export_ops->start(monitor) == 0);
+	for (int round = 0; round < 3; round++)
+		for (size_t i = 0; i < count; i++) {
+			look_up(&entries[i], 0, &found);
+			check(!found || round == 2);
+			lost += !found && round == 2;
+		}
+	/* What has changed is dropped, and nothing else. */
+	before = notified;
+	check(madvise(start, PAGE, MADV_DONTNEED) == 0);
+	for (size_t i = PAGE / SMALL; i < count; i++) {
+		look_up(&entries[i], 0, &found);
+		lost += !found;
+	}
+	/* The kernel has reasons of its own to change a page, if few. */
+	check(lost <= buffers / 1000);
+	check(!look_up(&entries[0], 1, &found) && !found);
+	for (int i = 0; i < 1000 && notified < before + PAGE / SMALL - 1; i++)
+		usleep(10000);
+	for (size_t i = 0; i < PAGE / SMALL; i++) {
+		look_up(&entries[i], 1, &found);
+		found_count += found;
+	}
+	printf("# %zu buffers, %lu lost; of %lu that changed %lu were dropped, %lu found\n", buffers, lost, PAGE / SMALL,
+	       notified - before, found_count);
+	check(notified >= before + PAGE / SMALL - 1);
+	check(found_count <= 1);
+	notify(monitor, start, buffers * SMALL);
+	monitor->export_ops->stop(monitor);
+}
+
+/* It changes mappings, if not what they map; see the driver's documentation. */
+static void stop_numa_balancing(void)
+{
+	FILE *file = fopen("/proc/sys/kernel/numa_balancing", "w");
+
+	if (file) {
+		fputs("0", file);
+		fclose(file);
+	}
+}
+
+int main(int argc, char **arguments)
+{
+	size_t buffers = argc > 2 ? strtoul(arguments[2], NULL, 0) : 20000;
+
+	look_ups = argc > 3 ? strtoul(arguments[3], NULL, 0) : 20000;
+	check(argc > 1);
+	stop_numa_balancing();
+	entries = calloc(buffers + THREADS * OWNED * 2, sizeof(*entries));
+	check(entries);
+	printf("KTAP version 1\n");
+	/* It finds this program by itself. */
+	check(dlopen(arguments[1], RTLD_NOW));
+	check(monitor);
+	threads();
+	scale(buffers);
+	printf("ok 1 fi_direct\n1..1\n");
+	return 0;
+}
