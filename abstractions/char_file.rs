@@ -35,7 +35,6 @@ use kernel::{
         Release, //
     },
     sync::{
-        rcu::synchronize_rcu,
         Arc,
         ArcBorrow, //
     },
@@ -57,7 +56,10 @@ use kernel::{
 };
 
 use super::{
-    compat::owner,
+    compat::{
+        owner,
+        synchronize_rcu, //
+    },
     destination::{
         Destination,
         UserBuffer, //

@@ -24,3 +24,29 @@ pub(crate) const fn owner<T: CharFile>() -> &'static ThisModule {
 pub(crate) fn parameter<T: Copy>(value: impl core::borrow::Borrow<T>) -> T {
     *value.borrow()
 }
+
+#[cfg(not(linux_7_2))]
+pub(crate) use kernel::{
+    bindings::PF_NO_NOTIFY_SIGNAL,
+    sync::rcu::synchronize_rcu, //
+};
+
+/// No flag: Linux 7.2 has none that keeps `TIF_NOTIFY_SIGNAL` from counting as a signal.
+#[cfg(linux_7_2)]
+pub(crate) const PF_NO_NOTIFY_SIGNAL: u32 = 0;
+
+/// Waits for an RCU grace period. Must be called where the task may sleep.
+#[cfg(linux_7_2)]
+pub(crate) fn synchronize_rcu() {
+    // SAFETY: This is always safe to call where the task may sleep.
+    unsafe { kernel::bindings::synchronize_rcu() };
+}
+
+/// Orders reads before it with those after it, between processors.
+#[inline(always)]
+pub(crate) fn smp_rmb() {
+    #[cfg(not(linux_7_2))]
+    kernel::sync::barrier::smp_mb(kernel::sync::barrier::Read);
+    #[cfg(linux_7_2)]
+    kernel::sync::barrier::smp_rmb();
+}

@@ -9,6 +9,8 @@ use kernel::{
     prelude::*, //
 };
 
+use super::compat::PF_NO_NOTIFY_SIGNAL;
+
 /// All signals but `SIGKILL`: a task that is being killed has no reason to wait.
 const ALL_BUT_KILL: bindings::sigset_t = {
     let mut set = bindings::sigset_t {
@@ -64,14 +66,14 @@ pub(crate) fn without_signals<R>(f: impl FnOnce() -> R) -> R {
     let flags = unsafe { &raw mut (*bindings::get_current()).flags };
     // SAFETY: As above.
     let had = unsafe {
-        let had = *flags & bindings::PF_NO_NOTIFY_SIGNAL;
-        *flags |= bindings::PF_NO_NOTIFY_SIGNAL;
+        let had = *flags & PF_NO_NOTIFY_SIGNAL;
+        *flags |= PF_NO_NOTIFY_SIGNAL;
         had
     };
     let result = f();
     // SAFETY: As above.
     unsafe {
-        *flags = *flags & !bindings::PF_NO_NOTIFY_SIGNAL | had;
+        *flags = *flags & !PF_NO_NOTIFY_SIGNAL | had;
         bindings::sigprocmask(
             bindings::SIG_SETMASK as c_int,
             &mut before,

@@ -86,10 +86,6 @@ use kernel::{
     sync::{
         aref::ARef,
         atomic::Release,
-        barrier::{
-            smp_mb,
-            Read, //
-        },
         Arc,
         ArcBorrow,
         Mutex,
@@ -109,7 +105,10 @@ use crate::{
             CharFile,
             OpenFile, //
         },
-        compat::parameter,
+        compat::{
+            parameter,
+            smp_rmb, //
+        },
         destination::Destination,
         marked::Marked,
         mmu_notifier::{
@@ -676,7 +675,7 @@ impl CharFile for WatchFile {
     fn is_quiet(&self) -> bool {
         // Pairs with the release store of the counter: whoever has seen it sees that `quiet` was
         // unset before.
-        smp_mb(Read);
+        smp_rmb();
         self.quiet.read_once()
     }
 
