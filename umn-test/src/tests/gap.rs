@@ -353,8 +353,8 @@ fn gap_of_many() -> Outcome {
         Register,
         Renew, //
     };
-    const COUNT: u64 = 500;
-    const SOME: usize = 200;
+    const COUNT: u64 = 200;
+    const SOME: usize = 150;
     take_precedence()?;
     let mut tries = Tries::default();
     for act in [Read, ReadSome, Register, Renew].repeat(harness::rounds(3) as usize) {
