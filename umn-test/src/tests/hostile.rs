@@ -55,7 +55,7 @@ table! {
 }
 
 /// Who may lock as much as there is.
-const UNLIMITED: u64 = libc::RLIM_INFINITY as u64;
+const UNLIMITED: u64 = u64::MAX;
 
 /// How many regions a change queues by itself.
 const FEW: u64 = 128;
@@ -314,9 +314,9 @@ fn epoll_of(files: &[File]) -> io::Result<OwnedFd> {
 /// How many files in a set are ready now.
 fn count_ready(set: &OwnedFd, most: usize) -> io::Result<usize> {
     let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; most];
+    let fd = set.as_raw_fd();
     // SAFETY: There is room for so many events.
-    let count =
-        check(unsafe { libc::epoll_wait(set.as_raw_fd(), events.as_mut_ptr(), most as i32, 0) })?;
+    let count = check(unsafe { libc::epoll_wait(fd, events.as_mut_ptr(), most as i32, 0) })?;
     Ok(count as usize)
 }
 

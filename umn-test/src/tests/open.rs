@@ -17,12 +17,7 @@ use std::{
             PermissionsExt, //
         },
     },
-    sync::atomic::{
-        AtomicBool,
-        Ordering, //
-    },
-    thread,
-    time::Duration, //
+    thread, //
 };
 
 use super::prelude::*;
@@ -131,6 +126,14 @@ fn open_by_io_uring() -> Outcome {
 
 #[cfg(target_pointer_width = "64")]
 fn open_by_io_uring() -> Outcome {
+    use std::{
+        sync::atomic::{
+            AtomicBool,
+            Ordering, //
+        },
+        time::Duration,
+    };
+
     use io_uring::{
         opcode,
         squeue::Flags,
