@@ -160,8 +160,11 @@ static void exchange(struct conversation *it, bool counts)
 	unsigned int index[SIDES] = { choice >> 8 & (BUFFERS - 1), choice >> 16 & (BUFFERS - 1) };
 	enum side changed = choice >> 24 & 1 ? SENDER : RECEIVER;
 	enum side mine = (rank & 1) == owner[SENDER] ? SENDER : RECEIVER;
-	/* All buffers are as long as the longest message. */
-	size_t length = options.size + index[SENDER] * 4096;
+	/*
+	 * All buffers are as long as the longest message. A longer message than those before is a
+	 * reason to register a buffer again, so where nothing changes that does not either.
+	 */
+	size_t length = options.size + (options.quiet ? 0 : index[SENDER] * 4096);
 	struct buffer *buffer = &it->buffer[index[mine]];
 	enum change change = NOTHING, *blamed[SIDES], after[SIDES];
 	bool *at_fault[SIDES];
