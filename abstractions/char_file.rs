@@ -64,6 +64,10 @@ use super::{
         Destination,
         UserBuffer, //
     },
+    mmu_notifier::{
+        self,
+        HoldsModule, //
+    },
     shared_page::SharedPage,
     waiters::{
         PollMask,
@@ -156,6 +160,9 @@ pub(crate) trait CharFile: Sized + Send + Sync + 'static {
     fn show_fdinfo(&self, out: &SeqFile);
 }
 
+// SAFETY: Dropping the `Registration` waits until all are gone.
+unsafe impl<T: CharFile> HoldsModule for OpenFile<T> {}
+
 /// An open file. It dereferences to its driver's part.
 ///
 /// It may live on after the file was closed: as long as somebody has an [`Arc`] to it.
@@ -208,6 +215,13 @@ impl<T: CharFile> OpenFile<T> {
     #[inline]
     pub(crate) fn page(&self) -> &SharedPage {
         &self.page
+    }
+
+    /// Waits until what was deferred before is done, and for a grace period of MMU notifiers: then
+    /// most of what files had that were closed before is free. Sleeps.
+    pub(crate) fn wait_for_closed(&self) {
+        self.device.0.queue.flush();
+        mmu_notifier::synchronize();
     }
 
     /// Has [`CharFile::deferred`] called, at least once after this. Does not sleep.
@@ -328,6 +342,12 @@ impl<T: CharFile> PinnedDrop for Registration<T> {
         // callback, or in a work item.
         synchronize_rcu();
         self.device.queue.drain();
+        // Or in `Returning::run`, which may have been preempted there.
+        #[cfg(CONFIG_TASKS_RCU)]
+        // SAFETY: This may sleep.
+        unsafe {
+            bindings::synchronize_rcu_tasks()
+        };
     }
 }
 
@@ -385,13 +405,15 @@ impl<T: CharFile> Returning<T> {
     unsafe extern "C" fn run(work: *mut bindings::callback_head) {
         // SAFETY: The work is at the beginning of a box that was given away.
         let this = unsafe { KBox::from_raw(work.cast::<Self>()) };
+        let file = this.file;
         // SAFETY: There is a reference to the file, by the type invariants.
-        T::opened(unsafe { Operations::<T>::of(this.file) });
-        // The file has a reference to the module. Should this be the last one to the file, then it
-        // is released by this task after this function has returned.
+        T::opened(unsafe { Operations::<T>::of(file) });
+        drop(this);
+        // The file has a reference to the module. If this is the last one to the file, then this
+        // task releases it after this function has returned. If not, see the drop of `Registration`.
         //
         // SAFETY: The reference is that of the type invariants.
-        unsafe { bindings::fput(this.file) };
+        unsafe { bindings::fput(file) };
     }
 }
 

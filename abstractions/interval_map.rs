@@ -237,7 +237,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
             // SAFETY: As above; `walk.next` was found for this interval.
             self.walk.next = unsafe {
                 self.by_interval
-                    .next_overlap(interval, self.walk.start, self.walk.last, &mut 0)
+                    .next_overlap(interval, self.walk.start, self.walk.last)
             };
         }
         // SAFETY: As above.
@@ -306,36 +306,55 @@ impl<K: Ord, T> IntervalMap<K, T> {
     }
 
     /// Begins a walk over the entries whose interval has a position in common with
-    /// `start ..= last`, and forgets the one before.
+    /// `start ..= last`: calls `visit` for the first `most` of them.
+    ///
+    /// Returns whether these were all. If not, [`Self::go_on`] visits the next ones, and a walk that
+    /// was begun earlier is forgotten.
     ///
     /// Entries may be inserted and removed during a walk. It visits each that is there all the time
-    /// exactly once, in the order of their starts.
-    #[inline]
-    pub(crate) fn begin_walk(&mut self, start: usize, last: usize) {
-        // INVARIANT: The node is found for this interval.
-        self.walk = Walk {
-            next: self.by_interval.first_overlap(start, last),
-            start,
-            last,
-        };
-    }
-
-    /// Calls `visit` for the next `most` entries of the walk, or fewer where these are so far apart
-    /// that it takes more than `steps` steps in the tree; returns whether these were the last.
-    ///
-    /// Costs O(log n) for each entry.
+    /// exactly once, in the order of their starts. Costs O(log n) for each entry, and O(log n) if
+    /// there is none.
     #[inline]
     pub(crate) fn walk(
         &mut self,
+        start: usize,
+        last: usize,
         most: usize,
-        mut steps: isize,
-        mut visit: impl FnMut(Entry<'_, K, T>),
+        visit: impl FnMut(Entry<'_, K, T>),
     ) -> bool {
-        let Walk {
-            mut next,
-            start,
-            last,
-        } = self.walk;
+        let next = self.by_interval.first_overlap(start, last);
+        // SAFETY: The node was found for this interval.
+        let next = unsafe { self.visit(next, start, last, most, visit) };
+        if next.is_none() {
+            return true;
+        }
+        // INVARIANT: The node was found for this interval.
+        self.walk = Walk { next, start, last };
+        false
+    }
+
+    /// Calls `visit` for the next `most` entries of the walk; returns whether these were the last.
+    pub(crate) fn go_on(&mut self, most: usize, visit: impl FnMut(Entry<'_, K, T>)) -> bool {
+        let Walk { next, start, last } = self.walk;
+        // INVARIANT, SAFETY: The node was found for this interval, by the type invariants.
+        self.walk.next = unsafe { self.visit(next, start, last, most, visit) };
+        self.walk.next.is_none()
+    }
+
+    /// Visits `most` nodes from `next` on, and returns the one after that.
+    ///
+    /// # Safety
+    ///
+    /// `next` must be in the tree, and have been found for `start ..= last`.
+    #[inline(always)]
+    unsafe fn visit(
+        &mut self,
+        mut next: Option<NonNull<IntervalNode>>,
+        start: usize,
+        last: usize,
+        most: usize,
+        mut visit: impl FnMut(Entry<'_, K, T>),
+    ) -> Option<NonNull<IntervalNode>> {
         for _ in 0..most {
             let Some(interval) = next else { break };
             // SAFETY: By the type invariants, each node in `by_interval` is that of a `Node`.
@@ -348,17 +367,9 @@ impl<K: Ord, T> IntervalMap<K, T> {
             });
             // SAFETY: The node was found for the same interval, and is still in the tree: an
             // `Entry` cannot remove it.
-            next = unsafe {
-                self.by_interval
-                    .next_overlap(interval, start, last, &mut steps)
-            };
-            if steps < 0 {
-                break;
-            }
+            next = unsafe { self.by_interval.next_overlap(interval, start, last) };
         }
-        // INVARIANT: As above.
-        self.walk.next = next;
-        next.is_none()
+        next
     }
 
     /// Returns the number of queued entries.
@@ -688,7 +699,6 @@ mod tests {
         /// sorted by start.
         fn queue(&mut self, start: usize, last: usize) -> Result<bool> {
             let most = 1 + self.random(9) as usize;
-            let steps = self.random(20) as isize;
             let Self {
                 map, list, queue, ..
             } = self;
@@ -713,8 +723,10 @@ mod tests {
                 }
                 found += 1;
             };
-            map.begin_walk(start, last);
-            while !map.walk(most, steps, &mut visit) {}
+            let mut is_done = map.walk(start, last, most, &mut visit);
+            while !is_done {
+                is_done = map.go_on(most, &mut visit);
+            }
             right &= overlaps == (found > 0);
             let overlap = |listed: &&Listed| listed.start <= last && start <= listed.last;
             Ok(right && found == list.iter().filter(overlap).count())
@@ -827,8 +839,7 @@ mod tests {
         }
         let mut visited = 0;
         let mut visit = |mut entry: Entry<'_, u64, u64>| visited |= 1 << !*entry.value();
-        compared.map.begin_walk(50, 60);
-        assert!(!compared.map.walk(3, 99, &mut visit));
+        assert!(!compared.map.walk(50, 60, 3, &mut visit));
         // What was visited, what is next, what comes after that, and what is last.
         for key in [1, 3, 4, 9] {
             assert!(compared.remove(key));
@@ -836,8 +847,8 @@ mod tests {
         // Before what is next, and behind it.
         assert!(compared.insert(20, 1, 100)?);
         assert!(compared.insert(21, 7, 100)?);
-        assert!(compared.map.walk(10, 99, &mut visit));
-        assert!(compared.map.walk(10, 99, &mut visit));
+        assert!(compared.map.go_on(10, &mut visit));
+        assert!(compared.map.go_on(10, &mut visit));
         assert_eq!(visited, 1 << 21 | 0b1_1110_0111);
         assert!(compared.map.walk.next.is_none());
         Ok(())

@@ -115,11 +115,7 @@ impl IntervalTree {
             .map(NonNull::cast)
     }
 
-    /// Returns the next node after `node` that overlaps `start ..= last`. Subtracts the number of
-    /// steps that it took from `steps`.
-    ///
-    /// This does what `interval_tree_iter_next()` does, and counts: it may take one step, or go up
-    /// and down the whole tree.
+    /// Returns the next node after `node` that overlaps `start ..= last`.
     ///
     /// # Safety
     ///
@@ -130,55 +126,11 @@ impl IntervalTree {
         node: NonNull<IntervalNode>,
         start: usize,
         last: usize,
-        steps: &mut isize,
     ) -> Option<NonNull<IntervalNode>> {
-        let mut node: *mut bindings::interval_tree_node = node.as_ptr().cast();
-        // SAFETY: By the safety requirement and the type invariant, all nodes and their links are
-        // valid. A node begins with its links.
-        unsafe {
-            // Go up to a node that overlaps, or to one whose right subtree may have such a node.
-            let mut right: *mut bindings::interval_tree_node = (*node).rb.rb_right.cast();
-            while right.is_null() || (*right).__subtree_last < start {
-                loop {
-                    *steps -= 1;
-                    let parent: *mut bindings::interval_tree_node =
-                        core::ptr::with_exposed_provenance_mut((*node).rb.__rb_parent_color & !3);
-                    if parent.is_null() {
-                        return None;
-                    }
-                    right = (*parent).rb.rb_right.cast();
-                    if right != core::mem::replace(&mut node, parent) {
-                        break;
-                    }
-                }
-                if last < (*node).start {
-                    return None;
-                }
-                if start <= (*node).last {
-                    return NonNull::new(node.cast());
-                }
-            }
-            // Go down to the first such node in that subtree.
-            node = right;
-            loop {
-                *steps -= 1;
-                let left: *mut bindings::interval_tree_node = (*node).rb.rb_left.cast();
-                if !left.is_null() && start <= (*left).__subtree_last {
-                    node = left;
-                    continue;
-                }
-                if last < (*node).start {
-                    return None;
-                }
-                if start <= (*node).last {
-                    return NonNull::new(node.cast());
-                }
-                // What ends late enough must be on this side.
-                node = (*node).rb.rb_right.cast();
-                if node.is_null() {
-                    return None;
-                }
-            }
-        }
+        // SAFETY: By the safety requirement, and as the nodes are valid by the type invariant.
+        NonNull::new(unsafe {
+            bindings::interval_tree_iter_next(node.as_ptr().cast(), start, last)
+        })
+        .map(NonNull::cast)
     }
 }

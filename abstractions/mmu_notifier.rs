@@ -73,6 +73,20 @@ impl Range {
     }
 }
 
+/// Waits for a grace period, after which notifiers that were put before are freed. Sleeps.
+pub(crate) fn synchronize() {
+    // SAFETY: It is always possible to wait, except in a callback; those must not sleep.
+    unsafe { bindings::mmu_notifier_synchronize() };
+}
+
+/// What keeps the module loaded as long as it lives, and for a grace period of RCU after that.
+///
+/// # Safety
+///
+/// The module must not be unloaded while there is a value of this type, nor before
+/// `synchronize_rcu()` has returned after the last one was dropped.
+pub(crate) unsafe trait HoldsModule {}
+
 /// The callbacks of an MMU notifier.
 ///
 /// All of them may run at the same time as each other and on any CPU. All run in process context,
@@ -102,7 +116,7 @@ impl Range {
 ///     Ok(())
 /// }
 /// ```
-pub(crate) trait MmuNotifier: Send + Sync + 'static {
+pub(crate) trait MmuNotifier: HoldsModule + Send + Sync + 'static {
     /// Called before the mappings in `range` are changed.
     ///
     /// Until the matching [`invalidate_range_end`], page table walks may still find the old pages.
@@ -133,8 +147,7 @@ pub(crate) trait MmuNotifier: Send + Sync + 'static {
 /// go away (`mm_users`).
 ///
 /// Dropping it does not wait. Callbacks may still be running then, or be called, and end within an
-/// SRCU grace period; they keep the callback object alive. The module must stay loaded until then:
-/// `char_file::Registration` waits for each open file, which the callback object is part of.
+/// SRCU grace period. They keep the callback object alive, and that keeps the module loaded.
 ///
 /// # Invariants
 ///

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Signals of the current task, and giving way to others.
+//! Signals of the current task.
 //!
 //! C header: [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h)
 
@@ -36,24 +36,11 @@ pub(crate) fn is_killed() -> bool {
             != 0
 }
 
-/// Lets other tasks run that have waited for long.
-///
-/// Must be called where the task may sleep. Where the kernel is preemptible, letting go of a lock
-/// is enough.
-#[inline]
-pub(crate) fn reschedule() {
-    kernel::task::might_sleep();
-    #[cfg(not(CONFIG_PREEMPTION))]
-    // SAFETY: It is always possible to give way; the debug kernel checks that the task may sleep.
-    unsafe {
-        bindings::__cond_resched()
-    };
-}
-
 /// Calls `f` while nothing but `SIGKILL` makes a signal pending for the current task.
 ///
 /// For what gives up when one is, and would never end under a timer that is quicker. Signals that
-/// come meanwhile are handled after that.
+/// come meanwhile are handled after that. Stopping and freezing still make one pending, and may be
+/// over when this returns.
 pub(crate) fn without_signals<R>(f: impl FnOnce() -> R) -> R {
     let mut all = ALL_BUT_KILL;
     let mut before = bindings::sigset_t::default();

@@ -16,6 +16,7 @@ use core::{
 
 use kernel::{
     bindings,
+    container_of,
     error::to_result,
     fs::File,
     prelude::*,
@@ -34,22 +35,26 @@ pub(crate) const POLL_READABLE: PollMask = bindings::POLLIN | bindings::POLLRDNO
 /// Nothing will come any more.
 pub(crate) const POLL_HUNG_UP: PollMask = bindings::POLLHUP;
 
-/// The most waiters that [`Waiters::notify_readable`] wakes.
+/// The most waiters that are woken in one section of the lock of a queue.
 const FEW: usize = 32;
 
-/// A wait queue, and the list of files whose owners want a signal (`O_ASYNC`).
+/// Two wait queues, and the list of files whose owners want a signal (`O_ASYNC`).
+///
+/// Readers are tasks that sleep in a read; pollers are all others that wait for an event.
 ///
 /// # Invariants
 ///
-/// - `queue` is an initialised wait queue.
+/// - `readers` and `pollers` are initialised wait queues.
 /// - `fasync` is only accessed by `fasync_helper()` and `kill_fasync()`, which lock it, and read by
 ///   volatile loads.
-/// - `shared` is only accessed with the lock of `queue` held.
+/// - `shared` is only accessed with the lock of `pollers` held.
 /// - `file` in it is null or points to a file that has not been released.
 #[pin_data]
 pub(crate) struct Waiters {
     #[pin]
-    queue: Opaque<bindings::wait_queue_head>,
+    readers: Opaque<bindings::wait_queue_head>,
+    #[pin]
+    pollers: Opaque<bindings::wait_queue_head>,
     fasync: Opaque<*mut bindings::fasync_struct>,
     shared: Cell<Shared>,
 }
@@ -65,7 +70,7 @@ struct Shared {
 /// What is too much to be done by whoever notifies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Rest {
-    /// There are many waiters to wake.
+    /// There are many tasks to wake.
     wake: bool,
     /// There is a process group to signal.
     signal: bool,
@@ -82,10 +87,10 @@ unsafe impl Send for Waiters {}
 unsafe impl Sync for Waiters {}
 
 impl Waiters {
-    /// Creates a queue that nobody waits in.
+    /// Creates queues that nobody waits in.
     pub(super) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            queue <- Opaque::ffi_init(|slot| {
+        let queue = || {
+            Opaque::ffi_init(|slot| {
                 // SAFETY: `slot` is valid, and pinned.
                 unsafe {
                     bindings::__init_waitqueue_head(
@@ -94,7 +99,11 @@ impl Waiters {
                         static_lock_class!().as_ptr(),
                     )
                 }
-            }),
+            })
+        };
+        pin_init!(Self {
+            readers <- queue(),
+            pollers <- queue(),
             fasync: Opaque::new(null_mut()),
             shared: Cell::new(Shared {
                 file: null_mut(),
@@ -109,22 +118,12 @@ impl Waiters {
     ///
     /// `file` must stay valid until [`Self::close`] is called.
     pub(super) unsafe fn open(&self, file: &File) {
-        self.with_lock(|this| {
-            this.shared.set(Shared {
-                file: file.as_ptr(),
-                ..this.shared.get()
-            })
-        });
+        self.with_shared(|shared| shared.file = file.as_ptr());
     }
 
     /// The file is about to go away.
     pub(super) fn close(&self) {
-        self.with_lock(|this| {
-            this.shared.set(Shared {
-                file: null_mut(),
-                ..this.shared.get()
-            })
-        });
+        self.with_shared(|shared| shared.file = null_mut());
     }
 
     /// Adds the caller of `poll` to those who are woken, if it wants that; returns whether it did.
@@ -137,7 +136,7 @@ impl Waiters {
         // SAFETY: By the safety requirements and the type invariants. Whoever is in the queue has a
         // reference to the file, or is taken out before the file is released.
         unsafe {
-            bindings::poll_wait(file.as_ptr(), self.queue.get(), table);
+            bindings::poll_wait(file.as_ptr(), self.pollers.get(), table);
             // Without these the caller only looks.
             !table.is_null() && (*table)._qproc.is_some()
         }
@@ -155,31 +154,14 @@ impl Waiters {
         to_result(result.min(0))
     }
 
-    /// Tells those who wait that there is something to read.
+    /// Returns whether nobody waits.
     ///
-    /// They must check for it after they have joined the queue, under a lock, and the caller must
-    /// have held that lock for the change that they wait for. So it finds them in the queue, or
-    /// they find the change.
-    ///
-    /// Does not sleep. Costs two loads if nobody waits, and otherwise at most a constant: many
-    /// waiters are left alone, and so are the processes of a group that are to get a signal.
-    /// Returns `true` then, and [`Self::notify_rest`] must be called from elsewhere.
+    /// Waiters must check for what they wait for after they have joined, under a lock. If the
+    /// caller has held that lock for the change that they wait for, then it finds them here, or they
+    /// find the change. Costs three loads.
     #[inline]
-    #[must_use = "the rest must be notified"]
-    pub(crate) fn notify_readable(&self) -> bool {
-        if self.is_empty() && !self.has_fasync() {
-            return false;
-        }
-        self.notify_few(POLL_READABLE, true)
-    }
-
-    /// Returns whether nobody is in the queue, as `waitqueue_active()` does.
-    #[inline]
-    fn is_empty(&self) -> bool {
-        let head = self.head();
-        // SAFETY: The queue is initialised by the type invariants. Others may change the pointer,
-        // so the load is volatile.
-        unsafe { (&raw const (*head).next).read_volatile() == head }
+    pub(crate) fn is_empty(&self) -> bool {
+        !Self::is_active(&self.readers) && !Self::is_active(&self.pollers) && !self.has_fasync()
     }
 
     #[inline]
@@ -188,73 +170,77 @@ impl Waiters {
         !unsafe { self.fasync.get().read_volatile() }.is_null()
     }
 
+    /// `waitqueue_active()`.
     #[inline]
-    fn head(&self) -> *mut bindings::list_head {
-        // SAFETY: The field is in bounds.
-        unsafe { &raw mut (*self.queue.get()).head }
+    fn is_active(queue: &Opaque<bindings::wait_queue_head>) -> bool {
+        // SAFETY: The queue is initialised. Others may change the pointer, so the load is volatile.
+        unsafe {
+            let head = &raw mut (*queue.get()).head;
+            (&raw const (*head).next).read_volatile() != head
+        }
     }
 
-    /// Tells those who wait that nothing will come any more, likewise. There is no signal for that.
+    /// Notifies those who wait that there is something to read.
+    ///
+    /// Does not sleep. Whoever calls this need not pay for others: it wakes a few readers and a few
+    /// pollers at most, and signals no more than one process. Returns whether somebody is left;
+    /// then [`Self::notify_rest`] must be called from elsewhere.
+    ///
+    /// One poller may be an epoll instance that many others wait for. Whoever writes to an eventfd
+    /// or a pipe pays for these, too.
+    #[cold]
+    #[must_use = "the rest must be notified"]
+    pub(crate) fn notify_readable(&self) -> bool {
+        self.notify_few(POLL_READABLE, true)
+    }
+
+    /// Notifies those who wait that nothing will come any more, likewise. There is no signal for it.
     #[must_use = "the rest must be notified"]
     pub(crate) fn notify_hung_up(&self) -> bool {
-        !self.is_empty() && self.notify_few(POLL_READABLE | POLL_HUNG_UP, false)
+        self.notify_few(POLL_READABLE | POLL_HUNG_UP, false)
     }
 
-    #[cold]
     fn notify_few(&self, events: PollMask, wants_signal: bool) -> bool {
-        let (found, has_fasync) = self.with_lock(|this| {
-            let has_fasync = wants_signal && this.has_fasync();
-            let found = Rest {
-                wake: !this.has_at_most(FEW),
-                signal: has_fasync && this.owner_is_group(),
-            };
-            let shared = this.shared.get();
-            let rest = Rest {
-                wake: shared.rest.wake || found.wake,
-                signal: shared.rest.signal || found.signal,
-            };
-            this.shared.set(Shared { rest, ..shared });
-            (found, has_fasync)
-        });
-        if !found.wake {
-            self.wake_all(events);
+        // SAFETY: The queue is initialised by the type invariants. Readers are exclusive waiters, so
+        // that so many of them are woken.
+        unsafe {
+            let few = FEW as c_int;
+            bindings::__wake_up(self.readers.get(), bindings::TASK_NORMAL, few, key(events));
         }
-        if has_fasync && !found.signal {
+        let has_many_readers = Self::is_active(&self.readers);
+        let has_fasync = wants_signal && self.has_fasync();
+        let rest = self.with_shared(|shared| {
+            let rest = Rest {
+                // SAFETY: The queue is valid, and its lock is held.
+                wake: !unsafe { wake_if_few(self.pollers.get(), events) } || has_many_readers,
+                signal: has_fasync && shared.owner_is_group(),
+            };
+            shared.rest.wake |= rest.wake;
+            shared.rest.signal |= rest.signal;
+            rest
+        });
+        if has_fasync && !rest.signal {
             self.signal();
         }
-        found != NO_REST
+        rest != NO_REST
     }
 
-    /// Does what [`Self::notify_readable`] has left over.
+    /// Does what [`Self::notify_readable`] and [`Self::notify_hung_up`] have left over. May sleep.
+    ///
+    /// Must not be called at the same time as itself.
     pub(crate) fn notify_rest(&self) {
-        let rest = self.with_lock(|this| {
-            let shared = this.shared.get();
-            this.shared.set(Shared {
-                rest: NO_REST,
-                ..shared
-            });
-            shared.rest
-        });
+        let rest = self.with_shared(|shared| core::mem::replace(&mut shared.rest, NO_REST));
         if rest.wake {
-            self.wake_all(POLL_READABLE | POLL_HUNG_UP);
+            wake_in_pieces(&self.readers);
+            wake_in_pieces(&self.pollers);
         }
         if rest.signal {
             self.signal();
         }
     }
 
-    /// Wakes all who wait for one of `events`.
-    ///
-    /// Those who asked to be woken one at a time (`EPOLLEXCLUSIVE`) too: there is no further wake-up
-    /// until somebody reads, and the one need not be the one who does.
-    fn wake_all(&self, events: PollMask) {
-        // SAFETY: The queue is initialised by the type invariants.
-        unsafe {
-            bindings::__wake_up(self.queue.get(), bindings::TASK_NORMAL, 0, key(events));
-        }
-    }
-
-    /// Sends `SIGIO`, or the signal chosen with `F_SETSIG`, with `POLL_IN` to the file's owner.
+    /// Sends `SIGIO`, or the signal chosen with `F_SETSIG`, to the file's owner. `si_code` is
+    /// `POLL_IN` where `F_SETSIG` asks for it, and else `SI_KERNEL`.
     fn signal(&self) {
         // SAFETY: The list is valid by the type invariants.
         unsafe {
@@ -266,26 +252,38 @@ impl Waiters {
         };
     }
 
-    /// Waits until `ready` returns something; fails with `ERESTARTSYS` when a signal is pending.
+    fn with_shared<R>(&self, f: impl FnOnce(&mut Shared) -> R) -> R {
+        // SAFETY: The queue is initialised by the type invariants.
+        unsafe {
+            with_lock(self.pollers.get(), || {
+                let mut shared = self.shared.get();
+                let result = f(&mut shared);
+                self.shared.set(shared);
+                result
+            })
+        }
+    }
+
+    /// Waits until `is_ready`; fails with `ERESTARTSYS` when a signal is pending.
     ///
-    /// `ready` is called with the task in the queue, and not running by name: it must not sleep.
-    pub(crate) fn wait_interruptible<R>(&self, mut ready: impl FnMut() -> Option<R>) -> Result<R> {
+    /// `is_ready` is called with the task in the queue and its state set, so it must not sleep.
+    pub(crate) fn wait_interruptible(&self, mut is_ready: impl FnMut() -> bool) -> Result {
         let mut entry = MaybeUninit::<bindings::wait_queue_entry>::uninit();
         let entry = entry.as_mut_ptr();
         // SAFETY: The entry is valid for writes, and stays where it is until `finish_wait()` has
         // taken it out of the queue.
-        unsafe { bindings::init_wait_entry(entry, 0) };
+        unsafe { bindings::init_wait_entry(entry, bindings::WQ_FLAG_EXCLUSIVE as c_int) };
         let result = loop {
             // SAFETY: The queue and the entry are initialised.
             unsafe {
-                bindings::prepare_to_wait(
-                    self.queue.get(),
+                bindings::prepare_to_wait_exclusive(
+                    self.readers.get(),
                     entry,
                     bindings::TASK_INTERRUPTIBLE as c_int,
                 )
             };
-            if let Some(found) = ready() {
-                break Ok(found);
+            if is_ready() {
+                break Ok(());
             }
             if signals::is_pending() {
                 break Err(ERESTARTSYS);
@@ -294,58 +292,23 @@ impl Waiters {
             unsafe { bindings::schedule() };
         };
         // SAFETY: As above.
-        unsafe { bindings::finish_wait(self.queue.get(), entry) };
+        unsafe { bindings::finish_wait(self.readers.get(), entry) };
         result
     }
+}
 
-    /// The lock of the queue must be held.
-    fn has_at_most(&self, most: usize) -> bool {
-        let head = self.head();
-        let mut next = head;
-        for _ in 0..=most {
-            // SAFETY: The list is valid, and does not change while its lock is held.
-            next = unsafe { (*next).next };
-            if next == head {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// The lock of the queue must be held.
+impl Shared {
     fn owner_is_group(&self) -> bool {
-        let Some(file) = NonNull::new(self.shared.get().file) else {
+        let Some(file) = NonNull::new(self.file) else {
             return false;
         };
-        // SAFETY: By the type invariants the file has not been released. What says who owns it is
-        // allocated once and freed after that. Others may change it, so the loads are volatile.
+        // SAFETY: By the type invariants of `Waiters` the file has not been released. What says who
+        // owns it is allocated once and freed after that. Others may change it, so the loads are
+        // volatile.
         unsafe {
             let owner = (&raw const (*file.as_ptr()).f_owner).read_volatile();
             !owner.is_null()
                 && (&raw const (*owner).pid_type).read_volatile() > bindings::pid_type_PIDTYPE_TGID
-        }
-    }
-
-    fn with_lock<R>(&self, f: impl FnOnce(&Self) -> R) -> R {
-        let queue = self.queue.get();
-        // SAFETY: The queue is initialised by the type invariants. Wake-up functions expect
-        // interrupts to be disabled, except where spinlocks sleep.
-        #[cfg(not(CONFIG_PREEMPT_RT))]
-        unsafe {
-            // CAST: A spinlock begins with its raw spinlock.
-            let lock = (&raw mut (*queue).lock).cast::<bindings::raw_spinlock_t>();
-            let flags = bindings::_raw_spin_lock_irqsave(lock);
-            let result = f(self);
-            bindings::_raw_spin_unlock_irqrestore(lock, flags);
-            result
-        }
-        // SAFETY: As above.
-        #[cfg(CONFIG_PREEMPT_RT)]
-        unsafe {
-            bindings::spin_lock(&raw mut (*queue).lock);
-            let result = f(self);
-            bindings::spin_unlock(&raw mut (*queue).lock);
-            result
         }
     }
 }
@@ -353,4 +316,157 @@ impl Waiters {
 /// `poll_to_key()`: which events a wake-up is for.
 fn key(events: PollMask) -> *mut c_void {
     core::ptr::without_provenance_mut(events as usize)
+}
+
+/// Wakes all who wait in `queue` for one of `events`, if they are no more than [`FEW`]; returns
+/// whether they are.
+///
+/// Those who asked to be woken one at a time (`EPOLLEXCLUSIVE`), too: there is no further wake-up
+/// until somebody reads, and the one need not be the one who does.
+///
+/// # Safety
+///
+/// `queue` must be initialised, and its lock be held.
+unsafe fn wake_if_few(queue: *mut bindings::wait_queue_head, events: PollMask) -> bool {
+    // SAFETY: By the safety requirement the list is valid, and does not change, but for an entry
+    // that takes itself out when it is woken.
+    unsafe {
+        let head = &raw mut (*queue).head;
+        let mut next = (*head).next;
+        for _ in 0..FEW {
+            if next == head {
+                break;
+            }
+            next = (*next).next;
+        }
+        if next != head {
+            return false;
+        }
+        next = (*head).next;
+        while next != head {
+            let entry = container_of!(next, bindings::wait_queue_entry, entry);
+            next = (*next).next;
+            wake(entry, events);
+        }
+    }
+    true
+}
+
+/// # Safety
+///
+/// `entry` must be in a wait queue whose lock is held.
+unsafe fn wake(entry: *mut bindings::wait_queue_entry, events: PollMask) {
+    // SAFETY: By the safety requirement.
+    unsafe {
+        if let Some(function) = (*entry).func {
+            function(entry, bindings::TASK_NORMAL, 0, key(events));
+        }
+    }
+}
+
+/// Wakes all who wait in `queue`, [`FEW`] in each section of its lock.
+///
+/// An entry of its own in the queue says how far it has come.
+fn wake_in_pieces(queue: &Opaque<bindings::wait_queue_head>) {
+    /// # Safety
+    ///
+    /// It may always be called.
+    unsafe extern "C" fn pass(
+        _entry: *mut bindings::wait_queue_entry,
+        _mode: c_uint,
+        _flags: c_int,
+        _key: *mut c_void,
+    ) -> c_int {
+        0
+    }
+    let mut bookmark = bindings::wait_queue_entry {
+        func: Some(pass),
+        ..pin_init::zeroed()
+    };
+    let bookmark = &raw mut bookmark.entry;
+    let queue = queue.get();
+    // SAFETY: The queue is initialised and, whenever its lock is held, is a valid list of valid
+    // entries. The bookmark is in it until this returns, and moves behind an entry before that is
+    // woken, which may take it out.
+    unsafe {
+        let head = &raw mut (*queue).head;
+        with_lock(queue, || insert(bookmark, head));
+        let mut is_done = false;
+        while !is_done {
+            is_done = with_lock(queue, || {
+                for _ in 0..FEW {
+                    let next = (*bookmark).next;
+                    take_out(bookmark);
+                    if next == head {
+                        return true;
+                    }
+                    insert(bookmark, next);
+                    let entry = container_of!(next, bindings::wait_queue_entry, entry);
+                    wake(entry, POLL_READABLE | POLL_HUNG_UP);
+                }
+                false
+            });
+        }
+    }
+}
+
+/// `list_add()`: puts `entry` behind `previous`.
+///
+/// # Safety
+///
+/// `previous` must be in a valid list, and `entry` be valid and in none.
+unsafe fn insert(entry: *mut bindings::list_head, previous: *mut bindings::list_head) {
+    // SAFETY: By the safety requirement.
+    unsafe {
+        let next = (*previous).next;
+        entry.write(bindings::list_head {
+            next,
+            prev: previous,
+        });
+        (*next).prev = entry;
+        // Others look at it without the lock.
+        (&raw mut (*previous).next).write_volatile(entry);
+    }
+}
+
+/// `__list_del_entry()`.
+///
+/// # Safety
+///
+/// `entry` must be in a valid list.
+unsafe fn take_out(entry: *mut bindings::list_head) {
+    // SAFETY: By the safety requirement.
+    unsafe {
+        let bindings::list_head { next, prev } = *entry;
+        (*next).prev = prev;
+        // As above.
+        (&raw mut (*prev).next).write_volatile(next);
+    }
+}
+
+/// Calls `f` with the lock of `queue` held. Wake-up functions expect interrupts to be disabled,
+/// except where spinlocks sleep.
+///
+/// # Safety
+///
+/// `queue` must be initialised.
+unsafe fn with_lock<R>(queue: *mut bindings::wait_queue_head, f: impl FnOnce() -> R) -> R {
+    // SAFETY: By the safety requirement.
+    #[cfg(not(CONFIG_PREEMPT_RT))]
+    unsafe {
+        // CAST: A spinlock begins with its raw spinlock.
+        let lock = (&raw mut (*queue).lock).cast::<bindings::raw_spinlock_t>();
+        let flags = bindings::_raw_spin_lock_irqsave(lock);
+        let result = f();
+        bindings::_raw_spin_unlock_irqrestore(lock, flags);
+        result
+    }
+    // SAFETY: By the safety requirement.
+    #[cfg(CONFIG_PREEMPT_RT)]
+    unsafe {
+        bindings::spin_lock(&raw mut (*queue).lock);
+        let result = f();
+        bindings::spin_unlock(&raw mut (*queue).lock);
+        result
+    }
 }

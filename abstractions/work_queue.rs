@@ -12,7 +12,8 @@ use kernel::{
     workqueue::Queue, //
 };
 
-/// A queue whose work may run on any CPU and may take long.
+/// A queue whose work may run on any CPU and may take long. It goes on when memory is short, since
+/// it may be what frees some.
 ///
 /// # Invariants
 ///
@@ -30,7 +31,11 @@ impl WorkQueue {
         // SAFETY: The name is static and has no conversions. 0 stands for the default number of
         // works that run at the same time.
         let queue = unsafe {
-            bindings::alloc_workqueue_noprof(name.as_char_ptr(), bindings::wq_flags_WQ_UNBOUND, 0)
+            bindings::alloc_workqueue_noprof(
+                name.as_char_ptr(),
+                bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM,
+                0,
+            )
         };
         // INVARIANT: It was just allocated.
         Ok(Self(NonNull::new(queue).ok_or(ENOMEM)?))
@@ -43,7 +48,13 @@ impl WorkQueue {
         unsafe { Queue::from_raw(self.0.as_ptr()) }
     }
 
-    /// Waits until all work in the queue is done.
+    /// Waits until all work is done that is in the queue now. Sleeps.
+    pub(crate) fn flush(&self) {
+        // SAFETY: The queue is valid by the type invariant.
+        unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
+    }
+
+    /// Waits until all work in the queue is done, and what that work enqueues. Sleeps.
     ///
     /// Nothing may be enqueued meanwhile but by that work, or the kernel complains.
     pub(crate) fn drain(&self) {

@@ -79,11 +79,4 @@ impl Account {
         self.memory.uncharge(pages);
         self.room -= pages * REGIONS_PER_PAGE;
     }
-
-    /// Gives back everything.
-    pub(super) fn close(&mut self) {
-        // INVARIANT: There are no regions and, from now on, no file.
-        self.memory.uncharge(self.memory.pages());
-        self.room = 0;
-    }
 }

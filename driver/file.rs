@@ -48,8 +48,8 @@
 //!
 //! # Who is woken
 //!
-//! `told` says that the waiters were notified and nobody has read since. The hit that finds it unset
-//! sets it, under the lock, and notifies them after that. It is unset in each section of the lock in
+//! `told` says that the waiters were notified and nobody has read since. The hit that finds it unset,
+//! and somebody waiting, sets it, under the lock, and notifies them after that. It is unset in each section of the lock in
 //! which a read takes or looks for something, and when a waiter is added. So it is unset whenever
 //! there is nothing to be read, and the next hit notifies.
 //!
@@ -170,7 +170,7 @@ pub(crate) struct WatchFile {
     /// with the lock held.
     quiet: Marked<bool>,
     /// Changes of protections may be in flight below this address that have a start and no end.
-    /// It never gets lower. Written with the mmap lock held, and before the lock is taken.
+    /// Written with the lock held.
     endless: Marked<usize>,
     gate: Gate,
     #[pin]
@@ -200,6 +200,8 @@ struct State {
     account: Account,
     /// The file was read, or a region registered, or features negotiated: too late for the latter.
     used: bool,
+    /// The number of these changes that have had no end until now.
+    endless: usize,
     /// The MMU notifier is registered.
     is_watching: bool,
     /// The opener's address space is gone, or the file is closed, so nothing will happen any more.
@@ -230,6 +232,7 @@ impl WatchFile {
                     regions,
                     account,
                     used: false,
+                    endless: 0,
                     is_watching: false,
                     dead: false,
                     told: false,
@@ -289,14 +292,20 @@ impl WatchFile {
             Watch::Registered { .. } => return Ok(()),
             Watch::Closed => return Err(ESRCH),
         }
-        // The kernel gives up when a signal is pending. That need not concern the caller, whose
-        // timer may be quicker than all tries.
-        let notifier = this
-            .with_our_mm(|mm| signals::without_signals(|| Registration::new(mm, Arc::from(this))));
-        let _notifier = notifier.ok_or(EPERM)?.map_err(|error| match error {
-            EINTR => ERESTARTNOINTR,
-            error => error,
-        })?;
+        let _notifier = loop {
+            // The kernel gives up when a signal is pending. That need not concern the caller, whose
+            // timer may be quicker than all tries.
+            let result = this.with_our_mm(|mm| {
+                signals::without_signals(|| Registration::new(mm, Arc::from(this)))
+            });
+            match result.ok_or(EPERM)? {
+                Ok(notifier) => break notifier,
+                Err(EINTR) if signals::is_pending() => return Err(ERESTARTNOINTR),
+                // It was stopped or frozen, and is not any more.
+                Err(EINTR) => {}
+                Err(error) => return Err(error),
+            }
+        };
         *watch = Watch::Registered { _notifier };
         this.state.lock().is_watching = true;
         Ok(())
@@ -333,7 +342,14 @@ impl WatchFile {
         if len >= this.most_regions {
             return Err(ENOSPC);
         }
-        state.account.add(len)?;
+        if state.account.add(len).is_err() {
+            drop(state);
+            // What was closed a moment ago may still be charged.
+            this.wait_for_closed();
+            state = Self::prepare_to_register(&this, this)?;
+            let len = state.regions.len();
+            state.account.add(len)?;
+        }
         let Bounds {
             start,
             last,
@@ -375,7 +391,6 @@ impl WatchFile {
             if signals::is_killed() {
                 return Err(EINTR);
             }
-            signals::reschedule();
         }
     }
 
@@ -410,10 +425,11 @@ impl WatchFile {
         // Release: pairs with the acquire load of the counter by user space, and with the barrier
         // in `is_quiet`. See "Order of what user space sees".
         this.page().word::<COUNTER>().store(counter, Release);
-        let told = core::mem::replace(&mut state.told, true);
+        let is_due = !state.told && !this.waiters().is_empty();
+        state.told |= is_due;
         drop(state);
 
-        if !told && this.waiters().notify_readable() {
+        if is_due && this.waiters().notify_readable() {
             OpenFile::defer(this);
         }
     }
@@ -438,23 +454,31 @@ impl WatchFile {
     /// The start of a change that may have no end, so that it is not counted as in flight.
     ///
     /// Whoever rearms a region in its range before the change is done either does so before this
-    /// takes the lock, so that the region is hit, or finds `endless` after that, and waits for the
-    /// mmap lock.
+    /// takes the lock for the last time, so that the region is hit, or finds `endless` after that,
+    /// and waits for the mmap lock.
     #[cold]
     #[inline(never)]
     fn start_endless(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
-        this.endless
-            .write_once(this.endless.read_once().max(range.end()));
+        let mut state = this.state.lock();
+        state.endless += 1;
+        let below = this.endless.read_once().max(range.end());
+        this.endless.write_once(below);
+        drop(state);
         Self::hit(this, range);
     }
 
-    /// Such a change may have an end all the same.
+    /// Such a change has had an end all the same.
     #[cold]
     #[inline(never)]
     fn end_endless(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
         Self::invalidate(this, |regions| {
             regions.hit_again(range.start(), range.last())
         });
+        let mut state = this.state.lock();
+        state.endless = state.endless.saturating_sub(1);
+        if state.endless == 0 {
+            this.endless.write_once(0);
+        }
     }
 
     /// Copies one record to `destination`, which is smaller than two; returns `false` if that takes
@@ -503,7 +527,7 @@ impl WatchFile {
             drop(state);
             this.waiters().wait_interruptible(|| {
                 let state = this.state.lock();
-                (state.regions.is_readable() || this.is_dead(&state)).then_some(())
+                state.regions.is_readable() || this.is_dead(&state)
             })?;
         }
     }
@@ -542,7 +566,6 @@ impl WatchFile {
                         }
                         return Err(ERESTARTSYS);
                     }
-                    signals::reschedule();
                     continue;
                 }
                 if state.regions.queued() == 0 {
@@ -571,7 +594,6 @@ impl WatchFile {
                     if signals::is_pending() {
                         break;
                     }
-                    signals::reschedule();
                 }
                 Batch::Faulted => {
                     if destination.len() < left {
@@ -610,7 +632,6 @@ impl WatchFile {
             }
             state.regions.apply();
             drop(state);
-            signals::reschedule();
         }
         let mut next = Some(0);
         while let Some(cookie) = next {
@@ -621,7 +642,6 @@ impl WatchFile {
             state.account.shrink_to(len);
             drop(state);
             drop(old);
-            signals::reschedule();
         }
     }
 }
@@ -645,7 +665,6 @@ impl CharFile for WatchFile {
     fn closed(this: ArcBorrow<'_, OpenFile<Self>>) {
         let mut state = this.state.lock();
         state.dead = true;
-        state.account.close();
         let is_large = state.regions.len() > FEW;
         let old = state.regions.take();
         this.gate.close();
@@ -657,8 +676,10 @@ impl CharFile for WatchFile {
         };
         drop(state);
 
-        drop(old);
-        if is_large {
+        if old.is_some() {
+            drop(old);
+            this.state.lock().account.shrink_to(0);
+        } else {
             OpenFile::defer(this);
         }
         *this.watch.lock() = Watch::Closed;
@@ -668,7 +689,10 @@ impl CharFile for WatchFile {
         this.waiters().notify_rest();
         this.free_idle();
         let old = this.state.lock().old.take();
-        drop(old);
+        if old.is_some() {
+            drop(old);
+            this.state.lock().account.shrink_to(0);
+        }
     }
 
     #[inline]

@@ -86,9 +86,11 @@ impl Log {
     pub(super) fn push(&mut self, change: Change) {
         if self.len > 1 {
             let newest = self.at(self.len - 1);
-            // The second hit on each region in it, which tells no more than that.
             if newest.span == change.span {
-                newest.kind = Kind::Several;
+                // The end hits only what is not queued by then, and that is nothing.
+                if change.kind != Kind::End {
+                    newest.kind = Kind::Several;
+                }
                 return;
             }
         }
@@ -210,9 +212,10 @@ mod tests {
         assert_eq!(log.len(), 3);
         assert!(log.oldest() == Some(change(Kind::Start, 1, 2)));
         log.pop();
-        assert!(log.oldest() == Some(change(Kind::Several, 1, 2)));
+        assert!(log.oldest() == Some(change(Kind::Start, 1, 2)));
+        log.push(change(Kind::Start, 1, 3));
         log.pop();
-        assert!(log.oldest() == Some(change(Kind::End, 1, 3)));
+        assert!(log.oldest() == Some(change(Kind::Several, 1, 3)));
         assert_eq!(log.merged(), 0);
     }
 

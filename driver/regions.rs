@@ -39,7 +39,7 @@
 //! How many regions a change hits is up to whoever registered them, and whoever makes the change
 //! must not pay for that. So S and E visit [`MOST`] regions at most. If there are more, or if an
 //! earlier change is not done yet, they note the change in [`Log`]; whether it hits anything takes
-//! one search. Whoever reads does the rest, [`MOST`] regions at a time, and so does whoever
+//! one search. Whoever reads does the rest, [`SOME`] regions at a time, and so does whoever
 //! registers. With up to [`MOST`] regions hit at once the log stays empty.
 //!
 //! Why nothing is missed with the log:
@@ -105,14 +105,14 @@ use super::{
     }, //
 };
 
-/// The most regions that are visited in one section of the lock.
+/// The most regions that whoever changes a mapping visits, in one section of the lock.
 pub(super) const MOST: usize = 128;
 
-/// The most steps in a tree that are made for that.
+/// The most regions that whoever applies the log visits at a time.
 ///
-/// Regions that are hit need more steps if many are between them that are not. If one of a thousand
-/// is hit, then this still is enough for [`MOST`].
-const STEPS: isize = 1700;
+/// That a region lies far from the next one in the tree, as many others are in between, makes it
+/// take up to seven times as long to get there.
+const SOME: usize = 64;
 
 /// The most regions that are taken out in one section of the lock, which costs more.
 pub(super) const FEW: usize = 48;
@@ -147,7 +147,7 @@ pub(super) struct Regions {
     log: Log,
     /// The oldest of them has begun to be applied.
     is_walking: bool,
-    /// Only the callback of that change has applied it, and nothing has been read since.
+    /// Only the callback of that change has applied it, and nothing was read or registered since.
     is_fresh: bool,
     /// The generation counter: the number of invalidations that hit at least one region.
     counter: u64,
@@ -220,25 +220,34 @@ impl Regions {
         self.log.has_reached(mark)
     }
 
-    /// Applies deferred changes to [`MOST`] regions at most.
+    /// Applies deferred changes to [`SOME`] regions at most.
     #[cold]
     pub(super) fn apply(&mut self) {
         let Some(change) = self.log.oldest() else {
             return;
         };
         self.is_fresh = false;
-        if !self.is_walking {
-            self.map.begin_walk(change.span.start, change.span.last);
-        }
-        let Change { kind, span } = change;
-        let (is_done, _) = match kind {
-            Kind::Start => self.walk(span, hit),
-            Kind::End => self.walk(span, hit_unless_told),
-            Kind::Several => self.walk(span, hit_whole),
+        let is_done = match change.kind {
+            Kind::Start => self.apply_to_some(change.span, hit),
+            Kind::End => self.apply_to_some(change.span, hit_unless_told),
+            Kind::Several => self.apply_to_some(change.span, hit_whole),
         };
+        // INVARIANT: If the walk is not over, then the change stays.
         self.is_walking = !is_done;
         if is_done {
             self.log.pop();
+        }
+    }
+
+    /// Begins or continues the walk of the oldest change; returns whether it is over.
+    fn apply_to_some(&mut self, span: Span, hit: impl Hit) -> bool {
+        let visit = |mut entry: Entry<'_, u64, Hint>| {
+            hit_part(&mut entry, span, &hit);
+        };
+        if self.is_walking {
+            self.map.go_on(SOME, visit)
+        } else {
+            self.map.walk(span.start, span.last, SOME, visit)
         }
     }
 
@@ -255,6 +264,8 @@ impl Regions {
         cookie: u64,
     ) -> Result<(), OldRegion<'c>> {
         self.map.insert(new, cookie, start, last, Hint::WHOLE)?;
+        // The oldest change, which may have come after this REGISTER began, has not hit it.
+        self.is_fresh = false;
         gate.widen(start, last);
         gate.note_rearmed();
         Ok(())
@@ -313,27 +324,30 @@ impl Regions {
     /// Calls `hit` for the regions that overlap `span`, if they are no more than [`MOST`], and else
     /// leaves the rest, or all of them, to [`Self::apply`].
     #[inline]
-    fn hit_some(
-        &mut self,
-        kind: Kind,
-        span: Span,
-        hit: impl Fn(&mut Entry<'_, u64, Hint>, &Span, &Span) -> bool,
-    ) -> bool {
+    fn hit_some(&mut self, kind: Kind, span: Span, hit: impl Hit) -> bool {
         if !self.log.is_empty() {
             return self.defer(Change { kind, span });
         }
-        self.map.begin_walk(span.start, span.last);
-        let (is_done, any) = self.walk(span, hit);
+        let mut any = false;
+        let is_done = self.map.walk(span.start, span.last, MOST, |mut entry| {
+            any |= hit_part(&mut entry, span, &hit);
+        });
         if !is_done {
-            // INVARIANT: The log was empty, so that this is its oldest entry.
-            self.is_walking = true;
-            self.is_fresh = true;
-            self.log.push(Change { kind, span });
+            // What is left may turn out to be told already. Then the counter moves in vain.
+            any = true;
+            self.defer_rest(Change { kind, span });
         }
-        // What is left may turn out to be told already. Then the counter moves in vain.
-        let any = any || !is_done;
         self.counter += u64::from(any);
         any
+    }
+
+    /// Leaves the regions that the walk has not visited to [`Self::apply`].
+    #[cold]
+    fn defer_rest(&mut self, change: Change) {
+        // INVARIANT: The log was empty, so that this is its oldest entry.
+        self.is_walking = true;
+        self.is_fresh = true;
+        self.log.push(change);
     }
 
     /// Leaves all regions to [`Self::apply`].
@@ -358,10 +372,14 @@ impl Regions {
         if !is_oldest || !self.is_fresh || self.log.len() > 1 {
             return false;
         }
-        if self.log.oldest().is_some_and(|it| it.kind != Kind::Several) {
+        // At the end of a change all that were visited are queued still, so there is no more to do.
+        let is_first = self.log.oldest().is_some_and(|it| it.kind == Kind::Start);
+        if is_first && change.kind == Kind::Start {
             self.log.repeat_oldest();
-            self.map.begin_walk(change.span.start, change.span.last);
-            let (is_done, _) = self.walk(change.span, hit_whole);
+            let Span { start, last } = change.span;
+            let is_done = self.map.walk(start, last, MOST, |mut entry| {
+                hit_part(&mut entry, change.span, &hit_whole);
+            });
             if is_done {
                 // INVARIANT: The others were unregistered meanwhile, so that nothing is left.
                 self.is_walking = false;
@@ -369,32 +387,6 @@ impl Regions {
             }
         }
         true
-    }
-
-    /// Calls `hit` for the next [`MOST`] regions of the walk, which is over `span`, with where they
-    /// are and the part that they have in common with it. It returns whether it reported anything
-    /// new.
-    ///
-    /// Returns whether these were the last, and whether anything was reported.
-    #[inline]
-    fn walk(
-        &mut self,
-        span: Span,
-        hit: impl Fn(&mut Entry<'_, u64, Hint>, &Span, &Span) -> bool,
-    ) -> (bool, bool) {
-        let mut any = false;
-        let is_done = self.map.walk(MOST, STEPS, |mut entry| {
-            let region = Span {
-                start: entry.start(),
-                last: entry.last(),
-            };
-            let part = Span {
-                start: span.start.max(region.start),
-                last: span.last.min(region.last),
-            };
-            any |= hit(&mut entry, &region, &part);
-        });
-        (is_done, any)
     }
 
     /// Returns the record that a read returns first, which stays queued.
@@ -493,6 +485,27 @@ pub(super) enum Batch {
     All,
     /// Not all were delivered.
     Faulted,
+}
+
+/// What to do to a region that a change hits, with where it is and the part of it that is hit.
+///
+/// Returns whether it reported anything new.
+trait Hit: Fn(&mut Entry<'_, u64, Hint>, &Span, &Span) -> bool {}
+
+impl<F: Fn(&mut Entry<'_, u64, Hint>, &Span, &Span) -> bool> Hit for F {}
+
+/// Calls `hit` for a region that has something in common with `span`.
+#[inline(always)]
+fn hit_part(entry: &mut Entry<'_, u64, Hint>, span: Span, hit: &impl Hit) -> bool {
+    let region = Span {
+        start: entry.start(),
+        last: entry.last(),
+    };
+    let part = Span {
+        start: span.start.max(region.start),
+        last: span.last.min(region.last),
+    };
+    hit(entry, &region, &part)
 }
 
 /// Reports a change to `part` of a region.
@@ -1050,6 +1063,7 @@ mod tests {
             // No LAST while there is something deferred.
             Read(8, &[]),
             Apply(2),
+            Apply(2),
             ReadMany(MANY + 1, MANY, 0, P, true),
             Read(8, &[]),
             Apply(1),
@@ -1094,6 +1108,7 @@ mod tests {
             End(2 * P, 3 * P - 1, 2),
             Apply(1),
             Apply(1),
+            Apply(1),
             Apply(0),
             ReadMany(1, MANY + 1, 0, 4 * P, false),
             Read(8, &[Last(2)]),
@@ -1108,6 +1123,7 @@ mod tests {
             Start(0, P - 1, 1),
             Start(0, P - 1, 2),
             Start(0, P - 1, 3),
+            Apply(1),
             Apply(0),
             ReadMany(1, 2 * MANY, 0, P, false),
             Read(8, &[Last(3)]),
@@ -1115,11 +1131,37 @@ mod tests {
             Start(0, P - 1, 4),
             Read(1, &[Part(1, 0, P)]),
             Start(0, P - 1, 5),
+            Apply(2),
+            Apply(1),
+            Apply(1),
             Apply(1),
             Apply(1),
             Apply(0),
             ReadMany(2, 2 * MANY - 1, 0, P, false),
             Read(8, &[Part(1, 0, P), Last(5)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn registered_in_the_middle_of_the_same_change() -> Result {
+        assert!(runs(&[
+            RegisterMany(1, 2 * MANY, 0, P - 1),
+            Start(0, P - 1, 1),
+            Start(0, P - 1, 2),
+            // By a REGISTER that began before these changes.
+            Register(0, 0, P - 1, true),
+            Start(0, P - 1, 3),
+            End(0, P - 1, 4),
+            Apply(1),
+            Apply(1),
+            Apply(1),
+            Apply(1),
+            Apply(1),
+            Apply(1),
+            Apply(0),
+            ReadMany(1, 2 * MANY, 0, P, false),
+            Read(8, &[Part(0, 0, P), Last(4)]),
         ])?);
         Ok(())
     }
@@ -1132,6 +1174,7 @@ mod tests {
             Read(1, &[Part(1, 0, P)]),
             // The log is not empty, so this is deferred, and the counter moves.
             End(0, P - 1, 2),
+            Apply(1),
             Apply(1),
             Apply(1),
             Apply(0),
