@@ -11,7 +11,8 @@ use kernel::mm::Mm;
 ///
 /// `false` may be out of date at once.
 pub(crate) fn is_gone(mm: &Mm) -> bool {
-    // SAFETY: The `struct mm_struct` is valid. Others may change the count, so the load is volatile.
+    // SAFETY: The `struct mm_struct` is valid. Others may change the count, so the load is
+    // volatile.
     let users =
         unsafe { (&raw const (*mm.as_raw()).__bindgen_anon_1.mm_users.counter).read_volatile() };
     users == 0

@@ -2,8 +2,8 @@
 
 //! Miscellaneous character devices whose files are streams that can be waited for.
 //!
-//! This does what [`kernel::miscdevice`] does. It adds `poll`, `O_ASYNC`, reads that must not block,
-//! a page to map, work that is deferred, and a mode for the device node.
+//! This does what [`kernel::miscdevice`] does. It adds `poll`, `O_ASYNC`, reads that must not
+//! block, a page to map, work that is deferred, and a mode for the device node.
 //!
 //! C headers: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h),
 //! [`include/linux/fs.h`](srctree/include/linux/fs.h)
@@ -410,7 +410,8 @@ impl<T: CharFile> Returning<T> {
         T::opened(unsafe { Operations::<T>::of(file) });
         drop(this);
         // The file has a reference to the module. If this is the last one to the file, then this
-        // task releases it after this function has returned. If not, see the drop of `Registration`.
+        // task releases it after this function has returned. If not, see the drop of
+        // `Registration`.
         //
         // SAFETY: The reference is that of the type invariants.
         unsafe { bindings::fput(file) };
@@ -492,9 +493,10 @@ impl<T: CharFile> Operations<T> {
 
     /// What `read(2)` comes to.
     ///
-    /// Without it, `read_iter` would serve `read(2)` too, by way of a `kiocb` and an `iov_iter` that
-    /// cost more than the read. `fs/read_write.c` calls a file with both "very convoluted" and lets
-    /// the kernel itself read neither, which nobody does here; `drivers/char/mem.c` has both, too.
+    /// Without it, `read_iter` would serve `read(2)` too, by way of a `kiocb` and an `iov_iter`
+    /// that cost more than the read. `fs/read_write.c` calls a file with both "very convoluted" and
+    /// lets the kernel itself read neither, which nobody does here; `drivers/char/mem.c` has both,
+    /// too.
     ///
     /// # Safety
     ///

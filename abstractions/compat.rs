@@ -3,8 +3,8 @@
 //! What differs between the kernel series that the driver is built for.
 //!
 //! The rest of the driver is written for the newest of them; this offers older ones what they lack,
-//! under the same names. `Kbuild` sets `linux_7_2` when it builds for Linux 7.2. When a series is no
-//! longer supported, what is here for it goes, and with the last of it this file.
+//! under the same names. `Kbuild` sets `linux_7_2` when it builds for Linux 7.2. When a series is
+//! no longer supported, what is here for it goes, and with the last of it this file.
 
 use kernel::prelude::*;
 

@@ -308,8 +308,8 @@ impl<K: Ord, T> IntervalMap<K, T> {
     /// Begins a walk over the entries whose interval has a position in common with
     /// `start ..= last`: calls `visit` for the first `most` of them.
     ///
-    /// Returns whether these were all. If not, [`Self::go_on`] visits the next ones, and a walk that
-    /// was begun earlier is forgotten.
+    /// Returns whether these were all. If not, [`Self::go_on`] visits the next ones, and a walk
+    /// that was begun earlier is forgotten.
     ///
     /// Entries may be inserted and removed during a walk. It visits each that is there all the time
     /// exactly once, in the order of their starts. Costs O(log n) for each entry, and O(log n) if

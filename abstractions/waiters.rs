@@ -157,8 +157,8 @@ impl Waiters {
     /// Returns whether nobody waits.
     ///
     /// Waiters must check for what they wait for after they have joined, under a lock. If the
-    /// caller has held that lock for the change that they wait for, then it finds them here, or they
-    /// find the change. Costs three loads.
+    /// caller has held that lock for the change that they wait for, then it finds them here, or
+    /// they find the change. Costs three loads.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         !Self::is_active(&self.readers) && !Self::is_active(&self.pollers) && !self.has_fasync()
@@ -194,15 +194,16 @@ impl Waiters {
         self.notify_few(POLL_READABLE, true)
     }
 
-    /// Notifies those who wait that nothing will come any more, likewise. There is no signal for it.
+    /// Notifies those who wait that nothing will come any more, likewise. There is no signal for
+    /// it.
     #[must_use = "the rest must be notified"]
     pub(crate) fn notify_hung_up(&self) -> bool {
         self.notify_few(POLL_READABLE | POLL_HUNG_UP, false)
     }
 
     fn notify_few(&self, events: PollMask, wants_signal: bool) -> bool {
-        // SAFETY: The queue is initialised by the type invariants. Readers are exclusive waiters, so
-        // that so many of them are woken.
+        // SAFETY: The queue is initialised by the type invariants. Readers are exclusive waiters,
+        // so that so many of them are woken.
         unsafe {
             let few = FEW as c_int;
             bindings::__wake_up(self.readers.get(), bindings::TASK_NORMAL, few, key(events));

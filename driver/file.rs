@@ -23,9 +23,9 @@
 //!   mappings are changed.
 //!
 //! So the order is: the mutex, mmap lock, VMA locks, rmap locks, the lock of the state. `misc_mtx`
-//! is not held with any of them. Under the lock of the state nothing is allocated, nothing is freed,
-//! nothing sleeps, no other lock is taken, and user memory is only written where no page fault is
-//! needed. Waiters are woken and `SIGIO` is sent after it is dropped.
+//! is not held with any of them. Under the lock of the state nothing is allocated, nothing is
+//! freed, nothing sleeps, no other lock is taken, and user memory is only written where no page
+//! fault is needed. Waiters are woken and `SIGIO` is sent after it is dropped.
 //!
 //! The lock is never held for a time that depends on the number of regions, of events or of
 //! waiters, but for the depth of a tree: [`regions`](super::regions) visits a limited number of
@@ -43,15 +43,15 @@
 //! A read that must not block and finds nothing sets `quiet` under the lock, and whoever queues an
 //! event unsets it under the lock, before the counter is stored with release semantics. A task that
 //! has seen the new counter and reads then sees that, since a read barrier comes before `quiet` is
-//! read, and takes the lock. A read that finds it set was there before the event was: it fails as if
-//! it had come first.
+//! read, and takes the lock. A read that finds it set was there before the event was: it fails as
+//! if it had come first.
 //!
 //! # Who is woken
 //!
-//! `told` says that the waiters were notified and nobody has read since. The hit that finds it unset,
-//! and somebody waiting, sets it, under the lock, and notifies them after that. It is unset in each section of the lock in
-//! which a read takes or looks for something, and when a waiter is added. So it is unset whenever
-//! there is nothing to be read, and the next hit notifies.
+//! `told` says that the waiters were notified and nobody has read since. The hit that finds it
+//! unset, and somebody waiting, sets it, under the lock, and notifies them after that. It is unset
+//! in each section of the lock in which a read takes or looks for something, and when a waiter is
+//! added. So it is unset whenever there is nothing to be read, and the next hit notifies.
 //!
 //! A waiter puts itself on the wait queue first and looks at the state under the lock after that;
 //! the callbacks change the state under the lock and then look for waiters. So none sleeps on.
@@ -59,9 +59,9 @@
 //! # How long what lives
 //!
 //! An [`OpenFile`] is kept by the `struct file` until that is released, by the MMU notifier until a
-//! grace period after it was put, and by the work item while it is queued. When the file is released
-//! the notifier is put, and the state is `dead` before that, so that callbacks that still come find
-//! nothing to do.
+//! grace period after it was put, and by the work item while it is queued. When the file is
+//! released the notifier is put, and the state is `dead` before that, so that callbacks that still
+//! come find nothing to do.
 
 use core::mem::MaybeUninit;
 

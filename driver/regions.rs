@@ -61,14 +61,14 @@
 //! - UNREGISTER takes a region out before it is queued, or after: either way it is not reported.
 //! - E looks for what was rearmed since S. If it is noted, then what it has to look at is decided
 //!   when it is applied. A region that was hit at S and not read since is still queued then, or was
-//!   read after E. Then it is told once more, in vain. No region can be left out: one that has to be
-//!   hit at E was in the map before E, and stays until it is unregistered.
+//!   read after E. Then it is told once more, in vain. No region can be left out: one that has to
+//!   be hit at E was in the map before E, and stays until it is unregistered.
 //! - Reading while entries are applied rearms as ever: [`Regions::read`] notes it in the same
 //!   section in which an event is taken out, no matter how the event came into the queue.
 //! - When the log is full, its two newest entries become one for all that lies between. That hits
 //!   more regions than it should, and none less; they are reported as a whole.
-//! - Nobody waits forever: a read and a REGISTER apply what was in the log when they began, which is
-//!   limited, however quick others add to it. A read that has something to return ends then.
+//! - Nobody waits forever: a read and a REGISTER apply what was in the log when they began, which
+//!   is limited, however quick others add to it. A read that has something to return ends then.
 
 use core::mem::MaybeUninit;
 
