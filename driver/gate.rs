@@ -1,36 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the callbacks find out without the lock: that there is nothing for them to do.
+//! The lockless fast path of the callbacks: is there anything for them to do?
 //!
-//! A change of mappings is *in flight* from [`Gate::start`] to [`Gate::finish`]. Two questions
-//! decide whether a callback needs the lock. At the start: can there be a region in the range? At
-//! the end: was a region *rearmed*, that is registered or its event read, while a change was in
-//! flight?
+//! A change of mappings is *in flight* from [`Gate::start`] to [`Gate::finish`]. A region is
+//! *rearmed* when it is registered or its event is read. Two questions decide whether a callback
+//! needs the lock. At the start: can there be a region in the range? At the end: was a region
+//! rearmed while a change was in flight?
 //!
 //! # Why no answer is wrong
 //!
-//! How many changes are in flight, and that a region was rearmed, is in one word, so that all
-//! writes to it have an order, and each sees those before it. That a region was rearmed is written
-//! with the lock held.
+//! One word holds the number of changes in flight and a bit, [`REARMED`]. So all writes to the two
+//! are ordered, and each sees those before it. The bit is written with the lock held.
 //!
-//! - At the start. [`Gate::start`] writes the word and then reads `first` and `last`; who registers
-//!   a region writes these two and then, in [`Gate::note_rearmed`], reads the word. There is a full
-//!   barrier between the two of each: both access the word with an operation that is one. So at
-//!   least one of them sees what the other one wrote: the change is told to the lock and thus to
-//!   the region, or else the region counts as rearmed, and the end of the change looks at it.
-//! - At the end. [`Gate::finish`] writes the word, after the page tables were changed. Who rearms a
-//!   region while the change is in flight writes the word too, and looks up the page tables after
-//!   that. If that comes first, the end of the change sees it, and looks at the regions. If the end
-//!   comes first, it is acquired with the word, so that the new page is found.
-//! - It may be in the word already that a region was rearmed. Then whoever rearms another one, and
-//!   holds the lock, leaves the word alone: changes that are in flight find it there when they end,
-//!   or have found it and wait for the lock.
-//! - After the end. Who rearms a region and finds that the change is not in flight any more leaves
-//!   the word as it is, too, and finds the new page: to read the word acquires what the end of the
-//!   change released.
-//! - Forgetting. It is forgotten that a region was rearmed, with the lock held, only when no change
-//!   is in flight. Until then each change that ends looks at the regions, once more than it had to
-//!   at worst.
+//! - At the start: [`Gate::start`] writes the word and then reads `first` and `last`. Registering
+//!   writes `first` and `last` ([`Gate::widen`]) and then reads the word ([`Gate::note_rearmed`]).
+//!   Both access the word with a full barrier, so at least one sees what the other wrote. Either
+//!   the start takes the lock and finds the region, or the region counts as rearmed and the end of
+//!   the change looks at it.
+//! - At the end: [`Gate::finish`] writes the word after the page tables were changed. Rearming
+//!   while the change is in flight writes the word, too, and the client looks at the page tables
+//!   after that. If rearming comes first, the end sees the bit and looks at the regions. If the end comes
+//!   first, rearming acquires the word from it, and the client finds the new page.
+//! - If the bit is set already, rearming leaves the word alone. Changes in flight find it when they
+//!   end, or have found it and wait for the lock, which the rearming task holds.
+//! - After the end: rearming finds no change in flight, leaves the word alone, and the client finds
+//!   the new page: reading the word acquires what the end released.
+//! - Forgetting: the bit is cleared with the lock held, and only while no change is in flight.
+//!   Until then, each change that ends looks at the regions, at worst in vain.
 
 use kernel::sync::atomic::{
     Atomic,
@@ -39,7 +35,7 @@ use kernel::sync::atomic::{
 
 use crate::abstractions::marked::Marked;
 
-/// The bit of [`Gate::word`] that says that a region was rearmed while a change was in flight.
+/// Set in [`Gate::word`] if a region was rearmed while a change was in flight.
 const REARMED: usize = 1 << (usize::BITS - 1);
 
 /// The changes in flight, and what they have to look at.
@@ -62,31 +58,35 @@ impl Gate {
         }
     }
 
-    /// A change to `start .. end` is in flight from now on; returns whether there may be a region.
+    /// A change to `start .. end` is in flight from now on. Returns whether a region may overlap.
     #[inline]
     pub(super) fn start(&self, start: usize, end: usize) -> bool {
+        // Full: pairs with that of `note_rearmed`: write the word, then read the bounds.
         self.word.fetch_add(1, Full);
         self.first.read_once() < end && start <= self.last.read_once()
     }
 
-    /// A change is not in flight any more; returns whether a region was rearmed while it was.
+    /// A change is no longer in flight. Returns whether a region was rearmed while it was.
     ///
-    /// If so, that has to be looked for, and then [`Self::forget_rearmed`] to be called.
+    /// If so, the caller must rescan the range and then call [`Self::forget_rearmed`].
     #[inline]
     pub(super) fn finish(&self) -> bool {
+        // Full: pairs with that of `note_rearmed`, which acquires the changed page tables from
+        // here, or else is seen here.
         let before = self.word.fetch_sub(1, Full);
         debug_assert!(before & !REARMED > 0);
         before & REARMED != 0
     }
 
-    /// The end of a change has looked for regions that were rearmed. To be called with the lock
-    /// held, under which it did so.
+    /// The end of a change has rescanned its range. The caller must hold the state lock, and must
+    /// have held it for the rescan.
     pub(super) fn forget_rearmed(&self) {
-        // Where another change is in flight, that is left to its end.
+        // If another change is in flight, the bit is left to its end.
         let _ = self.word.cmpxchg(REARMED, 0, Full);
     }
 
-    /// There is going to be a region at `start ..= last`. To be called with the lock held.
+    /// There is going to be a region at `start ..= last`. The caller must hold the state lock, and
+    /// must call [`Self::note_rearmed`] before it drops it: that orders these stores.
     #[inline]
     pub(super) fn widen(&self, start: usize, last: usize) {
         if start < self.first.read_once() {
@@ -97,19 +97,20 @@ impl Gate {
         }
     }
 
-    /// There are no regions any more. To be called with the lock held.
+    /// There are no regions any more. The caller must hold the state lock.
     pub(super) fn close(&self) {
         self.first.write_once(usize::MAX);
         self.last.write_once(0);
     }
 
-    /// A region was rearmed. To be called with the lock held.
+    /// A region was rearmed. The caller must hold the state lock.
     #[inline]
     pub(super) fn note_rearmed(&self) {
-        // To add nothing reads the word, with a full barrier before and after that.
+        // Adding nothing reads the word with a full barrier before and after. Full: pairs with
+        // those of `start` and of `finish`.
         let word = self.word.fetch_add(0, Full);
         if word > 0 && word & REARMED == 0 {
-            // Only who holds the lock adds this.
+            // Full: a `finish` that comes later sees it. Nobody else sets it: the lock is held.
             self.word.fetch_add(REARMED, Full);
         }
     }
