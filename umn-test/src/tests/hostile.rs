@@ -409,9 +409,9 @@ fn hostile_open_does_not_hold_up() -> Outcome {
 fn hostile_open_ends() -> Outcome {
     const OPENS: u64 = 1000;
     /// What all of it may take, if each takes what the first one takes.
-    const TIME: Duration = Duration::from_secs(10);
+    const TIME: Duration = Duration::from_secs(5);
     /// What it may take at most.
-    const MOST: Duration = Duration::from_secs(50);
+    const MOST: Duration = Duration::from_secs(150);
     let _setting = allow_mappings()?;
     let child = as_ordinary_user(UNLIMITED, |line| {
         make_mappings()?;
@@ -514,8 +514,6 @@ fn hostile_memory_is_limited() -> Outcome {
     const LIMIT: u64 = 8 << 20;
     /// No region takes less than that.
     const LEAST: u64 = 64;
-    /// What the process takes besides.
-    const REST: u64 = 4 << 20;
     let group = Cgroup::new("hostile").or_skip("a memory cgroup")?;
     let child = Child::fork(|line| {
         group.enter().or_skip("entering a memory cgroup")?;
@@ -554,7 +552,8 @@ fn hostile_memory_is_limited() -> Outcome {
         .trim()
         .parse()
         .unwrap_or(u64::MAX);
-    let most = LIMIT + REST;
+    // A kernel that looks for bugs needs more memory for each object.
+    let most = 2 * LIMIT;
     expect::that(
         "bytes charged to the cgroup",
         bytes <= most,

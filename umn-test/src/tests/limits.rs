@@ -177,18 +177,27 @@ fn charges() -> Outcome<[u64; 3]> {
         line.tell()?;
         Ok(line.hear()?)
     })?;
-    let mut charges = [0; 3];
-    for charge in &mut charges {
-        child.hear()?;
+    let charge = || {
         let text = group.read("memory.stat").or_skip("memory.stat")?;
         let kernel = text.lines().find_map(|line| line.strip_prefix("kernel "));
-        *charge = kernel
+        kernel
             .and_then(|number| number.parse().ok())
-            .ok_or_else(|| Failure::Skipped("memory.stat has no 'kernel'".into()))?;
-        child.tell()?;
-    }
+            .ok_or_else(|| Failure::Skipped("memory.stat has no 'kernel'".into()))
+    };
+    child.hear()?;
+    let before = charge()?;
+    child.tell()?;
+    child.hear()?;
+    let during: u64 = charge()?;
+    child.tell()?;
+    child.hear()?;
+    // What was closed is freed a little later.
+    let much = MANY * REGION_SIZE / 2;
+    process::eventually(|| charge().is_ok_and(|after| after + much <= during));
+    let after = charge()?;
+    child.tell()?;
     child.join()?;
-    Ok(charges)
+    Ok([before, during, after])
 }
 
 fn memory_is_charged() -> Outcome {
