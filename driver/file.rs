@@ -30,8 +30,8 @@
 //! The lock is never held for a time that depends on the number of regions, of events or of
 //! waiters, but for the depth of a tree: [`regions`](super::regions) visits a limited number of
 //! regions at a time, and [`Waiters`](crate::abstractions::waiters::Waiters) leaves more than a few
-//! tasks to a work item, which also frees the regions of a file that was closed or whose address
-//! space is gone.
+//! tasks to a work item, which also frees the regions of a file that somebody else has closed, or
+//! whose address space is gone.
 //!
 //! # Order of what user space sees
 //!
@@ -668,19 +668,15 @@ impl CharFile for WatchFile {
         let is_large = state.regions.len() > FEW;
         let old = state.regions.take();
         this.gate.close();
-        let old = if is_large {
+        // Whoever has registered them frees them. Others, and tasks that exit, do not wait for it.
+        if is_large && !this.is_ours() {
             state.old = Some(old);
-            None
+            drop(state);
+            OpenFile::defer(this);
         } else {
-            Some(old)
-        };
-        drop(state);
-
-        if old.is_some() {
+            drop(state);
             drop(old);
             this.state.lock().account.shrink_to(0);
-        } else {
-            OpenFile::defer(this);
         }
         *this.watch.lock() = Watch::Closed;
     }

@@ -19,8 +19,8 @@
 //!   the change looks at it.
 //! - At the end: [`Gate::finish`] writes the word after the page tables were changed. Rearming
 //!   while the change is in flight writes the word, too, and the client looks at the page tables
-//!   after that. If rearming comes first, the end sees the bit and looks at the regions. If the end comes
-//!   first, rearming acquires the word from it, and the client finds the new page.
+//!   after that. If rearming comes first, the end sees the bit and looks at the regions. If the end
+//!   comes first, rearming acquires the word from it, and the client finds the new page.
 //! - If the bit is set already, rearming leaves the word alone. Changes in flight find it when they
 //!   end, or have found it and wait for the lock, which the rearming task holds.
 //! - After the end: rearming finds no change in flight, leaves the word alone, and the client finds
