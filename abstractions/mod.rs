@@ -2,8 +2,14 @@
 
 //! What the driver needs of the kernel and the `kernel` crate does not offer yet.
 //!
-//! All `unsafe` of this module is in here. Nothing in here knows what ummunotify is: each file is
-//! written so that it could move to `rust/kernel`.
+//! All `unsafe` of this module is in here, and nothing in here knows what ummunotify is.
+//!
+//! These are meant for `rust/kernel`, as files of their own: [`interval_tree`], [`kmem_cache`],
+//! [`locked_memory`], [`mmu_notifier`] and [`work_queue`]. Parts of [`char_file`], [`waiters`],
+//! [`destination`] and [`shared_page`] would become optional methods of `miscdevice`. The rest is
+//! private to the driver: [`key_tree`], [`fifo`] and [`interval_map`] share one node, which
+//! [`kernel::rbtree`] and [`kernel::list`] cannot; [`marked`] is `Atomic` without a call for each
+//! access; [`compat`] has what differs between kernel series.
 
 pub(crate) mod address_space;
 pub(crate) mod char_file;
@@ -19,6 +25,5 @@ pub(crate) mod marked;
 pub(crate) mod mmu_notifier;
 pub(crate) mod shared_page;
 pub(crate) mod signals;
-
 pub(crate) mod waiters;
 pub(crate) mod work_queue;

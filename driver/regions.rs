@@ -61,7 +61,7 @@
 //! - UNREGISTER takes a region out before it is queued, or after: either way it is not reported.
 //! - E looks for what was rearmed since S. If it is noted, then what it has to look at is decided
 //!   when it is applied. A region that was hit at S and not read since is still queued then, or was
-//!   read after E. Then it is told once more, in vain. No region can be left out: one that has to
+//!   read after E. Then it is reported once more, needlessly. No region is left out: one that has to
 //!   be hit at E was in the map before E, and stays until it is unregistered.
 //! - Reading while entries are applied rearms as ever: [`Regions::read`] notes it in the same
 //!   section in which an event is taken out, no matter how the event came into the queue.
@@ -199,7 +199,7 @@ impl Regions {
         self.log.len()
     }
 
-    /// Returns how often changes were merged, so that a region may be told in vain.
+    /// Returns how often changes were merged, so that a region may be reported needlessly.
     pub(super) fn merged(&self) -> u64 {
         self.log.merged()
     }
@@ -333,7 +333,7 @@ impl Regions {
             any |= hit_part(&mut entry, span, &hit);
         });
         if !is_done {
-            // What is left may turn out to be told already. Then the counter moves in vain.
+            // What is left may turn out to be reported already. Then the counter moves needlessly.
             any = true;
             self.defer_rest(Change { kind, span });
         }
