@@ -61,8 +61,8 @@
 //! - UNREGISTER takes a region out before it is queued, or after: either way it is not reported.
 //! - E looks for what was rearmed since S. If it is noted, then what it has to look at is decided
 //!   when it is applied. A region that was hit at S and not read since is still queued then, or was
-//!   read after E. Then it is reported once more, needlessly. No region is left out: one that has to
-//!   be hit at E was in the map before E, and stays until it is unregistered.
+//!   read after E. Then it is reported once more, needlessly. No region is left out: one that has
+//!   to be hit at E was in the map before E, and stays until it is unregistered.
 //! - Reading while entries are applied rearms as ever: [`Regions::read`] notes it in the same
 //!   section in which an event is taken out, no matter how the event came into the queue.
 //! - When the log is full, its two newest entries become one for all that lies between. That hits
