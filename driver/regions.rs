@@ -1153,7 +1153,9 @@ mod tests {
             Register(0, 0, P - 1, true),
             Start(0, P - 1, 3),
             End(0, P - 1, 4),
-            Apply(1),
+            Apply(2),
+            Apply(2),
+            // All of the first two changes, and then of the third one.
             Apply(1),
             Apply(1),
             Apply(1),
@@ -1161,7 +1163,7 @@ mod tests {
             Apply(1),
             Apply(0),
             ReadMany(1, 2 * MANY, 0, P, false),
-            Read(8, &[Part(0, 0, P), Last(4)]),
+            Read(8, &[Whole(0, 0, P), Last(4)]),
         ])?);
         Ok(())
     }
