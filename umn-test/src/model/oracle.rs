@@ -514,7 +514,7 @@ impl Oracle {
                     format_args!("{:#x?} or less: UNEXPLAINED", pending.bounds),
                     format_args!("{hint:#x?}"),
                 )?;
-                if hits == 1 && !watch.beyond {
+                if pending.sure == 1 && pending.maybe == 0 && !watch.beyond {
                     expect::same("the hint", Some(hint.clone()), pending.covered.clone())?;
                 }
             }
