@@ -368,13 +368,14 @@ impl Regions {
     /// So a page that changes over and over is applied once. The regions that the first change has
     /// visited are all queued still, and the first ones of the walk.
     fn repeats_oldest(&mut self, change: Change) -> bool {
-        let is_oldest = self.log.oldest().is_some_and(|it| it.span == change.span);
-        if !is_oldest || !self.is_fresh || self.log.len() > 1 {
+        let Some(oldest) = self.log.oldest() else {
+            return false;
+        };
+        if oldest.span != change.span || !self.is_fresh || self.log.len() > 1 {
             return false;
         }
         // At the end of a change all that were visited are queued still, so there is no more to do.
-        let is_first = self.log.oldest().is_some_and(|it| it.kind == Kind::Start);
-        if is_first && change.kind == Kind::Start {
+        if oldest.kind == Kind::Start && change.kind == Kind::Start {
             self.log.repeat_oldest();
             let Span { start, last } = change.span;
             let is_done = self.map.walk(start, last, MOST, |mut entry| {
