@@ -52,7 +52,7 @@ struct Monitor {
     imported: AtomicBool,
 }
 
-// SAFETY: Until it is imported it belongs to who has `LOADED`, and after that to libfabric.
+// SAFETY: Until it is imported it belongs to the thread that set `LOADED`, then to libfabric.
 unsafe impl Sync for Monitor {}
 
 impl Monitor {

@@ -373,7 +373,7 @@ impl Batch {
         }
     }
 
-    /// Drops what is there of a region that is not watched any more.
+    /// Discards all records of a region that is no longer watched.
     fn forget(&mut self, cookie: u64) {
         self.events.drain(..self.next);
         self.next = 0;

@@ -16,7 +16,7 @@ use crate::device::check;
 /// A word in a page of its own, which the kernel gives to a forked child empty.
 ///
 /// Unlike a handler of `pthread_atfork`, that works for each way to fork, `clone` and `syscall`
-/// included, and who reads the word anyway learns of it at no cost.
+/// included, and a reader of the word learns of it at no cost.
 #[derive(Debug)]
 pub(crate) struct Wiped {
     page: NonNull<AtomicU64>,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What files take of the machine's memory counts as locked memory of who has opened them.
+//! The memory that a file needs is charged to its opener as locked memory.
 
 use std::{
     env,
