@@ -61,6 +61,15 @@ fn main() {
         hint_end,
         user_cookie_counter
     );
+    same_layout!(
+        Stamp,
+        "struct ummunotify_stamp_ioctl",
+        start,
+        end,
+        stamp,
+        absent,
+        flags
+    );
     same_number!(
         EXCHANGE_FEATURES = "UMMUNOTIFY_EXCHANGE_FEATURES",
         REGISTER_REGION = "UMMUNOTIFY_REGISTER_REGION",
@@ -68,6 +77,19 @@ fn main() {
         EVENT_INVAL = "UMMUNOTIFY_EVENT_TYPE_INVAL",
         EVENT_LAST = "UMMUNOTIFY_EVENT_TYPE_LAST",
         EVENT_FLAG_HINT = "UMMUNOTIFY_EVENT_FLAG_HINT",
+        EVENT_CAUSES_SHIFT = "UMMUNOTIFY_EVENT_CAUSES_SHIFT",
+        STAMP = "UMMUNOTIFY_STAMP",
+        FEATURE_CAUSE = "UMMUNOTIFY_FEATURE_CAUSE",
+        FEATURE_HULL = "UMMUNOTIFY_FEATURE_HULL",
+        FEATURE_STAMP = "UMMUNOTIFY_FEATURE_STAMP",
+        CAUSE_UNMAP = "UMMUNOTIFY_CAUSE_UNMAP",
+        CAUSE_CLEAR = "UMMUNOTIFY_CAUSE_CLEAR",
+        CAUSE_PROTECT_AREA = "UMMUNOTIFY_CAUSE_PROTECT_AREA",
+        CAUSE_PROTECT_PAGES = "UMMUNOTIFY_CAUSE_PROTECT_PAGES",
+        CAUSE_SOFT_DIRTY = "UMMUNOTIFY_CAUSE_SOFT_DIRTY",
+        CAUSE_DEVICE = "UMMUNOTIFY_CAUSE_DEVICE",
+        CAUSE_OTHER = "UMMUNOTIFY_CAUSE_OTHER",
+        CAUSES_SAME_PAGES = "UMMUNOTIFY_CAUSES_SAME_PAGES",
     );
 
     // The field that C calls `type` cannot have that name in Rust.

@@ -13,6 +13,82 @@
 #include <linux/types.h>
 
 /**
+ * DOC: ummunotify features
+ *
+ * Bits of the mask that UMMUNOTIFY_EXCHANGE_FEATURES negotiates. A file for
+ * which none was granted behaves as if there were none.
+ *
+ * UMMUNOTIFY_FEATURE_CAUSE
+ *	Events tell what has changed the region, and each region can ignore
+ *	causes that leave the page frames as they are.
+ *
+ * UMMUNOTIFY_FEATURE_HULL
+ *	A region that is hit again before its event is read keeps a hint, which
+ *	encloses all of its changes. Without the feature the event is about the
+ *	whole region.
+ *
+ * UMMUNOTIFY_FEATURE_STAMP
+ *	UMMUNOTIFY_STAMP can be called. Not offered where the architecture has
+ *	no fast GUP.
+ */
+enum {
+	UMMUNOTIFY_FEATURE_CAUSE	= 1 << 0,
+	UMMUNOTIFY_FEATURE_HULL		= 1 << 1,
+	UMMUNOTIFY_FEATURE_STAMP	= 1 << 2
+};
+
+/**
+ * DOC: ummunotify causes of change
+ *
+ * UMMUNOTIFY_CAUSE_UNMAP
+ *	The memory was unmapped, moved, or replaced: munmap(), mremap(), brk(),
+ *	shmdt(), MAP_FIXED. Other page frames are there now, or none.
+ *
+ * UMMUNOTIFY_CAUSE_CLEAR
+ *	Entries of the page table were cleared, as by MADV_DONTNEED, truncation,
+ *	copy on write, reclaim, migration, KSM, or the splitting or collapsing
+ *	of a huge page. Other page frames may be there, or the same.
+ *
+ * UMMUNOTIFY_CAUSE_PROTECT_AREA
+ *	Protections of an area were changed, as by mprotect(), NUMA balancing or
+ *	userfaultfd. The page frames are the same.
+ *
+ * UMMUNOTIFY_CAUSE_PROTECT_PAGES
+ *	Pages were made read-only, as by fork() and write-back. The page frames
+ *	are the same.
+ *
+ * UMMUNOTIFY_CAUSE_SOFT_DIRTY
+ *	Tracking of writes was started afresh, through /proc/PID/clear_refs. The
+ *	page frames are the same.
+ *
+ * UMMUNOTIFY_CAUSE_DEVICE
+ *	Pages were moved to or from the memory of a device, or became exclusive
+ *	to one. Other page frames may be there.
+ *
+ * UMMUNOTIFY_CAUSE_OTHER
+ *	A change of a kind that this version of the driver does not know.
+ *
+ * UMMUNOTIFY_CAUSES_SAME_PAGES
+ *	The causes that leave the same page frames at the same addresses. A
+ *	region may ignore these and no others. Whatever gives a page another
+ *	frame later raises UNMAP, CLEAR or DEVICE of its own, so a program that
+ *	only cares which frames are mapped misses nothing. Do not ignore them if
+ *	anything was derived from the protections.
+ */
+enum {
+	UMMUNOTIFY_CAUSE_UNMAP		= 1 << 0,
+	UMMUNOTIFY_CAUSE_CLEAR		= 1 << 1,
+	UMMUNOTIFY_CAUSE_PROTECT_AREA	= 1 << 2,
+	UMMUNOTIFY_CAUSE_PROTECT_PAGES	= 1 << 3,
+	UMMUNOTIFY_CAUSE_SOFT_DIRTY	= 1 << 4,
+	UMMUNOTIFY_CAUSE_DEVICE		= 1 << 5,
+	UMMUNOTIFY_CAUSE_OTHER		= 1 << 15,
+	UMMUNOTIFY_CAUSES_SAME_PAGES	= UMMUNOTIFY_CAUSE_PROTECT_AREA |
+					  UMMUNOTIFY_CAUSE_PROTECT_PAGES |
+					  UMMUNOTIFY_CAUSE_SOFT_DIRTY
+};
+
+/**
  * struct ummunotify_register_ioctl - a region to watch
  * @start: First address of the region. It need not be aligned.
  * @end: First address after the region. If it equals @start, the one byte at
@@ -20,8 +96,10 @@
  * @user_cookie: Identifies the region in events and in
  *	UMMUNOTIFY_UNREGISTER_REGION. Any value that no other region of the
  *	same file has.
- * @flags: Ignored unless a negotiated feature defines it.
- * @reserved: Ignored unless a negotiated feature defines it.
+ * @flags: Ignored if no feature was granted. With
+ *	UMMUNOTIFY_FEATURE_CAUSE, the causes of change that the region ignores:
+ *	any of UMMUNOTIFY_CAUSES_SAME_PAGES. With other features alone, 0.
+ * @reserved: Ignored if no feature was granted, otherwise 0.
  */
 struct ummunotify_register_ioctl {
 	__u64 start;
@@ -56,15 +134,22 @@ enum {
  *	hint_start and hint_end enclose everything that was invalidated.
  *	Without this flag they are the bounds of the region, and any part of it
  *	may have been invalidated.
+ *
+ * UMMUNOTIFY_EVENT_CAUSES_SHIFT
+ *	With UMMUNOTIFY_FEATURE_CAUSE, the flags of an INVAL record shifted down
+ *	by this many bits are the causes of all changes since the event was
+ *	queued, at least one. Without the feature they are 0.
  */
 enum {
-	UMMUNOTIFY_EVENT_FLAG_HINT	= 1 << 0
+	UMMUNOTIFY_EVENT_FLAG_HINT	= 1 << 0,
+	UMMUNOTIFY_EVENT_CAUSES_SHIFT	= 16
 };
 
 /**
  * struct ummunotify_event - a record returned by read()
  * @type: UMMUNOTIFY_EVENT_TYPE_INVAL or UMMUNOTIFY_EVENT_TYPE_LAST.
- * @flags: For INVAL, 0 or UMMUNOTIFY_EVENT_FLAG_HINT. For LAST, 0.
+ * @flags: For INVAL, UMMUNOTIFY_EVENT_FLAG_HINT or 0, and from bit
+ *	UMMUNOTIFY_EVENT_CAUSES_SHIFT on the causes. For LAST, 0.
  * @hint_start: For INVAL, the first address of what was invalidated. It is
  *	always inside the region. For LAST, 0.
  * @hint_end: For INVAL, the first address after that. It is never above the
@@ -78,6 +163,24 @@ struct ummunotify_event {
 	__u64 hint_start;
 	__u64 hint_end;
 	__u64 user_cookie_counter;
+};
+
+/**
+ * struct ummunotify_stamp_ioctl - which page frames are mapped
+ * @start: First address of the range. It is rounded down to a page.
+ * @end: First address after the range. It is rounded up to a page. If it equals
+ *	@start, the range is the page of @start. It must not be below @start.
+ * @stamp: Returned. The stamp, or 0 if @absent is not 0.
+ * @absent: Returned. How many pages could not be looked at. If it is not 0, the
+ *	stamp says nothing.
+ * @flags: Must be 0.
+ */
+struct ummunotify_stamp_ioctl {
+	__u64 start;
+	__u64 end;
+	__u64 stamp;
+	__u32 absent;
+	__u32 flags;
 };
 
 #define UMMUNOTIFY_MAGIC	'U'
@@ -106,5 +209,23 @@ struct ummunotify_event {
  * an event that is queued for it.
  */
 #define UMMUNOTIFY_UNREGISTER_REGION	_IOW(UMMUNOTIFY_MAGIC, 3, __u64)
+
+/**
+ * define UMMUNOTIFY_STAMP - tell whether the same page frames are mapped
+ *
+ * The argument points to a struct ummunotify_stamp_ioctl. Needs
+ * UMMUNOTIFY_FEATURE_STAMP.
+ *
+ * If two stamps of the same range by the same file are equal, and no page was
+ * absent for either, then the same page frames were at the same addresses when
+ * each page was looked at. This can be wrong by chance, for n pages with a
+ * probability of at most n * 2^-60. Different stamps prove nothing.
+ *
+ * A frame that was freed and came back counts as the same. So stamps say
+ * something only about memory that the caller kept pinned from before the first
+ * one until after the second.
+ */
+#define UMMUNOTIFY_STAMP	\
+	_IOWR(UMMUNOTIFY_MAGIC, 4, struct ummunotify_stamp_ioctl)
 
 #endif /* _UAPI_LINUX_UMMUNOTIFY_H */
