@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""usage: mpi-table.py < RESULTS
+"""usage: mpi-table.py [--save FILE] < RESULTS
 
-Makes a table of what scripts/internal/mpi-guest prints. The exit status is 0 if messages were wrong without
-ummunotify and none were with it, wherever both were tried, and a run that changed nothing registered
-nothing.
+Prints the output of scripts/internal/mpi-guest as a table. With --save, also writes the totals to FILE, as
+JSON. The exit status is 0 if every stack had wrong messages without ummunotify and none with it, and a
+run in which nothing changed registered nothing. Only a stack that was run both ways is judged.
 """
 
 import collections
+import json
 import re
 import sys
 
@@ -121,12 +122,28 @@ def judge(runs):
     return worst
 
 
+def save(runs, path):
+    stacks = [{
+        "stack": stack,
+        "versions": ways["as-is"].versions,
+        "messages": ways["as-is"].values["messages"],
+        "wrong as it is": ways["as-is"].values["wrong"],
+        "wrong with ummunotify": ways["with"].values["wrong"],
+    } for stack, ways in runs.items() if "as-is" in ways and "with" in ways]
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(stacks, file, indent=2)
+        file.write("\n")
+
+
 def main():
+    saved = sys.argv[2] if sys.argv[1:2] == ["--save"] else None
     runs = read(sys.stdin)
     if not runs:
         sys.exit("mpi-table.py: there are no results")
     show(runs)
     status = judge(runs)
+    if saved and not status:
+        save(runs, saved)
     if not status:
         lost = sum(ways["as-is"].values["wrong"] for ways in runs.values() if "as-is" in ways)
         sent = sum(ways["as-is"].values["messages"] for ways in runs.values() if "as-is" in ways)
