@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Compiles a C file that asserts that the crate says the same as the C header, so that a
-//! drift between the two breaks the build; and the cache in C, which tests compare with that in Rust.
+//! Compiles a C file which asserts that the crate agrees with the C header, so that any difference
+//! breaks the build. Also compiles the cache in C, which tests compare with the one in Rust.
 
 use std::{
     env,

@@ -19,10 +19,10 @@ use crate::{
     },
 };
 
-/// A page that is missing until it is provided.
+/// A page that is missing until the test provides it.
 ///
-/// Any access before that blocks, including the kernel's own in a system call. So a test can act in
-/// the middle of a call.
+/// Until then, every access blocks, including the kernel's own in a system call. This lets a test
+/// act in the middle of a call.
 pub struct Absent {
     page: Guarded,
     faults: UserFault,
@@ -38,12 +38,12 @@ impl Absent {
         Ok(Self { page, faults })
     }
 
-    /// Its address.
+    /// The address of the page.
     pub fn pointer(&self) -> *mut c_void {
         self.page.all().start as *mut c_void
     }
 
-    /// Waits until an access blocks on it.
+    /// Waits until an access blocks on the page.
     pub fn is_awaited(&self) -> Outcome {
         self.faults.wait_for_access()
     }

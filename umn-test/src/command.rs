@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the commands share that print for people.
+//! What the commands share: exit status and error messages.
 
 use std::process::ExitCode;
 
@@ -18,9 +18,9 @@ use crate::{
 
 /// The exit status, for the help of each command.
 pub const EXIT_STATUS: &str =
-    "Exit status: 0 success, 1 failure, 2 wrong usage, 4 skipped: this machine lacks what it takes.";
+    "Exit status: 0 success, 1 failure, 2 wrong usage, 4 skipped: this machine lacks something that is needed.";
 
-/// Ends a command: a failure is one line on stderr.
+/// Ends a command; prints a failure as one line on stderr.
 pub fn exit(outcome: Outcome) -> ExitCode {
     let (code, text) = exit::encode(outcome);
     if !text.is_empty() {
@@ -39,7 +39,7 @@ pub fn open_device() -> Outcome<Device> {
     })
 }
 
-/// Turns a system error into a failure that says what was being done.
+/// Turns a system error into a failure that names the action.
 pub fn failed(what: &str) -> impl Fn(std::io::Error) -> Failure + '_ {
     move |error| Failure::Failed(format!("{what}: {error}"))
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/dev/ummunotify` as tests need it: what the crate `ummunotify` has, and each call a program can
-//! make with arguments that are wrong.
+//! `/dev/ummunotify` for tests: the crate `ummunotify`, plus every call a program can make with
+//! invalid arguments.
 
 use std::{
     ffi::c_void,
@@ -35,42 +35,43 @@ impl Device {
         ummunotify::Options::new().blocking(true).open().map(Self)
     }
 
-    /// Opens the device for reads that return `EAGAIN` where nothing is queued.
+    /// Opens the device for reads that return `EAGAIN` if nothing is queued.
     pub fn open_nonblocking() -> io::Result<Self> {
         ummunotify::Device::open().map(Self)
     }
 
-    /// Issues an ioctl with a pointer argument that the caller vouches for or means to be bad.
+    /// Issues an ioctl. The caller vouches for the pointer, or means it to be bad.
     pub fn ioctl_raw(&self, request: u32, argument: *mut c_void) -> io::Result<()> {
-        // SAFETY: The kernel checks the pointer; what it may write there is the caller's to allow.
+        // SAFETY: The kernel checks the pointer; the caller allows it to write there.
         unsafe { self.0.ioctl(request, argument) }
     }
 
-    /// Asks for `wanted` features; returns those granted.
+    /// Requests the features in `wanted`; returns those granted.
     pub fn exchange_features(&self, wanted: u32) -> io::Result<u32> {
         let mut mask = wanted;
         self.ioctl_raw(uapi::EXCHANGE_FEATURES, (&raw mut mask).cast())?;
         Ok(mask)
     }
 
-    /// Watches `start .. end` under the name `cookie`.
+    /// Watches `start .. end` with this cookie.
     pub fn register(&self, start: u64, end: u64, cookie: u64) -> io::Result<()> {
         self.watch(start..end, cookie)
     }
 
-    /// Watches a region, with every field of the argument given.
+    /// Watches a region; the caller sets every field of the argument.
     pub fn register_with(&self, mut region: Register) -> io::Result<()> {
         self.ioctl_raw(uapi::REGISTER_REGION, (&raw mut region).cast())
     }
 
-    /// Stops watching the region named `cookie`.
+    /// Stops watching the region with this cookie.
     pub fn unregister(&self, cookie: u64) -> io::Result<()> {
         self.unwatch(cookie)
     }
 
-    /// Reads into memory that the caller vouches for or means to be bad; returns the bytes read.
+    /// Reads into memory that the caller vouches for or means to be bad; returns the number of
+    /// bytes.
     pub fn read_raw(&self, buffer: *mut c_void, length: usize) -> io::Result<usize> {
-        // SAFETY: The kernel checks the pointer; what it may write there is the caller's to allow.
+        // SAFETY: The kernel checks the pointer; the caller allows it to write there.
         let read = check(unsafe { libc::read(self.as_raw_fd(), buffer, length) })?;
         Ok(read as usize)
     }
@@ -89,7 +90,8 @@ impl Device {
         Ok(events)
     }
 
-    /// Waits until one of `events` (`POLLIN` …) is there; returns what is, 0 when time ran out.
+    /// Waits until one of `events` (`POLLIN` …) is reported; returns those reported, or 0 on
+    /// timeout.
     pub fn poll(&self, events: i16, timeout: Duration) -> io::Result<i16> {
         let mut fd = libc::pollfd {
             fd: self.as_raw_fd(),
@@ -101,7 +103,7 @@ impl Device {
         Ok(fd.revents)
     }
 
-    /// The file as the crate has it.
+    /// Converts into the crate's type.
     pub fn into_inner(self) -> ummunotify::Device {
         self.0
     }
@@ -116,7 +118,7 @@ impl Deref for Device {
 }
 
 impl From<OwnedFd> for Device {
-    /// Takes a file that was passed by another process, or is a duplicate.
+    /// Wraps a file that another process passed, or a duplicate.
     fn from(fd: OwnedFd) -> Self {
         Self(fd.into())
     }
@@ -128,7 +130,7 @@ impl AsRawFd for Device {
     }
 }
 
-/// Turns a system call's `-1` into the error it left in `errno`.
+/// Turns a system call's `-1` into the error in `errno`.
 pub fn check<T: PartialEq + From<i8>>(result: T) -> io::Result<T> {
     if result == T::from(-1) {
         Err(io::Error::last_os_error())

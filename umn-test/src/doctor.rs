@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Tells an administrator what is missing until MPI libraries use the device.
+//! Shows an administrator what is still missing for MPI libraries to use the device.
 
 use std::{
     collections::BTreeMap,
@@ -32,15 +32,15 @@ use crate::{
     },
 };
 
-/// Check that the device works here, and whether libfabric and UCX use it.
+/// Check whether the device works here, and whether libfabric and UCX use it.
 ///
-/// libfabric is asked by running `fi_info`, and UCX by running `ucx_info`, with the environment of
-/// this command: what is printed of them holds for programs that are started in the same way. With
-/// --pid, also says who of a running job watches memory.
+/// To find out, fi_info and ucx_info are run with the environment of this command. The results hold
+/// for programs that are started in the same way. With --pid, also shows which processes of a
+/// running job watch memory.
 #[derive(clap::Args)]
 #[command(after_help = command::EXIT_STATUS)]
 pub struct Args {
-    /// A process, such as mpirun, whose descendants are looked at, too
+    /// Also check this process, such as mpirun, and its descendants
     #[arg(long)]
     pid: Option<u32>,
 }
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> ExitCode {
 
 fn check(args: &Args) -> Outcome {
     let mut sound = true;
-    let mut tell = |what: &str, finding: Finding| {
+    let mut show = |what: &str, finding: Finding| {
         let (mark, text) = match finding {
             Finding::Fine(text) => ("ok", text),
             Finding::Unknown(text) => ("--", text),
@@ -63,13 +63,13 @@ fn check(args: &Args) -> Outcome {
         };
         println!("{mark:4}{what:12}{text}");
     };
-    tell("device", device_works());
-    tell("limit", limit());
-    tell("libfabric", libfabric());
-    tell("UCX", ucx());
+    show("device", device_works());
+    show("limit", limit());
+    show("libfabric", libfabric());
+    show("UCX", ucx());
     if let Some(pid) = args.pid {
         for (process, finding) in tree(pid).map_err(failed("reading /proc"))? {
-            tell(&process, finding);
+            show(&process, finding);
         }
     }
     if sound {
@@ -79,12 +79,12 @@ fn check(args: &Args) -> Outcome {
     }
 }
 
-/// What came of one check.
+/// The result of one check.
 #[derive(Debug, PartialEq)]
 enum Finding {
     Fine(String),
     Bad(String),
-    /// Nothing is wrong with that, or it cannot be told.
+    /// It does not apply, or could not be determined.
     Unknown(String),
 }
 
@@ -100,7 +100,7 @@ fn device_works() -> Finding {
         Ok(device) => device,
         Err(error) => {
             let remedy = match error.kind() {
-                io::ErrorKind::PermissionDenied => "a udev rule keeps this user from it",
+                io::ErrorKind::PermissionDenied => "this user lacks permission; see the udev rules",
                 _ => "load the module: modprobe ummunotify",
             };
             return Bad(format!("{path} cannot be opened: {error}; {remedy}"));
@@ -137,7 +137,7 @@ fn limit() -> Finding {
 }
 
 fn judge_limit(bytes: u64) -> Finding {
-    /// Less than that a message or two are enough to use up.
+    /// Below this limit, a few messages are enough to exhaust it.
     const SUFFICIENT: u64 = 64 << 20;
     if bytes == u64::MAX {
         Fine("memory may be locked without limit".into())
@@ -152,7 +152,7 @@ fn judge_limit(bytes: u64) -> Finding {
     }
 }
 
-/// What a program prints to standard output, and to standard error with the log on.
+/// Runs a program with the log on; returns its standard output and its standard error.
 fn ask(program: &str, args: &[&str]) -> io::Result<(String, String)> {
     let output = Command::new(program)
         .args(args)
@@ -165,7 +165,7 @@ fn ask(program: &str, args: &[&str]) -> io::Result<(String, String)> {
 fn libfabric() -> Finding {
     let version = match ask("fi_info", &["--version"]) {
         Ok((out, _)) => word_after(&out, "libfabric:").to_string(),
-        Err(_) => return Unknown("fi_info, which could tell, is not installed".into()),
+        Err(_) => return Unknown("cannot check: fi_info is not installed".into()),
     };
     match ask("fi_info", &["--list"]) {
         Ok((_, log)) => judge_log(
@@ -173,7 +173,7 @@ fn libfabric() -> Finding {
             &log,
             "ummunotify-fi[",
             "uses /dev/ummunotify",
-            "put libummunotify-fi.so where its providers are, or name its directory in FI_PROVIDER_PATH",
+            "install libummunotify-fi.so in its provider directory, or set FI_PROVIDER_PATH to the directory that has it",
         ),
         Err(error) => Unknown(format!("fi_info: {error}")),
     }
@@ -182,16 +182,16 @@ fn libfabric() -> Finding {
 fn ucx() -> Finding {
     let version = match ask("ucx_info", &["-v"]) {
         Ok((out, _)) => word_after(&out, "version:").to_string(),
-        Err(_) => return Unknown("ucx_info, which could tell, is not installed".into()),
+        Err(_) => return Unknown("cannot check: ucx_info is not installed".into()),
     };
-    // With a context there are caches.
+    // UCX creates its caches only with a context.
     match ask("ucx_info", &["-p", "-u", "t"]) {
         Ok((_, log)) => judge_log(
             &format!("UCX {version}"),
             &log,
             "ummunotify-ucx[",
             "took over",
-            "set LD_PRELOAD to libummunotify-ucx.so with its path",
+            "set LD_PRELOAD to the full path of libummunotify-ucx.so",
         ),
         Err(error) => Unknown(format!("ucx_info: {error}")),
     }
@@ -203,7 +203,7 @@ fn word_after<'a>(text: &'a str, what: &str) -> &'a str {
         .unwrap_or("")
 }
 
-/// What a library of ours says by its log, the lines of which begin with `tag`.
+/// Judges by the log of one of our libraries, whose lines begin with `tag`.
 fn judge_log(name: &str, log: &str, tag: &str, success: &str, remedy: &str) -> Finding {
     let lines = log
         .lines()
@@ -219,13 +219,13 @@ fn judge_log(name: &str, log: &str, tag: &str, success: &str, remedy: &str) -> F
     match why {
         Some(why) => Bad(format!("{name} does not use {}: {why}", device::PATH)),
         None => Unknown(format!(
-            "{name} does not use {}; so that it does, {remedy}",
+            "{name} does not use {}; to enable it, {remedy}",
             device::PATH
         )),
     }
 }
 
-/// Who of a process and its descendants watches memory, or ought to.
+/// The processes of a tree that watch memory, or should.
 fn tree(root: u32) -> io::Result<Vec<(String, Finding)>> {
     let mut parents = BTreeMap::new();
     for entry in fs::read_dir("/proc")? {
@@ -267,7 +267,7 @@ fn tree(root: u32) -> io::Result<Vec<(String, Finding)>> {
     Ok(findings)
 }
 
-/// The parent, in what `/proc/PID/stat` says. A name there may hold anything.
+/// Finds the parent in `/proc/PID/stat`. The name in it may contain anything.
 fn parent_in(stat: &str) -> Option<u32> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(1)?.parse().ok()
@@ -297,7 +297,7 @@ fn judge_process(name: &str, maps: &str, regions: &[u64]) -> Option<Finding> {
         Some(Fine(format!("{name} watches {sum} regions")))
     } else if !users.is_empty() {
         Some(Unknown(format!(
-            "{name} has {} loaded, and watches nothing",
+            "{name} has {} loaded but watches nothing",
             users.join(" and ")
         )))
     } else {

@@ -21,12 +21,12 @@ use crate::expect::{
     Outcome, //
 };
 
-/// Exit status if something cannot run on this machine, as in kselftest.
+/// The exit status for "skipped", as in kselftest.
 const SKIPPED: u8 = 4;
 
 /// The exit status of a run in which everything was skipped.
 ///
-/// cargo-nextest, which sets this variable, treats any status but 0 as a failure.
+/// cargo-nextest, which sets this variable, treats every other status than 0 as a failure.
 pub fn skipped() -> ExitCode {
     match env::var_os("NEXTEST") {
         Some(_) => ExitCode::SUCCESS,
@@ -34,15 +34,15 @@ pub fn skipped() -> ExitCode {
     }
 }
 
-/// The outcome of a process that wrote `text` and ended with `status`.
+/// Returns the outcome of a process that wrote `text` and ended with `status`.
 pub fn judge(status: ExitStatus, text: &str) -> Outcome {
     match status.code() {
         Some(0) => Ok(()),
         Some(1) => Err(Failure::Failed(text.into())),
         Some(code) if code == i32::from(SKIPPED) => Err(Failure::Skipped(text.into())),
         _ => Err(Failure::Failed(match status.signal() {
-            Some(signal) => format!("expected an orderly end, saw death by signal {signal}"),
-            None => format!("expected an orderly end, saw {status}"),
+            Some(signal) => format!("expected a normal exit, saw death by signal {signal}"),
+            None => format!("expected a normal exit, saw {status}"),
         })),
     }
 }
@@ -60,7 +60,7 @@ pub fn encode(outcome: Outcome) -> (u8, String) {
 pub fn catch(run: impl FnOnce() -> Outcome) -> Outcome {
     panic::catch_unwind(panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
         Err(Failure::Failed(
-            "expected an orderly end, saw a panic".into(),
+            "expected a normal exit, saw a panic".into(),
         ))
     })
 }
@@ -68,7 +68,7 @@ pub fn catch(run: impl FnOnce() -> Outcome) -> Outcome {
 /// Reports an outcome to the parent.
 pub fn finish(outcome: Outcome) -> ExitCode {
     let (code, text) = encode(outcome);
-    // A test may have replaced standard output; then there is nobody to report to.
+    // A test may have replaced standard output, and then the report is lost.
     let _ = io::stdout().write_all(text.as_bytes());
     ExitCode::from(code)
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Assertions of tests. Each returns a [`Failure`] that says what was expected and what was seen.
+//! The assertions of tests. Each returns a [`Failure`] that shows what was expected and what was
+//! seen.
 
 use std::{
     fmt::{
@@ -30,12 +31,12 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 pub enum Failure {
     /// What was expected, what was seen, and where.
     Failed(String),
-    /// What this machine lacks, so that the test cannot run.
+    /// What this machine lacks to run the test.
     Skipped(String),
 }
 
 impl Failure {
-    /// A failure, worded as all of them are.
+    /// Creates a failure, worded like all others.
     #[track_caller]
     pub fn new(what: &str, expected: impl Display, seen: impl Display) -> Self {
         let at = Location::caller();
@@ -82,7 +83,7 @@ pub fn same<T: PartialEq + Debug>(what: &str, seen: T, expected: T) -> Outcome {
     )
 }
 
-/// Expects a number or more.
+/// Expects a number to be at least a minimum.
 #[track_caller]
 pub fn at_least(what: &str, seen: u64, expected: u64) -> Outcome {
     that(
@@ -127,16 +128,16 @@ pub fn events(what: &str, seen: &[Event], expected: &[Event]) -> Outcome {
     that(what, seen == expected, Shown(expected), Shown(seen))
 }
 
-/// For calls that need something not every machine has: skips the test if it is missing.
+/// Skips a test if this machine lacks something that a call needs.
 pub trait OrSkip<T> {
-    /// Turns the errors of missing features and missing privilege into [`Failure::Skipped`].
+    /// Turns errors about missing features and missing privilege into [`Failure::Skipped`].
     fn or_skip(self, what: &str) -> Outcome<T>;
 }
 
 impl<T> OrSkip<T> for io::Result<T> {
     #[track_caller]
     fn or_skip(self, what: &str) -> Outcome<T> {
-        /// Errors of a missing feature, or of missing privilege.
+        /// Errors that indicate a missing feature or missing privilege.
         const LACKING: &[i32] = &[
             libc::ENOENT,
             libc::EPERM,
@@ -164,7 +165,7 @@ impl<T> OrSkip<T> for io::Result<T> {
     }
 }
 
-/// The record of an invalidation of exactly `hint`.
+/// The record of one invalidation, whose hint is exactly `hint`.
 pub fn hit(cookie: u64, hint: &Range<u64>) -> Event {
     Event {
         flags: EVENT_FLAG_HINT,
@@ -172,7 +173,7 @@ pub fn hit(cookie: u64, hint: &Range<u64>) -> Event {
     }
 }
 
-/// The record of several invalidations, which has no hint and covers the whole region.
+/// The record of several invalidations, which has no hint and names the whole region.
 pub fn whole(cookie: u64, region: &Range<u64>) -> Event {
     Event {
         kind: EVENT_INVAL,
@@ -197,7 +198,7 @@ struct Shown<'a>(&'a [Event]);
 
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Most records to print.
+        /// The most records to print.
         const MOST: usize = 8;
         let mut separator = "[";
         for event in self.0.iter().take(MOST) {
@@ -222,7 +223,7 @@ impl Display for Shown<'_> {
     }
 }
 
-/// The name of an error, or its text if it has no number.
+/// The name of an error, or its text if it has no error number.
 pub fn named(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(number) => errno_name(number),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Chooses tests, and runs each in a process of its own.
+//! Selects tests, and runs each in a separate process.
 
 use std::{
     env,
@@ -44,9 +44,9 @@ use crate::{
 pub struct Test {
     /// Its name on the command line.
     pub name: &'static str,
-    /// What it shows, in one line.
+    /// What it tests, in one line.
     pub about: &'static str,
-    /// The test itself. Runs in its own process.
+    /// The function, which runs in a process of its own.
     pub run: fn() -> Outcome,
 }
 
@@ -66,12 +66,12 @@ pub fn rounds(usual: u64) -> u64 {
     }
 }
 
-/// Adds a remark to the test's result, which is printed if it passes.
+/// Adds a note to the test's result, printed if the test passes.
 pub fn note(figure: impl Display) {
     print!("{figure}");
 }
 
-/// Defines the table of a file's tests: `function: "what it shows",` for each.
+/// Defines the table of tests in a file: `function: "what it tests",` for each.
 macro_rules! table {
     ($($name:ident: $about:literal,)+) => {
         /// The tests of this file.
@@ -86,28 +86,28 @@ macro_rules! table {
 }
 pub(crate) use table;
 
-/// Which tests to run.
+/// The selection of tests.
 #[derive(clap::Args)]
 pub struct Selection {
     /// Run the test named NAME, or else all tests whose name contains it
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 
-    /// Match NAME only against whole names
+    /// NAME must be the whole name of a test
     #[arg(long)]
     exact: bool,
 
-    /// Leave out tests whose name contains NAME, or with --exact is NAME; may be repeated
+    /// Skip tests whose name contains NAME or, with --exact, is NAME; may be repeated
     #[arg(long, value_name = "NAME")]
     skip: Vec<String>,
 
-    /// For cargo-nextest: select the tests that are ignored by default; there are none
+    /// For cargo-nextest: select the tests that are ignored by default, of which there are none
     #[arg(long, hide = true)]
     ignored: bool,
 }
 
 impl Selection {
-    /// Selects from all tests, and keeps their order.
+    /// Selects tests, in the order of `all`.
     ///
     /// Fails with the first name that matches no test.
     pub fn of(&self, all: &[Test]) -> Result<Vec<Test>, String> {
@@ -132,7 +132,7 @@ impl Selection {
     }
 }
 
-/// Prints the names of tests and what they show.
+/// Prints the names of tests and what they test.
 pub fn list(tests: &[Test], format: Format) {
     if format == Format::Terse {
         // The format of libtest, which cargo-nextest reads.
@@ -158,9 +158,10 @@ pub fn run(tests: &[Test], limit: Duration, mut report: Report) -> ExitCode {
     report.end()
 }
 
-/// Runs a test in its own process group, which is killed when the test ends or its time is up.
+/// Runs a test in its own process group, which is killed when the test ends or exceeds its time
+/// limit.
 ///
-/// Returns the test's remark if it passed.
+/// Returns the test's note if it passed.
 fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
     let mut child = Command::new(env::current_exe()?)
         .args(["--in-this-process", test.name])
@@ -177,8 +178,8 @@ fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
     });
 
     let in_time = process::wait_for_exit(group, limit)?;
-    // Also kills the test's children, which hold the pipe. The zombie still holds the number.
-    // SAFETY: Only affects the process group that was made above.
+    // The test's children hold the pipe and are killed, too. The zombie still holds the process ID.
+    // SAFETY: The signal goes only to the process group that was created above.
     unsafe { libc::kill(-group, libc::SIGKILL) };
     let status = child.wait()?;
     let report = report.join().expect("the reader does not panic")?;
@@ -187,7 +188,7 @@ fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
         Ok(exit::judge(status, report).map(|()| report.to_string()))
     } else {
         Ok(Err(Failure::Failed(format!(
-            "expected an end, saw none within {} s; killed",
+            "expected the test to end, killed it after {} s",
             limit.as_secs()
         ))))
     }

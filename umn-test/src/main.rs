@@ -48,8 +48,8 @@ use crate::{
 
 /// Tests, demonstration and event viewer for /dev/ummunotify.
 ///
-/// Without a command it runs the self-tests, each in a process of its own. A test that needs
-/// something this machine lacks is skipped, with the reason.
+/// Without a command, runs the tests, each in a separate process. A test that needs something this
+/// machine lacks is skipped, and the reason is printed.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true, after_help = EXIT_STATUS)]
 struct Cli {
@@ -71,8 +71,8 @@ struct Cli {
     #[arg(short, long)]
     verbose: bool,
 
-    /// Also run what changes settings of the whole machine, or unloads the module; both are
-    /// restored. UMN_SYSTEM=1 in the environment does the same
+    /// Also run tests that change settings of the whole machine or unload the module; both are
+    /// restored afterwards. The same as UMN_SYSTEM=1 in the environment
     #[arg(long, global = true)]
     system: bool,
 
@@ -84,7 +84,7 @@ struct Cli {
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     rounds: u64,
 
-    /// For cargo-nextest: no effect, since tests print nothing but their result
+    /// For cargo-nextest: no effect, since tests print nothing but their results
     #[arg(long, hide = true)]
     nocapture: bool,
 
@@ -111,7 +111,7 @@ enum Command {
     Watch(watch::Args),
 }
 
-/// How a run of the tests ends.
+/// The exit status of a run of the tests.
 const EXIT_STATUS: &str =
     "Exit status: 0 no test failed, 1 a test failed, 2 wrong usage, 4 all tests were skipped.";
 
@@ -150,7 +150,7 @@ fn main() -> ExitCode {
     let chosen = match cli.selection.of(&all) {
         Ok(chosen) => chosen,
         Err(name) => {
-            eprintln!("umn-test: no test has '{name}' in its name; --list shows all names");
+            eprintln!("umn-test: no test has '{name}' in its name; --list lists all tests");
             return ExitCode::from(2);
         }
     };

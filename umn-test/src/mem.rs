@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory to watch, and the system calls that change its mapping.
+//! Memory to watch, and the system calls that change its mappings.
 //!
-//! These functions are safe because tests only pass them memory that they got from here, never memory
-//! that belongs to Rust objects.
+//! These functions are safe because tests only pass them memory allocated here, never memory that
+//! belongs to Rust objects.
 
 use std::{
     ffi::c_void,
@@ -47,9 +47,9 @@ pub const HUGE: u64 = 2 << 20;
 /// Install guard pages; since Linux 6.13.
 pub const MADV_GUARD_INSTALL: i32 = 102;
 
-/// What a test watches: pages between guards, so that their VMA is no larger than they are.
+/// The memory of a test: pages between guard pages, so that their VMA extends no further.
 ///
-/// It is never unmapped: what a test has unmapped of it may have been reused since.
+/// It is never unmapped, since a part that the test has unmapped may have been reused.
 pub struct Guarded {
     range: Range<u64>,
 }
@@ -93,7 +93,7 @@ impl Guarded {
         Ok(area)
     }
 
-    /// Private anonymous memory as large as some huge pages, and aligned like them; not populated.
+    /// Private anonymous memory of `count` huge pages, aligned accordingly, not populated.
     pub fn huge(count: u64) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         Self::map(count * HUGE / PAGE, HUGE, flags, None)
@@ -118,40 +118,40 @@ impl Guarded {
 
     fn never_huge(&self) -> io::Result<()> {
         match advise(&self.range, libc::MADV_NOHUGEPAGE) {
-            // A kernel without huge pages does not know this advice.
+            // A kernel without huge pages rejects this advice.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
             result => result,
         }
     }
 
-    /// Writes to each page, so that all are present, each with its own content.
+    /// Writes to each page, so that all are present, each with different content.
     pub fn fill(&self) {
         for page in 0..self.pages() {
             write_byte(self.page(page).start, Self::content(page));
         }
     }
 
-    /// What [`Self::fill`] has written at the start of a page.
+    /// What [`Self::fill`] writes at the start of a page.
     pub fn content(page: u64) -> u8 {
         page as u8 | 1
     }
 
-    /// How many pages it has.
+    /// The number of pages.
     pub fn pages(&self) -> u64 {
         (self.range.end - self.range.start) / PAGE
     }
 
-    /// All of it.
+    /// The whole range.
     pub fn all(&self) -> Range<u64> {
         self.range.clone()
     }
 
-    /// One of its pages.
+    /// The range of one page.
     pub fn page(&self, index: u64) -> Range<u64> {
         self.span(index..index + 1)
     }
 
-    /// Several of its pages.
+    /// The range of several pages.
     pub fn span(&self, pages: Range<u64>) -> Range<u64> {
         assert!(pages.end <= self.pages());
         self.range.start + pages.start * PAGE..self.range.start + pages.end * PAGE
@@ -166,7 +166,7 @@ fn length(range: &Range<u64>) -> usize {
     (range.end - range.start) as usize
 }
 
-/// Maps memory. At an address, if one is given, it replaces what is mapped there.
+/// Maps memory. With an address, it replaces what is mapped there.
 pub fn map(
     at: Option<u64>,
     length: u64,
@@ -249,7 +249,7 @@ pub fn move_to(from: &Range<u64>, to: &Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// `mremap` that changes a length, in place or with `MREMAP_MAYMOVE` elsewhere.
+/// `mremap` that changes the length, in place or, with `MREMAP_MAYMOVE`, elsewhere.
 pub fn resize(range: &Range<u64>, pages: u64, flags: i32) -> io::Result<()> {
     // SAFETY: The test's own memory.
     let address = unsafe {
@@ -278,15 +278,15 @@ pub fn write_byte(address: u64, value: u8) {
     unsafe { ptr::write_volatile(address as *mut u8, value) }
 }
 
-/// A pipe: the end to read from, and the end to write to.
+/// A pipe: the read end and the write end.
 pub fn pipe() -> io::Result<(File, File)> {
     let (out, into) = pipe2(OFlag::O_CLOEXEC)?;
     Ok((out.into(), into.into()))
 }
 
-/// The byte at an address, or `None` if it cannot be read. Raises no signal.
+/// Returns the byte at an address, or `None` if it cannot be read. Raises no signal.
 ///
-/// Takes no lock of the address space as long as the page is present.
+/// Takes no lock of the address space while the page is present.
 pub fn peek(address: u64) -> io::Result<Option<u8>> {
     let (mut out, into) = pipe()?;
     // SAFETY: The kernel checks the address.
@@ -299,7 +299,7 @@ pub fn peek(address: u64) -> io::Result<Option<u8>> {
     Ok(Some(byte[0]))
 }
 
-/// A file in memory (memfd) of some pages. It can be sealed.
+/// A file in memory (memfd) of some pages, which allows sealing.
 pub fn memory_file(pages: u64) -> io::Result<File> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let file = File::from(memfd_create("umn-test", flags)?);
@@ -318,13 +318,14 @@ pub fn punch_hole(file: &File, pages: Range<u64>) -> io::Result<()> {
 }
 
 /// Maps a `T` that several processes share: the start of `file` or, without one, new memory that is
-/// shared with all later children. It is never unmapped.
+/// shared with all children forked later. It is never unmapped.
 ///
 /// # Safety
 ///
-/// All-zero bytes must be a valid `T` that may be accessed by several processes at a time, such as a
+/// All-zero bytes must be a valid `T` that several processes may access concurrently, such as a
+/// structure of atomics. If there is a file, it must contain such a `T` and be at least as large.
 /// structure of atomics. The file must hold one, and be at least as large.
-#[cfg(target_pointer_width = "64")] // as those that use it are
+#[cfg(target_pointer_width = "64")] // like its users
 pub unsafe fn shared<T>(file: Option<&File>) -> io::Result<&'static T> {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let flags = match file {
@@ -332,11 +333,12 @@ pub unsafe fn shared<T>(file: Option<&File>) -> io::Result<&'static T> {
         None => libc::MAP_SHARED | libc::MAP_ANONYMOUS,
     };
     let address = map(None, size_of::<T>() as u64, access, flags, file)?;
-    // SAFETY: The mapping is large enough, aligned to a page, and stays; the rest is the caller's.
+    // SAFETY: The mapping is large enough, page-aligned and never removed; the caller ensures the
+    // rest.
     Ok(unsafe { &*(address as *const T) })
 }
 
-/// What `/proc/PID/pagemap` says of a page.
+/// The entry of a page in `/proc/PID/pagemap`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageState(u64);
 
@@ -346,7 +348,7 @@ impl PageState {
         (self.0 >> 63) & 1 == 1
     }
 
-    /// Which page frame it is, where it is present; 0 without privilege.
+    /// Its page frame, if present; 0 without privilege.
     pub fn frame(self) -> u64 {
         self.0 & ((1 << 55) - 1)
     }

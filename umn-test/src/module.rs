@@ -38,7 +38,7 @@ pub struct Module {
 }
 
 impl Module {
-    /// Opens the module at `path` or, without one, at `$UMN_MODULE`.
+    /// Opens the module at `path`, or the one that `$UMN_MODULE` names.
     pub fn find(path: Option<&OsStr>) -> Outcome<Self> {
         let path = path
             .map(OsStr::to_owned)
@@ -79,7 +79,7 @@ impl Module {
 pub struct Unloaded(Module);
 
 impl Unloaded {
-    /// Unloads it, if it can be loaded again later; else skips the test.
+    /// Unloads it, if it can be loaded again later; otherwise skips the test.
     pub fn new() -> Outcome<Self> {
         Device::open().or_skip("no /dev/ummunotify to open")?;
         let module = Module::find(None)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Processes and threads that a test needs besides itself, and signals: forked children, children
-//! that share the address space, threads that sleep.
+//! Other processes and threads that a test needs, and signals: forked children, children that share
+//! the address space, sleeping threads.
 
 use std::{
     ffi::c_void,
@@ -98,7 +98,7 @@ use crate::{
 pub struct Channel(UnixStream);
 
 impl Channel {
-    /// Makes both ends of a channel.
+    /// Creates both ends of a channel.
     pub fn pair() -> io::Result<(Self, Self)> {
         UnixStream::pair().map(|(a, b)| (Self(a), Self(b)))
     }
@@ -108,7 +108,7 @@ impl Channel {
         (&self.0).write_all(b".")
     }
 
-    /// Waits for the other side.
+    /// Waits until the other side calls [`Self::tell`].
     pub fn hear(&self) -> io::Result<()> {
         (&self.0).read_exact(&mut [0])
     }
@@ -142,7 +142,7 @@ impl Channel {
         let mut space = cmsg_space!(RawFd);
         let flags = MsgFlags::empty();
         let message = recvmsg::<()>(self.0.as_raw_fd(), &mut bytes, Some(&mut space), flags)?;
-        // The message is truncated if there was no free descriptor for the file.
+        // The message has no file if there was no free descriptor for it.
         match message.cmsgs().ok().and_then(|mut all| all.next()) {
             Some(ControlMessageOwned::ScmRights(files)) if files.len() == 1 => {
                 // SAFETY: The file was just received and is nobody else's.
@@ -154,7 +154,7 @@ impl Channel {
 }
 
 impl From<OwnedFd> for Channel {
-    /// Takes over an end that is known by its number.
+    /// Takes over an end, given its descriptor.
     fn from(fd: OwnedFd) -> Self {
         Self(fd.into())
     }
@@ -170,7 +170,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// Forks. The child runs `body`, with its end of the channel to the parent, and exits.
+    /// Forks. The child runs `body` with its end of the channel to the parent, and exits.
     ///
     /// The process must have only one thread.
     pub fn fork(body: impl FnOnce(&Channel) -> Outcome) -> io::Result<Self> {
@@ -201,7 +201,7 @@ impl Child {
         self.line.tell().map_err(|_| self.lost())
     }
 
-    /// Waits until the child calls `tell`. Fails as the child fails.
+    /// Waits until the child calls `tell`. Fails with the child's failure if it ends instead.
     pub fn hear(&self) -> Outcome {
         self.line.hear().map_err(|_| self.lost())
     }
@@ -226,7 +226,7 @@ impl Child {
         self.line.pass(file).map_err(|_| self.lost())
     }
 
-    /// Why a child no longer answers.
+    /// Explains why a child no longer answers.
     fn lost(&self) -> Failure {
         let silent = || Failure::new("child process", "an answer", "its end");
         self.outcome().err().unwrap_or_else(silent)
@@ -261,14 +261,14 @@ impl Child {
         self.outcome()
     }
 
-    /// Whether the child has not ended yet.
+    /// Whether the child is still running.
     pub fn is_alive(&self) -> io::Result<bool> {
         wait_for_exit(self.pid.as_raw(), Duration::ZERO).map(|ended| !ended)
     }
 
     /// Sends the child a signal.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
-        // SAFETY: The child is not reaped yet, so the number is still its own.
+        // SAFETY: The child has not been reaped, so the process ID is still its own.
         check(unsafe { libc::kill(self.pid(), signal) }).map(drop)
     }
 
@@ -291,7 +291,7 @@ impl Drop for Child {
 /// Runs `body` in a process that shares this one's address space, as a child of `vfork` does, and
 /// waits for it to end.
 pub fn in_vfork_child(body: impl FnOnce() -> Outcome) -> Outcome {
-    /// Enough for what a body does.
+    /// Enough for any body.
     const STACK: usize = 256 << 10;
     let mut stack = vec![0; STACK];
     let (mut body, mut outcome) = (Some(body), Ok(()));
@@ -324,7 +324,7 @@ pub fn wait_for_exit(pid: i32, limit: Duration) -> io::Result<bool> {
     Ok(ready == 1)
 }
 
-/// A place for a thread to publish its ID.
+/// Publishes the ID of a thread.
 #[derive(Default)]
 pub struct Tid(AtomicI32);
 
@@ -357,7 +357,7 @@ pub fn asleep_in(tid: i32, number: libc::c_long) -> Outcome {
     expect::that(
         "thread",
         asleep,
-        format_args!("it to sleep in system call {number}"),
+        format_args!("the thread to sleep in system call {number}"),
         "that it does not",
     )
 }
@@ -381,9 +381,9 @@ pub fn stay_here() -> io::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &here)?)
 }
 
-/// Gives a thread a real-time priority, which the threads it starts do not inherit.
+/// Gives a thread a real-time priority, which threads it starts do not inherit.
 ///
-/// It preempts threads of lower priority as soon as it is woken. `tid` 0 is this thread.
+/// It preempts threads of lower priority as soon as it wakes up. `tid` 0 is this thread.
 pub fn set_priority(tid: i32, priority: i32) -> io::Result<()> {
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     let parameter = libc::sched_param {
@@ -393,7 +393,7 @@ pub fn set_priority(tid: i32, priority: i32) -> io::Result<()> {
     check(unsafe { libc::sched_setscheduler(tid, policy, &parameter) }).map(drop)
 }
 
-/// How many signals [`catch_signal`] has caught.
+/// The number of signals [`catch_signal`] has caught.
 static SIGNALS: AtomicI32 = AtomicI32::new(0);
 
 /// `si_code` and `si_fd` of the last signal.
@@ -403,11 +403,11 @@ static SIGNAL_FD: AtomicI32 = AtomicI32::new(-1);
 /// The signals that [`catch_signal`] has caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caught {
-    /// How many.
+    /// The number of signals.
     pub count: i32,
-    /// `si_code` of the last.
+    /// `si_code` of the last one.
     pub code: i32,
-    /// `si_fd` of the last, if it has one.
+    /// `si_fd` of the last one, if it has one.
     pub fd: i32,
 }
 
@@ -452,7 +452,7 @@ pub fn signal_thread(tid: i32, signal: i32) -> io::Result<()> {
 
 /// Allows or forbids NUMA balancing of the memory of this thread and of the threads it starts.
 ///
-/// NUMA balancing invalidates pages at any time.
+/// NUMA balancing may invalidate pages at any time.
 pub fn balance_numa(may: bool) -> io::Result<()> {
     /// `MPOL_F_MEMS_ALLOWED` of `linux/mempolicy.h`, which the crate `libc` lacks.
     const MPOL_F_MEMS_ALLOWED: i32 = 4;
@@ -467,7 +467,8 @@ pub fn balance_numa(may: bool) -> io::Result<()> {
     } else {
         libc::MPOL_BIND
     };
-    // SAFETY: The mask has as many bits as the calls are told, and the other pointers may be null.
+    // SAFETY: The mask has as many bits as the calls are passed, and the other pointers may be
+    // null.
     unsafe {
         check(libc::syscall(
             libc::SYS_get_mempolicy,
@@ -498,13 +499,13 @@ pub fn set_limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<(
     check(unsafe { libc::setrlimit(resource, &limit) }).map(drop)
 }
 
-/// Becomes an ordinary user who owns nothing.
+/// Becomes an unprivileged user who owns nothing.
 pub fn drop_privilege() -> io::Result<()> {
     const NOBODY: u32 = 65534;
     become_user(NOBODY)
 }
 
-/// Becomes an ordinary user, who can look at this process in `/proc` all the same.
+/// Becomes an unprivileged user whose `/proc` entries this process can still read.
 pub fn become_user(user: u32) -> io::Result<()> {
     setgroups(&[])?;
     setgid(user.into())?;

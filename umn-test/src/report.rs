@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How results of tests are printed: for programs, as KTAP or JUnit, or for people.
+//! Prints the results of tests: for programs, as KTAP or JUnit, or for people.
 
 use std::{
     process::ExitCode,
@@ -32,7 +32,7 @@ use crate::{
 pub enum Format {
     /// KTAP version 1, the dialect of TAP that the kernel's own tests print
     Tap,
-    /// JUnit's XML, for continuous integration; printed at the end
+    /// JUnit XML, for continuous integration; printed at the end
     Junit,
     /// A line for each test, coloured on a terminal unless NO_COLOR is set, and the totals
     Human,
@@ -48,7 +48,7 @@ struct Entry {
     time: Duration,
 }
 
-/// The results of one run, printed as they come.
+/// The results of a run. KTAP and human results are printed as they arrive.
 pub struct Report {
     format: Format,
     verbose: bool,
@@ -57,7 +57,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Begins the report of a run of `planned` tests. `verbose` adds the time of each.
+    /// Starts the report of a run of `planned` tests. `verbose` adds the time of each.
     pub fn new(format: Format, verbose: bool, planned: usize) -> Self {
         if format == Format::Tap {
             println!("KTAP version 1\n1..{planned}");
@@ -70,7 +70,7 @@ impl Report {
         }
     }
 
-    /// Adds the result of a test, with its remark if it passed.
+    /// Adds the result of a test; a test that passed may have a note.
     pub fn add(&mut self, name: &'static str, result: Outcome<String>, time: Duration) {
         let entry = Entry { name, result, time };
         match self.format {
@@ -126,7 +126,7 @@ impl Report {
 }
 
 impl Entry {
-    /// The result line, after diagnostics, as the kernel's tests print them.
+    /// The result line, preceded by diagnostics, as kselftest prints them.
     fn as_tap(&self, number: usize, verbose: bool) -> String {
         let name = self.name;
         let time = self.time.as_millis();
@@ -178,7 +178,7 @@ impl Entry {
         )
     }
 
-    /// An element of JUnit's XML.
+    /// The element in JUnit XML.
     fn as_xml(&self) -> String {
         let content = match &self.result {
             Ok(note) if note.is_empty() => String::new(),
@@ -197,7 +197,7 @@ impl Entry {
     }
 }
 
-/// Puts a text on one line, without the character that starts a remark in KTAP.
+/// Puts a text on one line, without the character that starts a directive in KTAP.
 fn one_line(text: &str) -> String {
     text.trim().replace('\n', "; ").replace('#', "")
 }

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What affects the whole machine: settings of the kernel, and control groups.
+//! Changes to the whole machine: kernel settings and control groups.
 //!
-//! Tests may change these only if the user allows it, so that all other tests are safe on a machine in
-//! use.
+//! Tests may make them only if the user allows it; all other tests are safe on a machine in use.
 
 use std::{
     fs,
@@ -20,20 +19,20 @@ use std::{
 
 use crate::process::eventually;
 
-/// Whether the machine may be changed.
+/// Whether changes are allowed.
 static ALLOWED: AtomicBool = AtomicBool::new(false);
 
-/// The environment variable that allows it, for this process and its children.
+/// The environment variable that allows changes, in this process and its children.
 pub const VARIABLE: &str = "UMN_SYSTEM";
 
-/// Allows changes to the machine from now on.
+/// Allows changes from now on.
 pub fn allow_changes() {
     ALLOWED.store(true, Ordering::Relaxed);
 }
 
-/// Fails with `PermissionDenied` unless the machine may be changed.
+/// Fails with `PermissionDenied` unless changes are allowed.
 ///
-/// Everything that changes what other programs notice must call this first.
+/// Anything that affects other programs must call this first.
 pub fn may_change() -> io::Result<()> {
     if ALLOWED.load(Ordering::Relaxed) {
         return Ok(());
@@ -48,7 +47,7 @@ pub fn may_change() -> io::Result<()> {
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// Makes one.
+    /// Creates a cgroup.
     pub fn new(name: &str) -> io::Result<Self> {
         let root = Path::new("/sys/fs/cgroup");
         let control = root.join("cgroup.subtree_control");
@@ -69,7 +68,7 @@ impl Cgroup {
         self.write("cgroup.procs", "0")
     }
 
-    /// Writes one of its files.
+    /// Writes to one of its files.
     pub fn write(&self, file: &str, text: &str) -> io::Result<()> {
         fs::write(self.0.join(file), text)
     }
@@ -82,19 +81,19 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // A process that has ended is counted for a moment longer.
+        // A process that has ended counts as a member for a moment longer.
         eventually(|| fs::remove_dir(&self.0).is_ok());
     }
 }
 
-/// A changed setting of the kernel, restored when dropped.
+/// A changed kernel setting, restored when dropped.
 pub struct Setting {
     path: PathBuf,
     before: String,
 }
 
 impl Setting {
-    /// Changes several settings of a directory.
+    /// Changes several settings in a directory.
     pub fn change_all(directory: &str, values: &[(&str, &str)]) -> io::Result<Vec<Self>> {
         values
             .iter()
@@ -102,9 +101,9 @@ impl Setting {
             .collect()
     }
 
-    /// Changes the setting in one file.
+    /// Changes the setting in a file.
     ///
-    /// Fails with `PermissionDenied` if the machine must not be changed.
+    /// Fails with `PermissionDenied` unless changes are allowed.
     pub fn change(path: impl Into<PathBuf>, value: &str) -> io::Result<Self> {
         let path = path.into();
         let before = fs::read_to_string(&path)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `userfaultfd`: write-protects pages, moves them, and blocks accesses to missing ones.
+//! `userfaultfd`: write-protects pages, moves them, and blocks accesses to missing pages.
 
 use std::{
     fs::File,
@@ -30,11 +30,11 @@ use crate::{
     },
 };
 
-/// Pages can be write-protected.
+/// The feature of write-protecting pages.
 pub const FEATURE_WRITE_PROTECT: u64 = 1 << 0;
-/// Writes to such pages are not blocked, only recorded.
+/// Writes to such pages are recorded instead of blocked.
 pub const FEATURE_WRITE_PROTECT_ASYNC: u64 = 1 << 15;
-/// Pages can be moved; since Linux 6.8.
+/// The feature of moving pages; since Linux 6.8.
 pub const FEATURE_MOVE: u64 = 1 << 16;
 
 /// Registers a range for missing pages.
@@ -46,14 +46,14 @@ pub const MODE_WRITE_PROTECT: u64 = 1 << 1;
 pub struct UserFault(OwnedFd);
 
 impl From<UserFault> for File {
-    /// The file, for reading events.
+    /// Converts into the file, for reading events.
     fn from(uffd: UserFault) -> Self {
         uffd.0.into()
     }
 }
 
 impl UserFault {
-    /// Opens one with these features; skips the test if the kernel lacks one.
+    /// Opens one with these features; skips the test if the kernel lacks one of them.
     pub fn new(features: u64) -> Outcome<Self> {
         Self::with_flags(features, 0)
     }
@@ -102,7 +102,7 @@ impl UserFault {
         self.ioctl(UFFDIO_WRITEPROTECT, argument)
     }
 
-    /// Moves pages to a registered range that has none.
+    /// Moves pages to a registered range where none are mapped.
     pub fn move_pages(&self, from: &Range<u64>, to: &Range<u64>) -> io::Result<()> {
         const UFFDIO_MOVE: u32 = 0xc028_aa05;
         let length = from.end - from.start;
@@ -118,12 +118,12 @@ impl UserFault {
         self.ioctl(UFFDIO_COPY, [page.start, from, length, 0, 0])
     }
 
-    /// Waits at most ten seconds until an access blocks. The userfaultfd must be non-blocking.
+    /// Waits up to ten seconds for an access to block. The userfaultfd must be non-blocking.
     pub fn wait_for_access(&self) -> Outcome {
         let mut faults = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         poll(&mut faults, 10_000u16)?;
         let seen = faults[0].revents();
-        expect::same("an access to the page", seen, Some(PollFlags::POLLIN))
+        expect::same("access to the page", seen, Some(PollFlags::POLLIN))
     }
 
     /// Duplicates the descriptor.

@@ -31,19 +31,19 @@ use crate::{
     },
 };
 
-/// Do things to watched memory, and print the events that come.
+/// Change watched memory, and print the resulting events.
 ///
 /// Watches private anonymous memory as one region, and changes it in one way after the other. The
 /// columns are:
 ///
-///   counter    the mapped counter before and after
-///   done       what was done, and to which pages of the region
-///   event      a record that was read after it: INVAL with the cookie of the region and the
-///              range of the hint, in pages of the region and in addresses; or LAST, which ends
-///              what is queued, with the counter that it carries; or nothing
+///   counter    the mapped counter before and after the change
+///   done       the change, and the pages of the region that it affected
+///   event      a record that was read afterwards: INVAL with the cookie of the region and the
+///              hint, in pages of the region and as addresses; LAST, which ends the queue, with
+///              the counter it carries; or nothing
 ///
-/// "whole" is said where there is no hint: the region was hit again before its event was read, and
-/// one event tells both.
+/// "whole" means that there is no hint: the region was hit again before its event was read, and one
+/// event reports both hits.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment, after_help = command::EXIT_STATUS)]
 pub struct Args {
@@ -77,7 +77,7 @@ fn show(args: &Args) -> Outcome {
     .show_all()
 }
 
-/// What is watched, and with what.
+/// The watched region, and the file that watches it.
 struct Viewer {
     device: Device,
     counter: Counter,
@@ -126,7 +126,7 @@ impl Viewer {
         self.step("UNREGISTER_REGION", all, |_| self.device.unregister(COOKIE))
     }
 
-    /// Does one thing to some pages, and prints what is reported.
+    /// Makes a change to some pages, and prints what is reported.
     fn step(
         &self,
         what: &str,
@@ -139,7 +139,7 @@ impl Viewer {
         let after = self.counter.get();
         let mut reports = self.read().map_err(failed("reading events"))?;
         if let Err(error) = result {
-            reports.push(format!("not possible here: {error}"));
+            reports.push(format!("not supported here: {error}"));
         } else if reports.is_empty() {
             reports.push("nothing".into());
         }
@@ -154,7 +154,7 @@ impl Viewer {
         Ok(())
     }
 
-    /// Reads all that is there.
+    /// Reads everything.
     fn read(&self) -> io::Result<Vec<String>> {
         match self.device.read_events(16) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What each call of the device costs, and what it adds to those that change mappings.
+//! The cost of each call of the device, and what the device adds to calls that change mappings.
 
 use std::{
     hint::black_box,
@@ -43,22 +43,22 @@ use crate::{
     },
 };
 
-/// Where the regions are: nothing else is mapped there, and nor are they.
+/// Where the regions are. Nothing else is mapped there.
 const ARENA: u64 = 1 << 40;
 
-/// From a region to the next: every other page is one.
+/// Distance from one region to the next: every other page is a region.
 pub const DISTANCE: u64 = 2 * PAGE;
 
-/// Where regions are that are hit together.
+/// Where the regions are that are hit together.
 const TOGETHER: u64 = 2 << 40;
 
-/// How many of these.
+/// The number of these regions.
 const MANY: u64 = 128;
 
-/// How often the counter is looked at.
+/// How often the counter is checked.
 const LOOKS: u64 = 1000;
 
-/// The page that is a region.
+/// The page that is the region with this index.
 pub fn page(index: u64) -> Range<u64> {
     page_of(ARENA, index)
 }
@@ -68,7 +68,7 @@ fn page_of(start: u64, index: u64) -> Range<u64> {
     start..start + PAGE
 }
 
-/// The page after a region, which nobody watches.
+/// The page after a region, which is not watched.
 fn gap(index: u64) -> Range<u64> {
     let region = page(index);
     region.end..region.end + PAGE
@@ -84,7 +84,7 @@ fn together(count: u64) -> Range<u64> {
     TOGETHER..page_of(TOGETHER, count - 1).end
 }
 
-/// Maps a page and has it populated.
+/// Maps a page and populates it.
 pub fn populate(page: &Range<u64>) -> Outcome {
     mem::map_over(page)?;
     mem::write_byte(page.start, 1);
@@ -107,11 +107,11 @@ pub fn dontneed(range: &Range<u64>) -> i64 {
     )
 }
 
-/// What the calls cost that change mappings: the median.
+/// The calls that change mappings, and their median costs.
 pub struct Calls;
 
 impl Calls {
-    /// `munmap` of a page that is a region, or would be one, where `choose` says.
+    /// `munmap` of pages that `choose` returns.
     pub fn munmap(
         mut choose: impl FnMut() -> u64,
         mut after: impl FnMut() -> Outcome,
@@ -119,7 +119,7 @@ impl Calls {
         let mut stopwatch = Stopwatch::new();
         for _ in 0..ROUNDS {
             let index = choose();
-            // Something near it is mapped too, so that the page tables stay.
+            // Another page near it stays mapped, so that the page tables stay.
             let other = gap(index ^ 8);
             populate(&other)?;
             populate(&page(index))?;
@@ -130,7 +130,7 @@ impl Calls {
         Ok(stopwatch.median() as f64)
     }
 
-    /// `madvise` of a page that nobody watches, where `choose` says.
+    /// `madvise` of unwatched pages that `choose` returns.
     fn dontneed(mut choose: impl FnMut() -> Range<u64>) -> Outcome<f64> {
         let mut stopwatch = Stopwatch::new();
         for _ in 0..ROUNDS {
@@ -142,7 +142,7 @@ impl Calls {
         Ok(stopwatch.median() as f64)
     }
 
-    /// `madvise` of the places of so many regions that are hit together.
+    /// `madvise` of the pages of `count` regions that are hit together.
     fn together(count: u64, mut after: impl FnMut() -> Outcome) -> Outcome<f64> {
         let range = together(count);
         mem::map_over(&range)?;
@@ -157,7 +157,7 @@ impl Calls {
     }
 }
 
-/// The calls, without the device.
+/// The costs of the calls without the device.
 struct Bare {
     munmap: f64,
     dontneed: f64,
@@ -167,7 +167,7 @@ struct Bare {
 
 impl Bare {
     fn measure() -> Outcome<Self> {
-        // In place of the counter: to find a mapping takes longer the more there are.
+        // In place of the counter: finding a mapping takes longer if there are more.
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         let stand_in = mem::map(None, PAGE, libc::PROT_READ, flags, None)?;
         let measure = || {
@@ -178,7 +178,7 @@ impl Bare {
                 many: Calls::together(MANY, || Ok(()))?,
             })
         };
-        // How mappings are kept also depends on those that there were before.
+        // How mappings are stored also depends on earlier ones.
         measure()?;
         let bare = measure()?;
         mem::unmap(&(stand_in..stand_in + PAGE))?;
@@ -215,7 +215,7 @@ impl Bench {
             .add(operation, Peer::Ummunotify, regions, value);
     }
 
-    /// What everything starts from.
+    /// Measures the bare calls.
     fn scale(&mut self) {
         let mut bare = |operation, value| self.figures.add(operation, Peer::Bare, 1, value);
         let mut getppid = Stopwatch::new();
@@ -227,7 +227,7 @@ impl Bench {
         bare(Operation::MissOutside, self.bare.dontneed);
     }
 
-    /// Regions that are registered in random order, each number of them from [`REGIONS`].
+    /// Measures with regions that are registered in random order, for each number in [`REGIONS`].
     fn random_order(&mut self, mut order: Vec<u64>) -> Outcome {
         let watch = Watch::open()?;
         let mut have = 0;
@@ -243,7 +243,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Measures each call with so many regions.
+    /// Measures each call with this number of regions.
     fn with(&mut self, watch: &Watch, regions: u64) -> Outcome {
         let (mut random, mut others) = (self.random.fork(), self.random.fork());
         let mut any = || random.u64(..regions);
@@ -265,7 +265,7 @@ impl Bench {
             self.add(Operation::MissBetween, regions, between);
         }
 
-        // What is hit together is registered only now.
+        // Register the regions that are hit together only now.
         for index in 0..MANY {
             watch.register(page_of(TOGETHER, index), (1 << 62) | index)?;
         }
@@ -316,7 +316,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Regions that are registered in ascending order.
+    /// Measures with regions that are registered in ascending order.
     fn ascending_order(&mut self) -> Outcome {
         let watch = Watch::open()?;
         let mut have = 0;
@@ -337,7 +337,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Misses after a change of which the kernel does not tell the end.
+    /// Measures misses after a change whose end the kernel does not report.
     fn after_zero(&mut self) -> Outcome {
         let watch = Watch::open()?;
         watch.register(page(0), 0)?;
@@ -348,15 +348,15 @@ impl Bench {
             mem::protect(&low, libc::PROT_READ)?;
             mem::protect(&low, libc::PROT_READ | libc::PROT_WRITE)?;
         }
-        // Something that came while it seemed to be under way.
+        // A region that is registered while that change seems to be in progress.
         watch.register(page(1), 1)?;
         let outside = Calls::dontneed(outside)? - self.bare.dontneed;
         self.add(Operation::MissAfterZero, 1, outside);
         Ok(mem::unmap(&low)?)
     }
 
-    /// Regions of a process in a memory cgroup. The root one, where all else is measured, counts
-    /// nothing.
+    /// Measures regions of a process in a memory cgroup. The root cgroup, where everything else is
+    /// measured, counts nothing.
     fn charged(&mut self) -> Outcome {
         let cgroup = Cgroup::new("bench")?;
         cgroup.enter()?;
@@ -371,7 +371,7 @@ impl Bench {
         )
     }
 
-    /// Measures REGISTER and UNREGISTER: of a region with a cookie, and of a cookie.
+    /// Measures REGISTER of a region and UNREGISTER of its cookie.
     fn registering(
         &mut self,
         watch: &Watch,
@@ -406,14 +406,14 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Opens one.
+    /// Opens a file and maps its counter.
     pub fn open() -> Outcome<Self> {
         let device = command::open_device()?;
         let counter = device.map_counter()?;
         Ok(Self { device, counter })
     }
 
-    /// What REGISTER takes.
+    /// The argument of REGISTER.
     pub fn argument(region: Range<u64>, cookie: u64) -> Register {
         Register {
             start: region.start,
@@ -428,7 +428,7 @@ impl Watch {
         Ok(self.device.register(region.start, region.end, cookie)?)
     }
 
-    /// Issues an ioctl with an argument that is as it should be.
+    /// Issues an ioctl with a valid argument.
     #[inline(always)]
     pub fn ioctl<T>(&self, command: u32, argument: &T) -> i64 {
         let argument = (&raw const *argument) as u64;
@@ -438,7 +438,7 @@ impl Watch {
         )
     }
 
-    /// Reads; returns the bytes read, or less than 0.
+    /// Reads; returns the number of bytes, or a negative error.
     #[inline(always)]
     pub fn read(&self, events: &mut [Event]) -> i64 {
         let (buffer, bytes) = (events.as_mut_ptr() as u64, size_of_val(events) as u64);
@@ -448,7 +448,7 @@ impl Watch {
         )
     }
 
-    /// Reads all there is.
+    /// Reads everything.
     fn drain(&self) -> Outcome {
         let mut events = [Event::default(); 2 * MANY as usize];
         while self.read(&mut events) > 0 {}
@@ -456,7 +456,7 @@ impl Watch {
     }
 }
 
-/// Looks at the counter; returns what a look costs.
+/// Loads the counter repeatedly; returns the cost of one load.
 fn look(counter: &Counter) -> f64 {
     let seen = counter.get();
     let (mut with, mut without) = (Stopwatch::new(), Stopwatch::new());

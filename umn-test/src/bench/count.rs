@@ -15,17 +15,17 @@ use crate::expect::{
     Outcome, //
 };
 
-/// How often each thing is measured: an odd number, for the median.
+/// How often each thing is measured. The number is odd, so that there is a median.
 pub const ROUNDS: usize = 1001;
 
-/// The clock, which `scripts/vm --icount` has move by one with each instruction.
+/// Reads the clock, which `scripts/vm --icount` advances by one with each instruction.
 #[inline(always)]
 pub fn now() -> u64 {
-    // SAFETY: Each x86-64 processor can tell it.
+    // SAFETY: Every x86-64 processor has this instruction.
     unsafe { _rdtsc() }
 }
 
-/// Skips where the clock counts something else.
+/// Skips the benchmark if the clock does not count instructions.
 pub fn require() -> Outcome {
     const COUNT: u64 = 10_000;
     let mut stopwatch = Stopwatch::new();
@@ -41,12 +41,12 @@ pub fn require() -> Outcome {
     }
 }
 
-/// Measures the same thing several times.
+/// Measures the same thing repeatedly.
 #[derive(Default)]
 pub struct Stopwatch(Vec<u64>);
 
 impl Stopwatch {
-    /// One that has measured nothing yet.
+    /// Creates a stopwatch without measurements.
     pub fn new() -> Self {
         Self(Vec::with_capacity(ROUNDS))
     }
@@ -61,9 +61,9 @@ impl Stopwatch {
         result
     }
 
-    /// The median, without the reading of the clock.
+    /// The median, without the cost of reading the clock.
     pub fn median(self) -> u64 {
-        /// What it takes to measure nothing.
+        /// The cost of measuring nothing.
         static NOTHING: LazyLock<u64> = LazyLock::new(|| {
             let mut stopwatch = Stopwatch::new();
             for _ in 0..ROUNDS {
@@ -80,12 +80,13 @@ impl Stopwatch {
     }
 }
 
-/// A system call, without the function of a library around it. The arguments must be those that the
-/// call takes; it may change no memory but that which the caller means it to.
+/// A system call, without a library function around it. The arguments must be valid for the call,
+/// which may change no other memory than the caller intends.
 #[inline(always)]
 pub fn call(number: libc::c_long, arguments: [u64; 3]) -> i64 {
     let result;
-    // SAFETY: As the comment above says; the registers are those of the kernel's convention.
+    // SAFETY: The caller vouches for the arguments; the registers are those of the kernel's calling
+    // convention.
     unsafe {
         asm!(
             "syscall",

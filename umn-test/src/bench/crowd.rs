@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a change costs that hits many regions of a file, and who pays for it.
+//! The cost of a change that hits many regions of a file, and who bears it.
 
 use std::{
     fs::File,
@@ -41,11 +41,11 @@ use crate::{
     uapi::Event,
 };
 
-/// A private page that all regions are on; the next one is of a file, and they are on that too.
+/// A private page that all regions cover. They also cover the next page, which is of a file.
 const PRIVATE: Range<u64> = 3 << 40..(3 << 40) + PAGE;
 const SHARED: Range<u64> = PRIVATE.end..PRIVATE.end + PAGE;
 
-/// How many events a read takes.
+/// The number of events that a read has room for.
 const ROOM: usize = 128;
 
 /// Measures all changes with each number of regions.
@@ -53,7 +53,7 @@ pub fn measure() -> Outcome<Figures> {
     count::require()?;
     let file = mem::memory_file(1)?;
     let other = puncher(&file)?;
-    // So that a child does not come before the end of the fork.
+    // So that the child does not run before the fork is complete.
     process::set_priority(0, 1)?;
     mem::map_over(&PRIVATE)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -71,7 +71,7 @@ pub fn measure() -> Outcome<Figures> {
         (Operation::CrowdOther, &|| timed_hole(&other)),
         (Operation::CrowdFork, &timed_fork),
     ];
-    // Once before it counts: how mappings are kept also depends on those that there were before.
+    // The first measurement does not count: how mappings are stored also depends on earlier ones.
     let bare = |change: Change<'_>| {
         median(101, change)?;
         median(101, change)
@@ -106,7 +106,7 @@ pub fn measure() -> Outcome<Figures> {
         add(Operation::CrowdAgain, again - scale[0]);
         drop(watch);
 
-        // So that more are hit than a change queues, and from each to the next it is far.
+        // So that a change hits more than it visits at once, and steps far from each to the next.
         let apart = (regions / 256).max(2);
         let watch = Watch::open()?;
         for cookie in 0..regions {
@@ -130,10 +130,10 @@ pub fn measure() -> Outcome<Figures> {
     Ok(figures)
 }
 
-/// Makes a change; returns what that cost.
+/// Makes a change; returns its cost.
 type Change<'a> = &'a dyn Fn() -> Outcome<u64>;
 
-/// The median of what a change costs.
+/// The median cost of a change.
 fn median(rounds: u64, change: Change<'_>) -> Outcome<f64> {
     let times = (0..rounds).map(|_| change());
     Ok(middle(times.collect::<Outcome<Vec<_>>>()?))
@@ -170,7 +170,7 @@ fn timed_hole(other: &Child) -> Outcome<u64> {
     other.hear_number()
 }
 
-/// A process that punches a hole whenever it is told to, and tells what that cost; until it is told 0.
+/// A process that punches a hole on request and reports the cost, until the request is 0.
 fn puncher(file: &File) -> Outcome<Child> {
     Ok(Child::fork(|line| {
         while line.hear_number()? != 0 {
@@ -182,7 +182,7 @@ fn puncher(file: &File) -> Outcome<Child> {
     })?)
 }
 
-/// Reads all there is; returns how many events, and what the reads cost.
+/// Reads everything; returns the number of events, and the cost of the reads.
 fn drain(watch: &Watch) -> Outcome<(u64, u64)> {
     let mut events = [Event::default(); ROOM];
     let mut count = 0;

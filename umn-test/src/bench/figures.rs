@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The figures, as a table and as a file.
+//! The results, as a table and as a file.
 
 use std::{
     fmt::{
@@ -22,69 +22,70 @@ use crate::expect::{
     Outcome, //
 };
 
-/// How many regions there are while something is measured.
+/// The numbers of regions with which each operation is measured.
 pub const REGIONS: [u64; 5] = [1, 1 << 10, 1 << 15, 1 << 19, 1 << 20];
 
-/// How many regions there are that one change hits.
+/// The numbers of regions that one change hits.
 pub const CROWDS: [u64; 3] = [128, 1 << 12, 1 << 20];
 
-/// How many files a process has open.
+/// The numbers of files that a process has open.
 pub const FILES: [u64; 3] = [1, 256, 3000];
 
-/// How much higher than before a figure may be, as a factor.
+/// How much a result may exceed the earlier one, as a factor.
 const TOLERANCE: f64 = 1.03;
 
-/// What is measured: instructions, if nothing else is said.
+/// What is measured, in instructions unless stated otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Operation {
-    /// REGISTER, where the regions were registered in random order.
+    /// REGISTER; the regions were registered in random order.
     Register,
-    /// UNREGISTER of any of these.
+    /// UNREGISTER of a random one of these regions.
     Unregister,
-    /// REGISTER above all others, where they were registered in ascending order.
+    /// REGISTER above all others; the regions were registered in ascending order.
     RegisterAscending,
-    /// UNREGISTER of any of these.
+    /// UNREGISTER of a random one of these regions.
     UnregisterAscending,
     /// REGISTER by a process in a memory cgroup.
     RegisterCharged,
     /// UNREGISTER of such a region.
     UnregisterCharged,
-    /// `madvise(MADV_DONTNEED)` of a page below all regions: what is added to the bare call.
+    /// `madvise(MADV_DONTNEED)` of a page below all regions; the cost added to the bare call.
     MissOutside,
-    /// The same between two of them.
+    /// The same, for a page between two regions.
     MissBetween,
-    /// `munmap` of a page that is a region: what is added to the bare call.
+    /// `munmap` of a page that is a region; the cost added to the bare call.
     Hit,
     /// Each further region that the same call hits.
     Further,
-    /// As [`MissOutside`](Self::MissOutside), after `mprotect` of pages at address 0.
+    /// The same as [`MissOutside`](Self::MissOutside), after an `mprotect` of pages at address 0.
     MissAfterZero,
-    /// `read` of the only event that is queued, with room for no more.
+    /// `read` of the only queued event, into a buffer for one record.
     ReadOne,
-    /// `read` of 128 events, each.
+    /// `read` of 128 events; the cost of each.
     ReadMany,
     /// `read` that finds nothing queued.
     ReadNone,
-    /// Finding out that nothing happened.
+    /// Checking that nothing happened.
     Check,
-    /// Memory for a region, in bytes, with what the slab allocator adds.
+    /// Memory of a region in bytes, including the overhead of the slab allocator.
     Memory,
-    /// What of it is charged to the memory cgroup.
+    /// The part of it that is charged to the memory cgroup.
     Charged,
-    /// What an open file is charged with, in bytes.
+    /// Memory charged for an open file, in bytes.
     Open,
-    /// `madvise(MADV_DONTNEED)` of a page that many regions are on: what is added to the bare call.
+    /// `madvise(MADV_DONTNEED)` of a page covered by many regions; the cost added to the bare call.
     CrowdFirst,
-    /// The same, with so many regions between any two that are not hit that 256 are, or half of all.
+    /// The same if it hits 256 regions, or half of them, and many that it does not hit lie in
+    /// between.
     CrowdApart,
-    /// The same, with nothing read since the last time.
+    /// The same if nothing was read since the last change.
     CrowdAgain,
-    /// Another process punches a hole into the file that is mapped there: what is added.
+    /// Another process punches a hole into the mapped file; the added cost.
     CrowdOther,
-    /// `fork`, if a private page is there: what is added.
+    /// `fork`, if a private page is there; the added cost.
     CrowdFork,
-    /// Reads of all of the events, 128 at once, each, with everything that was left to them.
+    /// Reads of all events, 128 at a time, including the deferred work; the cost of each event.
     CrowdRead,
     /// Opening one more file.
     OpenFile,
@@ -92,18 +93,18 @@ pub enum Operation {
     FirstRegister,
     /// Closing a file with a region.
     CloseFile,
-    /// The end of a process with files, each with a region: what it adds, for each.
+    /// The exit of a process with many files, each with a region; the added cost of each file.
     ExitFile,
-    /// For scale: the cheapest system call there is, `getppid`.
+    /// For scale: `getppid`, the cheapest system call.
     Getppid,
-    /// For scale: an ioctl that the device does not know.
+    /// For scale: an ioctl that the device does not have.
     Ioctl,
 }
 
 use Operation::*;
 
 impl Operation {
-    /// What it is called in the table.
+    /// Its name in the table.
     pub fn text(self) -> &'static str {
         match self {
             Register => "register one more",
@@ -121,11 +122,11 @@ impl Operation {
             ReadNone => "read, nothing queued",
             Check => "check that nothing happened",
             Memory => "memory of a region, bytes",
-            Charged => "charged of it to the memory cgroup",
+            Charged => "  of it charged to the memory cgroup",
             Open => "memory of an open file, bytes charged",
             MissAfterZero => "the same, after mprotect at address 0",
             CrowdFirst => "madvise(DONTNEED) of their page",
-            CrowdApart => "the same, hits 256 of them or half, far apart",
+            CrowdApart => "the same, if it hits 256 of them or half, far apart",
             CrowdAgain => "the same, nothing was read in between",
             CrowdOther => "a hole in the file, by another process",
             CrowdFork => "fork",
@@ -139,7 +140,7 @@ impl Operation {
         }
     }
 
-    /// What the device is meant to need at most.
+    /// The goal for this device: instructions or bytes at most.
     fn goal(self, regions: u64) -> Option<f64> {
         Some(match self {
             Register if regions == 1 => 1000.0,
@@ -166,14 +167,14 @@ impl Operation {
     }
 }
 
-/// A table: operations, with different numbers of something.
+/// A table: operations, each with different numbers of something.
 struct Table {
     title: &'static str,
     columns: &'static [u64],
     operations: &'static [Operation],
 }
 
-/// All of them.
+/// All tables.
 const TABLES: [Table; 3] = [
     Table {
         title: "operation, with N regions",
@@ -215,26 +216,26 @@ const TABLES: [Table; 3] = [
     },
 ];
 
-/// Who does it.
+/// Whose operation it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
-    /// Nobody: the call without any of the others.
+    /// Nobody's: the call alone.
     Bare,
     /// This driver.
     Ummunotify,
     /// userfaultfd with its events, and a thread that reads them.
     Userfaultfd,
-    /// Version 2 of the driver in C, of 2010.
+    /// Version 2 of the driver, of 2010.
     V2,
-    /// The module that libfabric uses.
+    /// The module that libfabric supports.
     Kdreg2,
-    /// `eventfd`, the least there is of a file.
+    /// `eventfd`, one of the simplest files there are.
     Eventfd,
 }
 
 impl Peer {
-    /// All of them, in the order of the table.
+    /// All of them, in the order of the tables.
     pub const ALL: [Self; 6] = [
         Self::Ummunotify,
         Self::Userfaultfd,
@@ -244,7 +245,7 @@ impl Peer {
         Self::Bare,
     ];
 
-    /// What it is called in the table.
+    /// The name in the table.
     pub fn text(self) -> &'static str {
         match self {
             Self::Bare => "bare call",
@@ -257,44 +258,45 @@ impl Peer {
     }
 }
 
-/// What something costs.
+/// The cost of an operation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cost {
-    /// What.
+    /// The operation.
     pub operation: Operation,
     /// Whose.
     pub peer: Peer,
-    /// With how many regions.
+    /// The number of regions.
     pub regions: u64,
-    /// How much: the median.
+    /// The median.
     pub value: f64,
 }
 
-/// How many instructions after its time something was done that was due at a time.
+/// How many instructions after its due time an operation was complete.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Latency {
-    /// What.
+    /// The operation.
     pub operation: String,
-    /// What others did meanwhile.
+    /// What other threads did meanwhile.
     pub beside: String,
     /// The median, the 99.9th percentile, and the worst.
     pub quantiles: [u64; 3],
 }
 
-/// How much longer invalidations take where several threads make them.
+/// How much longer invalidations take when several threads make them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Processors {
     /// Threads.
     pub threads: u64,
-    /// Time of a call, compared with one thread: without the device.
+    /// Time of a call relative to one thread, without the device.
     pub bare: f64,
-    /// The same, each thread in regions of its own, while another registers and reads.
+    /// The same with the device; each thread has regions of its own, while another registers and
+    /// reads.
     pub watched: f64,
-    /// Time of a watched call, compared with a bare one, by as many threads.
+    /// Time of a watched call relative to a bare one, with the same number of threads.
     pub ratio: f64,
 }
 
-/// All figures of a run.
+/// All results of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Figures {
     /// The kernel's release.
@@ -311,7 +313,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Reads all figures that a file has, one after the other.
+    /// Reads all results in a file, which may be several, one after the other.
     pub fn read(path: &Path) -> Outcome<Self> {
         let failed = |error: &dyn Display| Failure::Failed(format!("{}: {error}", path.display()));
         let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
@@ -322,7 +324,7 @@ impl Figures {
         Ok(all)
     }
 
-    /// Adds figures.
+    /// Adds other results.
     pub fn extend(&mut self, other: Self) {
         if self.kernel.is_empty() {
             self.kernel = other.kernel;
@@ -342,7 +344,7 @@ impl Figures {
         });
     }
 
-    /// Text that [`Self::read`] can read: a line for each figure.
+    /// Converts the results to JSON that [`Self::read`] can read, one result per line.
     pub fn to_json(&self) -> String {
         let lines = |values: &[serde_json::Value]| {
             let lines: Vec<_> = values.iter().map(|value| format!("\n  {value}")).collect();
@@ -360,17 +362,17 @@ impl Figures {
         format!("{{{}}}", fields.join(",\n"))
     }
 
-    /// The costs of somebody's operation, by the number of regions.
+    /// The costs of an operation, by the number of regions.
     pub fn of(&self, operation: Operation, peer: Peer) -> Vec<(u64, f64)> {
         let costs = self.costs.iter();
         let of = costs.filter(|cost| (cost.operation, cost.peer) == (operation, peer));
         of.map(|cost| (cost.regions, cost.value)).collect()
     }
 
-    /// Tables in Markdown.
+    /// The results as tables in Markdown.
     pub fn table(&self) -> String {
         let mut text = format!(
-            "Instructions in Linux {}, the median; hits and misses: what is added to the bare call.\n\n",
+            "Instructions in Linux {}, the median. For hits and misses: the cost added to the bare call.\n\n",
             self.kernel
         );
         for (number, table) in TABLES.iter().enumerate() {
@@ -417,7 +419,7 @@ impl Figures {
 
     fn more_tables(&self, text: &mut String) {
         if !self.latencies.is_empty() {
-            *text += "\nInstructions from when it was due to when it was done, by a real-time thread:\n\n\
+            *text += "\nInstructions from the time an operation was due to its completion, by a real-time thread:\n\n\
                       | operation | meanwhile | median | 99.9 % | worst |\n|---|---|--:|--:|--:|\n";
         }
         for latency in &self.latencies {
@@ -428,7 +430,7 @@ impl Figures {
             *text += &format!("| {operation} | {beside} | {median} | {most} | {worst} |\n");
         }
         if !self.processors.is_empty() {
-            *text += "\nTime of an invalidation by each of several threads, as a multiple of that by one:\n\n\
+            *text += "\nTime of an invalidation by each of several threads, relative to one thread:\n\n\
                       | threads | bare | watched | watched, compared with bare |\n|--:|--:|--:|--:|\n";
         }
         for processors in &self.processors {
@@ -442,10 +444,9 @@ impl Figures {
         }
     }
 
-    /// What the device costs now, and how much that is more or less than before.
+    /// The costs of the device now, compared with earlier ones.
     ///
-    /// There is no answer if the earlier figures were taken on another kernel, which costs something
-    /// else itself.
+    /// Returns `None` if the earlier results are from another kernel, whose own cost differs.
     pub fn changes_since(&self, earlier: &Self) -> Option<Vec<Change>> {
         if self.kernel != earlier.kernel {
             return None;
@@ -466,7 +467,7 @@ impl Figures {
     }
 }
 
-/// A figure that is not as it was.
+/// A result that has changed.
 pub struct Change {
     now: Cost,
     before: f64,
@@ -505,7 +506,7 @@ fn line(text: &mut String, operation: &str, peer: &str, cells: &[String], goal: 
     );
 }
 
-/// The goal, and with how many regions it is met.
+/// The goal, and whether it is met.
 fn verdict(operation: Operation, costs: &[(u64, f64)]) -> String {
     let goal = |regions| operation.goal(regions).unwrap_or(f64::INFINITY);
     let (Some(first), Some(last)) = (operation.goal(1), operation.goal(2)) else {
@@ -524,7 +525,7 @@ fn verdict(operation: Operation, costs: &[(u64, f64)]) -> String {
     }
 }
 
-/// A number, in units if it is one of these.
+/// Formats a number, with a binary unit if it is a multiple of one.
 fn rounded(number: u64) -> String {
     let units = [(20, "Mi"), (10, "Ki")];
     let unit = units.iter().find(|(shift, _)| number % (1 << shift) == 0);
@@ -533,7 +534,7 @@ fn rounded(number: u64) -> String {
     })
 }
 
-/// A number with its thousands apart; small ones with a fraction.
+/// Formats a number with thousands separators; small numbers get a fraction.
 fn grouped(value: f64) -> String {
     if value.fract() != 0.0 && value < 100.0 {
         return format!("{value:.1}");

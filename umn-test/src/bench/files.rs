@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What it costs to open, close and leave many files.
+//! The cost of opening and closing many files, and of exiting with them.
 
 use std::os::fd::{
     AsRawFd,
@@ -53,7 +53,7 @@ pub fn measure() -> Outcome<Figures> {
     process::set_limit(libc::RLIMIT_NOFILE, FILES[FILES.len() - 1] + 100)?;
     let mut figures = Figures::default();
     for files in FILES {
-        // In a process of its own, so that nothing is left of the one before.
+        // In a separate process, so that nothing is left of the previous one.
         let child = Child::fork(|line| {
             for time in with(files)? {
                 line.tell_number(time)?;
@@ -82,7 +82,7 @@ pub fn measure() -> Outcome<Figures> {
     Ok(figures)
 }
 
-/// Makes a file.
+/// Opens a file.
 type Make = fn(u64) -> Outcome<OwnedFd>;
 
 /// A file with a region.
@@ -97,7 +97,7 @@ fn eventfd(_: u64) -> Outcome<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(check(libc::eventfd(0, 0))?) })
 }
 
-/// What it costs to open a file, to register its first region, and to close it, with others open.
+/// The cost of opening a file, registering its first region, and closing it, with others open.
 fn with(files: u64) -> Outcome<[u64; 3]> {
     let _others = (1..files).map(watched).collect::<Outcome<Vec<_>>>()?;
     let path = std::ffi::CString::new(PATH).map_err(std::io::Error::from)?;
@@ -127,7 +127,7 @@ fn with(files: u64) -> Outcome<[u64; 3]> {
     Ok([opening, registering, closing].map(Stopwatch::median))
 }
 
-/// What it costs at least until a process with so many files is seen to have ended.
+/// The least cost until a process with this many files is seen to have ended.
 fn exit(files: u64, make: Make) -> Outcome<f64> {
     let mut least = u64::MAX;
     for _ in 0..EXITS {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How late a call is done that is due at a time, while others keep the device busy.
+//! How late an operation completes that is due at a given time, while other threads keep the device
+//! busy.
 //!
-//! A real-time thread sleeps until the time, and takes the processor from whoever has it. So whatever
-//! keeps it from that is in the figures: that interrupts are disabled, or a spin lock is held.
+//! A real-time thread sleeps until that time and preempts whatever runs. So the latencies show how
+//! long interrupts are disabled or a spinlock is held.
 
 use std::{
     fs,
@@ -41,13 +42,13 @@ use crate::{
 /// How many regions are unregistered.
 const REGISTERED: u64 = REGIONS[REGIONS.len() - 1];
 
-/// The calls are due as often as this.
+/// The interval between operations.
 const PERIOD: Duration = Duration::from_micros(40);
 
-/// How often each is measured, unless what the others do ends before that.
+/// How often each is measured, unless the other threads finish earlier.
 const CALLS: usize = 20_000;
 
-/// Calls before the first that counts.
+/// Operations before the first that counts.
 const FIRST: usize = 100;
 
 /// Measures the latencies.
@@ -148,10 +149,10 @@ pub fn measure() -> Outcome<Figures> {
     Ok(figures)
 }
 
-/// A page that many regions are on.
+/// A page covered by many regions.
 const CROWDED: Range<u64> = 3 << 40..(3 << 40) + PAGE;
 
-/// A file with so many regions on one page.
+/// A file with that many regions on one page.
 fn crowd() -> Outcome<Device> {
     let device = command::open_device()?;
     for cookie in 0..REGISTERED {
@@ -161,7 +162,7 @@ fn crowd() -> Outcome<Device> {
     Ok(device)
 }
 
-/// What another thread does, until it is told to end; it may also tell that this is the end.
+/// What another thread does until it is asked to end; it may also end the measurement itself.
 type Task<'a> = &'a (dyn Fn(&AtomicBool) + Sync);
 
 #[derive(Default)]
@@ -180,12 +181,12 @@ fn registered() -> Outcome<Device> {
     Ok(device)
 }
 
-/// Measures while others do something.
+/// Measures while other threads do something.
 fn beside(device: &Device, tasks: &[Task<'_>]) -> Outcome<Calls> {
     beside_with(tasks, |ends| sample(device, ends))
 }
 
-/// The same, by other means.
+/// The same, with another sampler.
 fn beside_with<T: Send>(
     tasks: &[Task<'_>],
     sample: impl FnOnce(&AtomicBool) -> Outcome<T> + Send,
@@ -232,9 +233,9 @@ fn sample(device: &Device, ends: &AtomicBool) -> Outcome<Calls> {
     Ok(calls)
 }
 
-/// Measures how late a change is that hits one region, where REGISTER has much to do.
+/// Measures the latency of a change that hits one region, while REGISTER has much to do.
 fn sample_munmap(device: &Device, ends: &AtomicBool) -> Outcome<Vec<u64>> {
-    /// Fewer than of the others: each may have to wait for a longer time.
+    /// Fewer than for the others, since each may have to wait longer.
     const CALLS: usize = 4000;
     let watched = page(2 * REGISTERED);
     device.register(watched.start, watched.end, u64::MAX)?;
@@ -260,13 +261,13 @@ fn time() -> libc::timespec {
     time
 }
 
-/// The time, in nanoseconds, which are instructions.
+/// The time in nanoseconds, which are instructions here.
 fn now() -> u64 {
     let time = time();
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Sleeps until the next time that something is due; returns that.
+/// Sleeps until the next operation is due; returns that time.
 fn sleep() -> u64 {
     let due = now() + PERIOD.as_nanos() as u64;
     let time = libc::timespec {
@@ -274,7 +275,7 @@ fn sleep() -> u64 {
         tv_nsec: (due % 1_000_000_000) as _,
     };
     let nowhere = std::ptr::null_mut();
-    // SAFETY: The time is valid, and what is left of it is not asked for.
+    // SAFETY: The time is valid, and the remaining time is not requested.
     unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &time, nowhere) };
     due
 }

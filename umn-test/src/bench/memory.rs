@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What memory a region takes, and what an open file.
+//! The memory of a region and of an open file.
 //!
-//! To be measured where little has happened before: the kernel keeps some of what was freed to use it
-//! again.
+//! Run this soon after a boot: the kernel keeps some freed memory for reuse, which would distort
+//! the result.
 
 use std::fs;
 
@@ -68,17 +68,17 @@ pub fn measure() -> Outcome<Figures> {
     Ok(figures)
 }
 
-/// Memory that is used, in bytes.
+/// Memory in use, in bytes.
 #[derive(Clone, Copy)]
 struct Used {
-    /// By slabs, whoever has them: all that regions are made of.
+    /// In slabs of any user, which is where regions are.
     slabs: f64,
-    /// What the cgroup was charged with.
+    /// Charged to the cgroup.
     charged: f64,
 }
 
 impl Used {
-    /// Now.
+    /// Returns the current use.
     fn now(cgroup: &Cgroup) -> Outcome<Self> {
         let info = fs::read_to_string("/proc/meminfo")?;
         let slabs = |line: &str| {
@@ -96,7 +96,7 @@ impl Used {
         })
     }
 
-    /// What each of so many things has used since then.
+    /// The use of each of `count` things created since then.
     fn since(self, before: Self, count: u64) -> Self {
         let each = |now, before| (now - before) / count as f64;
         Self {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the device costs, counted in instructions, beside what it costs to do without it.
+//! The cost of the device in instructions, and the cost of doing without it.
 //!
-//! One processor whose clock counts instructions (`scripts/vm --icount`) gives figures that can be
-//! repeated; only what several processors do to each other is told as ratios of times.
+//! On one processor whose clock counts instructions (`scripts/vm --icount`), results are
+//! repeatable. The effects of several processors on each other are reported as ratios of times.
 
 mod costs;
 mod count;
@@ -37,10 +37,10 @@ use crate::{
 };
 use figures::Figures;
 
-/// Measure what the device costs, and show it.
+/// Measure what the device costs, and show the results.
 ///
-/// `make bench` does all of it. What measures prints figures as JSON; `report` makes a table and a
-/// plot of them.
+/// `make bench` runs all of this. The commands that measure print results as JSON; `report` makes a
+/// table and a plot of them.
 #[derive(clap::Args)]
 #[command(after_help = command::EXIT_STATUS)]
 pub struct Args {
@@ -50,39 +50,39 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum What {
-    /// Count the instructions of each call, with more and more regions
+    /// Count the instructions of each call, with increasing numbers of regions
     Costs,
     /// Count the same for userfaultfd
     Userfaultfd,
-    /// Count what one change costs that hits many regions, and what many open files do
+    /// Count the cost of a change that hits many regions, and of many open files
     Many,
-    /// Count how late munmap and REGISTER are while others keep the device busy
+    /// Count how late munmap and REGISTER complete while other threads keep the device busy
     Latency,
-    /// See what memory regions and files take; first thing after a boot
+    /// Measure the memory of regions and files; run this first after a boot
     Memory,
-    /// Time invalidations by several threads at once; on four processors, which count nothing
+    /// Time invalidations by several threads at once, on two processors and without --icount
     Processors,
     /// Show figures, and compare them with earlier ones
     Report {
-        /// The figures, as they were printed
+        /// The results, as printed by the other commands
         figures: PathBuf,
 
-        /// Results to compare with, if they are of the same kernel: the exit status is 1 if one is
-        /// more than 3 % higher now
+        /// Earlier results to compare with, if they are of the same kernel: the exit status is 1 if
+        /// a result is more than 3 % higher now
         #[arg(long, value_name = "FILE")]
         earlier: Option<PathBuf>,
 
-        /// Figures of others, to be shown beside these
+        /// Results of the baselines, to show next to these
         #[arg(long, value_name = "FILE")]
         peers: Vec<PathBuf>,
 
-        /// Write figures.json, table.md and cost.svg there
+        /// Write figures.json, table.md and cost.svg to this directory
         #[arg(long, value_name = "DIRECTORY")]
         output: Option<PathBuf>,
     },
 }
 
-/// The command.
+/// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
     command::exit(match &args.what {
         What::Costs => measure(costs::measure),
@@ -104,16 +104,16 @@ pub fn run(args: &Args) -> ExitCode {
     })
 }
 
-/// Measures with a kernel that does nothing to memory by itself; prints what comes out.
+/// Measures in a kernel that changes no memory by itself; prints the results.
 fn measure(body: impl FnOnce() -> Outcome<Figures>) -> Outcome {
     let settings = [
         ("/sys/kernel/mm/transparent_hugepage/enabled", "never"),
         ("/sys/kernel/mm/ksm/run", "0"),
         ("/proc/sys/kernel/numa_balancing", "0"),
-        // For userfaultfd, where each region is a VMA, and so is what is between two.
+        // For userfaultfd, where each region is a VMA, and so is the memory between two.
         ("/proc/sys/vm/max_map_count", "10000000"),
     ];
-    // A kernel without one of them does not do it anyway.
+    // A kernel that lacks one of these settings does not do what it controls.
     let _settings: Vec<_> = settings
         .iter()
         .filter_map(|(path, value)| Setting::change(path, value).ok())

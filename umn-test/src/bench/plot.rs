@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The costs as a picture: each against the number of regions, both logarithmic.
+//! The costs as a picture: each against the number of regions, on logarithmic axes.
 
 use plotters::prelude::*;
 
@@ -15,7 +15,7 @@ use crate::expect::{
     Outcome, //
 };
 
-/// What is drawn, each in a diagram of its own.
+/// The operations, each with a diagram of its own.
 const OPERATIONS: [(Operation, &str); 4] = [
     (Operation::Register, "register one more"),
     (Operation::Unregister, "unregister a random one"),
@@ -26,7 +26,7 @@ const OPERATIONS: [(Operation, &str); 4] = [
     (Operation::Hit, "munmap of a watched page, added"),
 ];
 
-/// Pixels of all of it.
+/// Size of the picture in pixels.
 const SIZE: (u32, u32) = (1000, 760);
 
 fn colour(peer: Peer) -> RGBColor {
@@ -71,7 +71,7 @@ fn paint(figures: &Figures, text: &mut String) -> Result<(), Box<dyn std::error:
             .draw()?;
         for peer in Peer::ALL {
             let costs = figures.of(operation, peer);
-            // One figure says nothing of how it grows.
+            // A single result shows no growth.
             if costs.len() < 2 {
                 continue;
             }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How several threads that change mappings hold each other up.
+//! How much threads that change mappings delay each other.
 
 use std::{
     ops::Range,
@@ -33,25 +33,25 @@ use crate::{
     },
 };
 
-/// How many threads are tried.
+/// The numbers of threads to measure.
 const THREADS: [u64; 3] = [1, 2, 4];
 
 /// Regions of each thread.
 const REGIONS: u64 = 1 << 10;
 
-/// Each number of threads is tried this often.
+/// How often each number of threads is measured.
 const ROUNDS: usize = 9;
 
-/// How long a try takes.
+/// Duration of one measurement.
 const TIME: Duration = Duration::from_millis(300);
 
-/// Measures without and with the device, by turns.
+/// Measures without and with the device, alternately.
 pub fn measure() -> Outcome<Figures> {
     let mut times = [[f64::MAX; 2]; THREADS.len()];
     for _ in 0..ROUNDS {
         for (threads, times) in THREADS.iter().zip(&mut times) {
             for (watched, time) in [false, true].into_iter().zip(times) {
-                // What is measured is disturbed only to take longer.
+                // Disturbances can only make it slower, so take the minimum.
                 *time = time.min(invalidate(*threads, watched)?);
             }
         }
@@ -74,12 +74,12 @@ fn memory(thread: u64) -> Range<u64> {
     page(thread * REGIONS).start..page((thread + 1) * REGIONS).start - PAGE
 }
 
-/// The time of a call, in seconds, where so many threads make them, each in its own memory.
+/// The time of a call in seconds, if `threads` threads make calls, each in its own memory.
 fn invalidate(threads: u64, watched: bool) -> Outcome<f64> {
     for thread in 0..threads {
         mem::map_over(&memory(thread))?;
     }
-    // Opened anew each time: an address space without files is not told of anything.
+    // A new file each time: an address space without files gets no notifications.
     let device = watched.then(|| register(threads)).transpose()?;
     let (calls, ends) = (AtomicU64::new(0), AtomicBool::new(false));
     let start = Instant::now();
@@ -99,7 +99,7 @@ fn invalidate(threads: u64, watched: bool) -> Outcome<f64> {
         if let Some(device) = &device {
             scope.spawn(|| use_device(device, threads, &ends));
         } else {
-            // As many threads, so that there are as many for the processors to run.
+            // The same number of threads, so that the processors have as many to run.
             scope.spawn(|| {
                 while !ends.load(Ordering::Relaxed) {
                     std::hint::spin_loop()
@@ -122,7 +122,7 @@ fn register(threads: u64) -> Outcome<Device> {
     Ok(device)
 }
 
-/// Registers and reads, as long as the others go on.
+/// Registers and reads until the others end.
 fn use_device(device: &Device, threads: u64, ends: &AtomicBool) {
     let more = page(threads * REGIONS);
     while !ends.load(Ordering::Relaxed) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What userfaultfd costs, which any program can have without the device.
+//! The cost of userfaultfd, which any program can use instead of the device.
 
 use std::{
     fs::File,
@@ -40,10 +40,10 @@ use crate::{
     },
 };
 
-/// Features: `MADV_DONTNEED` and `munmap` are told, and wait until that is read.
+/// Features: `MADV_DONTNEED` and `munmap` are reported, and wait until the report was read.
 pub const EVENTS: u64 = (1 << 3) | (1 << 6);
 
-/// Measures what there is to measure.
+/// Measures what userfaultfd has.
 ///
 /// Each region is a mapping of its own, as are the pages between them.
 pub fn measure() -> Outcome<Figures> {
@@ -64,7 +64,7 @@ pub fn measure() -> Outcome<Figures> {
 
     let uffd = UserFault::new(EVENTS)?;
     let mut reader = File::from(uffd.try_clone()?);
-    // It ends with the process.
+    // The thread ends with the process.
     thread::spawn(move || while reader.read(&mut [0; 32]).is_ok() {});
     let most = REGIONS[REGIONS.len() - 1];
     map(&(page(0).start..page(0).start + (most + ROUNDS as u64) * DISTANCE))?;
@@ -89,7 +89,7 @@ pub fn measure() -> Outcome<Figures> {
         for _ in 0..ROUNDS {
             let page = page(random.u64(..regions));
             unregistering.time(|| uffd.unregister(&page))?;
-            // A page that is there is not missing.
+            // A present page is not reported as missing.
             mem::write_byte(page.start, 1);
             uffd.register(&page, MODE_MISSING)?;
             unmapping.time(|| munmap(&page));
@@ -106,7 +106,7 @@ pub fn measure() -> Outcome<Figures> {
     Ok(figures)
 }
 
-/// Maps memory that nothing is reserved for.
+/// Maps memory without reserving swap space for it.
 pub fn map(range: &Range<u64>) -> Outcome {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let access = libc::PROT_READ | libc::PROT_WRITE;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network adapter that sends from pinned memory, made of io_uring.
+//! A network adapter that sends from pinned memory, simulated with io_uring.
 //!
-//! Registering a buffer with io_uring does to memory what `ibv_reg_mr` does: the kernel looks up
-//! the pages that are mapped there at this moment and pins them for a long time. Sending from the
-//! buffer reads these pages, whatever has been mapped at the address since. So an adapter for RDMA
+//! Registering a buffer with io_uring affects memory in the same way as `ibv_reg_mr`: the kernel
+//! looks up the pages that are mapped at this moment and pins them for a long time. Sending from
+//! the buffer reads these pages, whatever has been mapped at the address since. An RDMA adapter
+//! could take the place of this one without other changes.
 //! can stand in here without a change to anything else.
 
 use std::{
@@ -21,7 +22,7 @@ use io_uring::{
 };
 use ummunotify::cache::Pin;
 
-/// Names pinned memory to the adapter, as an `lkey` does.
+/// Identifies pinned memory to the adapter, like an `lkey`.
 pub type Key = u16;
 
 /// An adapter with a table of pinned memory.
@@ -31,7 +32,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Opens an adapter for which `0 .. keys` can be pinned.
+    /// Opens an adapter whose keys are `0 .. keys`.
     pub fn open(keys: u16) -> io::Result<Self> {
         let ring = IoUring::new(1)?;
         ring.submitter().register_buffers_sparse(keys.into())?;
@@ -42,8 +43,8 @@ impl Adapter {
     }
 
     fn set(&self, key: Key, buffer: libc::iovec) -> io::Result<()> {
-        // SAFETY: The kernel checks the address, and of the pages it pins there it holds references
-        // of its own. Nothing but [`Self::send`] uses them, which only reads.
+        // SAFETY: The kernel checks the address and holds its own references to the pages it pins.
+        // Only [`Self::send`] uses them, and it only reads.
         unsafe {
             self.ring
                 .submitter()
@@ -51,8 +52,8 @@ impl Adapter {
         }
     }
 
-    /// Sends what is in the pages that were pinned as `key` at `memory`, and waits until it is
-    /// sent.
+    /// Sends the contents of the pages that were pinned as `key` at `memory`, and waits until that
+    /// is done.
     pub fn send(&mut self, key: Key, memory: &Range<u64>, to: &impl AsRawFd) -> io::Result<()> {
         let length = length(memory);
         let send = opcode::WriteFixed::new(
@@ -62,8 +63,8 @@ impl Adapter {
             key,
         )
         .build();
-        // SAFETY: The request refers to the pinned pages, which the kernel looks after, and to a
-        // file that is open until the request is completed, below.
+        // SAFETY: The request refers to the pinned pages, which the kernel keeps, and to a file
+        // that stays open until the request completes below.
         unsafe { self.ring.submission().push(&send) }.map_err(io::Error::other)?;
         self.ring.submit_and_wait(1)?;
         let completion = self.ring.completion().next();

@@ -28,29 +28,29 @@ use crate::mem::{
     PAGE, //
 };
 
-/// How many buffers a thread sends from.
+/// The number of buffers that a thread sends from.
 pub const BUFFERS: u64 = 8;
 
 /// What a program may do to a buffer between two messages.
 #[derive(Clone, Copy)]
 pub enum Change {
-    /// Nothing, so that a cache can be of use.
+    /// Nothing, so that a cache is useful.
     Nothing,
-    /// Free it, and get memory at the same address, as with a large `free` and `malloc`.
+    /// Free it, and map memory at the same address, as a large `free` and `malloc` do.
     Free,
     /// Map new memory over it.
     Replace,
-    /// Tell the kernel that the content is not needed, as allocators do with free memory.
+    /// Tell the kernel that the contents are not needed, as allocators do with free memory.
     Discard,
-    /// Have it moved elsewhere, as a large `realloc` does, and get new memory at its old address.
+    /// Move it elsewhere, as a large `realloc` does, and map memory at the old address.
     Move,
-    /// Have it moved elsewhere and back. The same pages are mapped there again, so that only for
-    /// this one to drop what is pinned is too much.
+    /// Move it elsewhere and back. The same pages are mapped there again, so dropping the pin is
+    /// unnecessary in this case only.
     MoveAndReturn,
 }
 
 impl Change {
-    /// All of them, each at the index that it is as a number.
+    /// All of them; the index of each is its number.
     pub const ALL: [Self; 6] = [
         Self::Nothing,
         Self::Free,
@@ -60,7 +60,7 @@ impl Change {
         Self::MoveAndReturn,
     ];
 
-    /// What it is in terms of system calls.
+    /// Its name in terms of system calls.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
@@ -72,7 +72,7 @@ impl Change {
         }
     }
 
-    /// Nothing in half of the cases, or else any other one.
+    /// Nothing in half of the cases, otherwise any of the others.
     fn choose(random: &mut Random) -> Self {
         if random.below(2) == 0 {
             Self::Nothing
@@ -82,7 +82,7 @@ impl Change {
     }
 }
 
-/// What became of the messages that were sent after some change.
+/// Results of the messages that were sent after one kind of change.
 #[derive(Clone, Copy, Default)]
 pub struct Fate {
     /// How many were sent.
@@ -91,17 +91,17 @@ pub struct Fate {
     pub stale: u64,
 }
 
-/// What became of all messages.
+/// Results of all messages.
 #[derive(Default)]
 pub struct Fates {
-    /// In the order of [`Change::ALL`].
+    /// By kind of change, in the order of [`Change::ALL`].
     pub after: [Fate; Change::ALL.len()],
-    /// What the first stale message was.
+    /// A description of the first stale message.
     pub example: Option<String>,
 }
 
 impl Fates {
-    /// Adds what became of others.
+    /// Adds the results of others.
     pub fn add(&mut self, other: Self) {
         for (sum, fate) in self.after.iter_mut().zip(other.after) {
             sum.sent += fate.sent;
@@ -110,7 +110,7 @@ impl Fates {
         self.example = self.example.take().or(other.example);
     }
 
-    /// All of them together.
+    /// The totals.
     pub fn sum(&self) -> Fate {
         self.after.iter().fold(Fate::default(), |sum, fate| Fate {
             sent: sum.sent + fate.sent,
@@ -119,8 +119,8 @@ impl Fates {
     }
 }
 
-/// One thread of the program: it changes a buffer, writes a message there, sends it, and looks at
-/// what arrives; again and again, in an order that is the same in each run.
+/// One thread of the program. It repeatedly changes a buffer, writes a message to it, sends it, and
+/// checks what arrives. The order is the same in each run.
 pub fn run_thread(
     thread: u64,
     rounds: u64,
@@ -163,7 +163,7 @@ pub fn run_thread(
     Ok(fates)
 }
 
-/// A message, as far as it takes to tell it from others.
+/// What identifies a message.
 #[derive(PartialEq, Eq)]
 struct Message {
     number: u64,
@@ -193,18 +193,18 @@ impl Message {
     }
 }
 
-/// Memory that is sent from. It always is at the same address, though not always the same memory.
+/// A buffer to send from. Its address stays the same, though not its memory.
 struct Buffer {
     start: u64,
     pages: u64,
 }
 
 impl Buffer {
-    /// Where buffers are: far below the addresses that the kernel gives to mappings without a wish
-    /// of their own. So no other thread's memory gets between a `munmap` and the `mmap` after it.
+    /// Where the buffers are: far below the addresses that the kernel chooses by itself, so that no
+    /// other thread's memory gets between a `munmap` and the `mmap` that follows.
     const ARENA: u64 = 64 << 30;
 
-    /// Room for a buffer at two places, with something free after each.
+    /// Room for a buffer in two places, with a gap after each.
     const ROOM: u64 = 16 * PAGE;
 
     fn map(index: u64, pages: u64) -> io::Result<Self> {
@@ -221,7 +221,7 @@ impl Buffer {
         self.start..self.start + self.pages * PAGE
     }
 
-    /// Where the memory goes that is moved away; what was there before is gone then.
+    /// The target of moves; whatever was there before is unmapped.
     fn elsewhere(&self) -> Range<u64> {
         let start = self.start + Self::ROOM / 2;
         start..start + self.pages * PAGE
@@ -263,7 +263,7 @@ impl Buffer {
         }
     }
 
-    /// Fills the buffer with a message that no other is like.
+    /// Fills the buffer with a unique message.
     fn write(&self, number: u64) -> Message {
         // SAFETY: All of this is mapped, it belongs to this buffer, and the buffer to this thread.
         let bytes = unsafe { slice::from_raw_parts_mut(self.start as *mut u8, self.length()) };
@@ -279,12 +279,12 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // Both places, and nothing else is there.
+        // Both places; nothing else is mapped there.
         let _ = mem::unmap(&(self.start..self.start + Self::ROOM));
     }
 }
 
-/// Numbers without any pattern, but the same in each run (SplitMix64).
+/// Pseudo-random numbers, the same in each run (SplitMix64).
 struct Random(u64);
 
 impl Random {

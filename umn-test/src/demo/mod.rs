@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Shows what goes wrong with pinned memory, and that it does not with ummunotify.
+//! Shows that a cache of pinned memory goes stale, and that ummunotify prevents it.
 //!
 //! - [`adapter`]: sends from pinned memory.
 //! - [`ummunotify::cache`]: keeps memory pinned. This is the file to read.
@@ -51,14 +51,14 @@ use crate::{
     },
 };
 
-/// Show the bug of each cache of pinned memory, and its cure.
+/// Show a pin cache going stale, and the fix.
 ///
 /// Threads send messages from memory that a cache keeps pinned, here with io_uring, which pins as
-/// an RDMA adapter does. Between two messages a thread changes what is mapped at the address, or
-/// does not. That is done twice, without and with ummunotify. A message is stale when its
-/// checksum is not that of the bytes that were written.
+/// an RDMA adapter does. Between two messages, a thread may change the mapping at the buffer's
+/// address. The program runs twice, without and with ummunotify. A message is stale if its checksum
+/// is not that of the bytes that were written.
 ///
-/// It is a success if there are stale messages without ummunotify and none with it.
+/// The demonstration succeeds if there are stale messages without ummunotify and none with it.
 #[derive(clap::Args)]
 #[command(after_help = command::EXIT_STATUS)]
 pub struct Args {
@@ -84,7 +84,7 @@ fn show(args: &Args) -> Outcome {
     judge(&without, &with)
 }
 
-/// What came of running the program.
+/// Results of one run of the program.
 struct Run {
     fates: Fates,
     counts: Counts,
@@ -92,11 +92,11 @@ struct Run {
 }
 
 fn run_once(args: &Args, device: Option<Device>) -> Outcome<Run> {
-    // Less than there are buffers, so that some have to give way to others.
+    // Fewer than there are buffers, so that some have to be evicted.
     let keys = args.threads * (application::BUFFERS as u16 * 3 / 4);
     let adapter = Adapter::open(keys + 2).map_err(|error| {
         Failure::Skipped(format!(
-            "io_uring with a table of buffers, as Linux 5.19 has it, cannot be used: {error}"
+            "io_uring with sparse buffer tables (Linux 5.19) is not available: {error}"
         ))
     })?;
     let watcher = device
@@ -135,7 +135,7 @@ fn run_threads(args: &Args, cache: &Mutex<RegistrationCache<Adapter>>) -> io::Re
     })
 }
 
-/// What the program could not do.
+/// Explains why the program failed.
 fn explain(error: io::Error) -> Failure {
     match error.raw_os_error() {
         Some(libc::ENOMEM) => Failure::Skipped(
@@ -199,7 +199,7 @@ fn row(what: &str, without: impl Display, with: impl Display) {
     println!("{what:40} {without:>14} {with:>14}");
 }
 
-/// Says what is to be learnt; fails where it is not what this is to show.
+/// Prints the conclusion; fails if the run does not show what it should.
 fn judge(without: &Run, with: &Run) -> Outcome {
     let (without, with, counts) = (without.fates.sum(), with.fates.sum(), with.counts);
     if with.stale > 0 {

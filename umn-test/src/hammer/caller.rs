@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A thread that makes calls, and what it makes them with: files, addresses, numbers.
+//! A thread that makes calls, and their arguments: files, addresses, numbers.
 //!
-//! All threads of a process share the files and the memory, and take no notice of each other. The
-//! files of the device have descriptors that nothing else ever has, so that whatever is found there
-//! is the device. The memory is at addresses where the kernel puts nothing by itself.
+//! All threads of a process share the files and the memory, without synchronisation. The device's
+//! files have descriptors that nothing else ever uses, so whatever is open there is the device. The
+//! memory is at addresses that the kernel does not choose by itself.
 
 use std::{
     ffi::c_void,
@@ -36,20 +36,20 @@ use super::tally::{
     MOST_WORKERS, //
 };
 
-/// The first descriptor of the device.
+/// The first descriptor for files of the device.
 pub const FIRST_FD: i32 = 100;
-/// How many there are.
+/// The number of these descriptors.
 pub const FDS: i32 = 6;
-/// Those of a line that all processes pass files over.
+/// The descriptors of a channel over which all processes pass files.
 pub const LINE_FDS: [i32; 2] = [97, 98];
 
 /// Memory that is watched, changed and read into.
 pub const ARENA: u64 = 0x10_0000_0000;
 /// Its length in pages.
 pub const ARENA_PAGES: u64 = 128;
-/// Pages that a copy must stop at: one to read only, none, one to write, none.
+/// Pages at which a copy must stop: one read-only, a hole, one writable, a hole.
 const TRAPS: u64 = ARENA + 0x1000_0000;
-/// Where counters are mapped, and nothing else.
+/// Where counters are mapped, and nothing else is.
 pub const WINDOW: u64 = ARENA + 0x2000_0000;
 /// Its length in pages.
 pub const WINDOW_PAGES: u64 = 8;
@@ -57,7 +57,7 @@ pub const WINDOW_PAGES: u64 = 8;
 /// The most threads of a process.
 pub const MOST_THREADS: usize = 16;
 
-/// The threads of this process, for each other to send signals to.
+/// The IDs of this process's threads, which send signals to each other.
 pub static THREADS: [AtomicI32; MOST_THREADS] = [const { AtomicI32::new(0) }; MOST_THREADS];
 
 /// Maps the arena and the traps.
@@ -72,22 +72,22 @@ pub fn map_memory() -> io::Result<()> {
 
 /// A thread that makes calls.
 pub struct Caller {
-    /// Chooses everything, so that the same seed makes the same calls.
+    /// Makes every choice, so that the same seed leads to the same calls.
     pub rng: Rng,
-    /// Where it is told what came of them.
+    /// Where results are counted.
     pub tally: &'static Tally,
-    /// Room to read into that is as it should be.
+    /// A valid buffer to read into.
     pub buffer: [Event; 64],
-    /// It is in a forked or executed process, which has no children of its own.
+    /// Whether this is a forked or executed process, which has no children of its own.
     pub is_child: bool,
-    /// Processes that are none of this run's would not be safe from signals.
+    /// Whether the process must not send signals to processes outside this run.
     pub spares_strangers: bool,
-    /// Both ends of the line to pass files over.
+    /// Both ends of the channel.
     lines: [ManuallyDrop<Channel>; 2],
 }
 
 impl Caller {
-    /// One that chooses what follows from `seed`.
+    /// Creates a caller whose choices follow from `seed`.
     pub fn new(seed: u64, tally: &'static Tally, spares_strangers: bool) -> Self {
         Self {
             rng: Rng::with_seed(seed),
@@ -96,36 +96,36 @@ impl Caller {
             is_child: false,
             spares_strangers,
             lines: LINE_FDS.map(|fd| {
-                // SAFETY: The descriptor is nothing else's, and is not closed before the process
+                // SAFETY: The descriptor belongs to nothing else, and stays open until the process
                 // ends.
                 ManuallyDrop::new(Channel::from(unsafe { OwnedFd::from_raw_fd(fd) }))
             }),
         }
     }
 
-    /// Becomes one in a process that has no children of its own, and an end even if it sleeps.
+    /// Turns this into the caller of a process that has no children and ends even if it sleeps.
     pub fn be_child(&mut self) {
         self.is_child = true;
         // SAFETY: The call takes no pointer.
         unsafe { libc::alarm(1) };
     }
 
-    /// A descriptor of the device, or of nothing.
+    /// A descriptor that refers to the device or to nothing.
     pub fn fd(&mut self) -> i32 {
         FIRST_FD + self.rng.i32(0..FDS)
     }
 
-    /// True once in so many times.
+    /// Returns true once in `times` calls, on average.
     pub fn once_in(&mut self, times: u32) -> bool {
         self.rng.u32(0..times) == 0
     }
 
-    /// One of several values.
+    /// Returns one of several values.
     pub fn one_of<T: Copy>(&mut self, values: &[T]) -> T {
         values[self.rng.usize(0..values.len())]
     }
 
-    /// Several flags of these, or none.
+    /// Returns a random combination of flags, possibly none.
     pub fn some_of(&mut self, flags: &[i32]) -> i32 {
         flags
             .iter()
@@ -133,19 +133,19 @@ impl Caller {
             .fold(0, |all, flag| all | flag)
     }
 
-    /// A page of the arena.
+    /// The address of a page in the arena.
     pub fn arena_page(&mut self) -> u64 {
         ARENA + self.rng.u64(0..ARENA_PAGES) * PAGE
     }
 
-    /// A page of the window.
+    /// The address of a page in the window.
     pub fn window_page(&mut self) -> u64 {
         WINDOW + self.rng.u64(0..WINDOW_PAGES) * PAGE
     }
 
-    /// An address that a call should not have been given, or that may vanish during the call.
+    /// An address that is invalid, or that may become invalid during the call.
     ///
-    /// None of them is that of memory which Rust lives on.
+    /// None of them is in memory that Rust uses.
     pub fn address(&mut self) -> u64 {
         let traps = [TRAPS, TRAPS + PAGE, TRAPS + 2 * PAGE];
         match self.rng.u32(0..12) {
@@ -154,7 +154,7 @@ impl Caller {
             // Nothing is mapped there.
             2 => ARENA - 0x1000_0000,
             3 => self.one_of(&[0xffff_8880_0000_0000, 0xffff_ffff_8100_0000, !0 - 7]),
-            // Where user space ends, and where no addresses are.
+            // The end of user space, and non-canonical addresses.
             4 => self.one_of(&[
                 0x7fff_ffff_f000,
                 0x7fff_ffff_eff8,
@@ -162,7 +162,7 @@ impl Caller {
                 1 << 63,
             ]),
             5 => self.one_of(&traps),
-            // Across the end of the page that can be written.
+            // Across the end of the writable page.
             6 | 7 => TRAPS + 3 * PAGE - self.rng.u64(1..80),
             8 => self.window_page(),
             9 => self.arena_page() + self.rng.u64(0..PAGE),
@@ -171,12 +171,12 @@ impl Caller {
         }
     }
 
-    /// The same as a pointer.
+    /// The same, as a pointer.
     pub fn pointer(&mut self) -> *mut c_void {
         self.address() as *mut c_void
     }
 
-    /// A length, likely or not.
+    /// A length, plausible or not.
     pub fn length(&mut self) -> usize {
         let odd = self.rng.usize(0..PAGE as usize);
         self.one_of(&[
@@ -197,18 +197,18 @@ impl Caller {
         ])
     }
 
-    /// A thread of this process; 0 where there is none at the place.
+    /// The ID of a thread of this process, or 0.
     pub fn thread(&mut self) -> i32 {
         let place = self.rng.usize(0..MOST_THREADS);
         THREADS[place].load(Ordering::Relaxed)
     }
 
-    /// A worker process; 0 where there is none at the place.
+    /// The ID of a worker process, or 0.
     pub fn worker(&mut self) -> i32 {
         self.tally.worker(self.rng.usize(0..MOST_WORKERS))
     }
 
-    /// One end of the line to pass files over.
+    /// One end of the channel.
     pub fn line(&mut self) -> &Channel {
         &self.lines[usize::from(self.rng.bool())]
     }

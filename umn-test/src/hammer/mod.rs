@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A stress test: calls of all kinds from hostile callers, all at once, with processes killed among them and the
-//! module unloaded and loaded in between.
+//! A stress test: calls of all kinds from hostile callers, at the same time, while processes are
+//! killed and the module is unloaded and loaded.
 //!
-//! - [`calls`]: which calls are made, and what may come of each. This is the file to read.
-//! - [`caller`]: a thread that makes them, and what it has to make them with.
+//! - [`calls`]: the calls, and the results each may have. This is the file to read.
+//! - [`caller`]: a thread that makes them, and the arguments it chooses.
 //! - [`worker`]: a process of such threads.
-//! - [`tally`]: the figures.
+//! - [`tally`]: the statistics.
 //!
-//! Here they are started, killed, and waited for: none may stay.
+//! This file starts them, kills them, and checks that none is left.
 
 mod caller;
 mod calls;
@@ -75,15 +75,14 @@ use crate::{
 ///
 /// The result is printed to standard output, statistics to standard error.
 ///
-/// Processes of several threads open the device, and use it in ways that it is for and in ways that
-/// it is not for, while their memory changes, while files are closed, inherited, executed with and
-/// passed around, and while they are killed. With --reload another process unloads the module as
-/// soon as it can, and loads it again.
+/// Multithreaded processes open the device and use it in valid and invalid ways, while their memory
+/// changes, while files are closed, inherited, passed on and executed with, and while processes are
+/// killed. With --reload, another process unloads the module whenever it can and loads it again.
 ///
-/// It is a success if no call had a result that it must not have, no process stayed when it was
-/// killed, and the device works at the end. Whether the kernel came to harm is for its log to tell.
+/// The test passes if no call had a result that it must not have, every killed process ended, and
+/// the device works at the end. Whether the kernel came to harm is visible in its log.
 ///
-/// The same seed makes each thread choose the same calls. Which of them meet is another matter.
+/// With the same seed, each thread chooses the same calls. Which of them coincide is up to chance.
 #[derive(clap::Args)]
 #[command(after_help = command::EXIT_STATUS)]
 pub struct Args {
@@ -107,8 +106,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Format::Tap)]
     format: Format,
 
-    /// Unload the module and load it again, from this file; without one from $UMN_MODULE. Allows
-    /// what --system allows
+    /// Unload the module and load it again, from this file or from $UMN_MODULE. Implies --system
     #[arg(long, num_args = 0..=1, value_name = "MODULE")]
     reload: Option<Option<OsString>>,
 
@@ -117,7 +115,7 @@ pub struct Args {
     executed: Option<u64>,
 }
 
-/// Runs the hammer.
+/// Runs the stress test.
 pub fn run(args: &Args) -> ExitCode {
     match args.executed {
         Some(seed) => worker::executed(seed),
@@ -131,10 +129,10 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// How long a process may take to end once it is killed, on a slow machine too.
+/// How long a killed process may take to end, even on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Signals by which a process ends that is broken, and not only unlucky.
+/// Signals that end a broken process, as opposed to an unlucky one.
 const BROKEN: &[i32] = &[
     libc::SIGSEGV,
     libc::SIGBUS,
@@ -155,7 +153,7 @@ fn hammer(args: &Args) -> Outcome {
     });
     eprintln!("seed {seed}");
     let tally = Tally::create().map_err(failed("making shared memory"))?;
-    // What its own parent leaves behind is to be waited for here.
+    // Orphaned grandchildren are reaped here.
     // SAFETY: The call takes no pointer.
     check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) })?;
 
@@ -170,7 +168,7 @@ fn hammer(args: &Args) -> Outcome {
         seed,
         processes: args.processes.into(),
         threads: args.threads.into(),
-        // It keeps the workers from using up the machine's memory, where it can be made.
+        // Keeps the workers from using up the machine's memory, if it can be created.
         group: Cgroup::new("hammer").ok(),
         figures: Figures::default(),
     };
@@ -199,11 +197,11 @@ fn hammer(args: &Args) -> Outcome {
             tally.refusals()
         );
     }
-    expect::same("results that must not be", tally.wrongs(), 0)?;
+    expect::same("results that must not occur", tally.wrongs(), 0)?;
     one_cycle()
 }
 
-/// The device does what it is for.
+/// Checks that the device works.
 fn one_cycle() -> Outcome {
     let device = command::open_device()?;
     let counter = device.map_counter()?;
@@ -226,7 +224,7 @@ struct Figures {
     orphans: u64,
 }
 
-/// All that is needed to start workers.
+/// What is needed to start workers.
 struct Run {
     tally: &'static Tally,
     rng: Rng,
@@ -237,8 +235,8 @@ struct Run {
     figures: Figures,
 }
 
-/// How long something is to go on: until some more calls were made, as machines differ in how many
-/// that is in a second. But not for ever, as all threads may sleep.
+/// How long something continues: until a number of calls were made, since machines differ in speed,
+/// but not for ever, since all threads may sleep.
 #[derive(Clone, Copy)]
 struct Term {
     calls: u64,
@@ -262,14 +260,14 @@ impl Term {
 #[derive(Clone, Copy)]
 struct Started {
     pid: i32,
-    /// When it is to be killed.
+    /// When to kill it.
     term: Term,
 }
 
 impl Run {
-    /// Starts workers, and new ones for those that end, for a while; then kills all that is left.
+    /// Starts workers, replaces those that end for a while, and then kills the rest.
     ///
-    /// After it nothing has the device open, so that the module can be unloaded.
+    /// Afterwards nothing has the device open, so that the module can be unloaded.
     fn one_round(&mut self) -> Outcome {
         let lines = self.lay_lines().map_err(failed("making a socket"))?;
         let leader = fork(|| loop {
@@ -312,12 +310,12 @@ impl Run {
             self.tally.set_worker(place, 0);
         }
         self.figures.rounds += 1;
-        // Sometimes the next ones come while the module is on its way out.
+        // Sometimes the next workers start while the module is being unloaded.
         thread::sleep(Duration::from_micros(self.rng.u64(0..5000)));
         Ok(())
     }
 
-    /// Makes the line that all workers of a round pass files over.
+    /// Creates the channel over which all workers of a round pass files.
     fn lay_lines(&self) -> io::Result<Lines> {
         let (one, two) = UnixStream::pair()?;
         for (end, fd) in [one, two].iter().zip(LINE_FDS) {
@@ -330,7 +328,7 @@ impl Run {
     /// Starts a worker.
     fn start(&mut self, place: usize, leader: i32) -> Outcome<Started> {
         let plan = worker::Plan {
-            // Two that differ by one have nothing in common.
+            // Seeds that differ by one produce unrelated sequences.
             seed: Rng::with_seed(self.seed ^ self.figures.started).u64(..),
             threads: self.threads,
             group: self.group.as_ref(),
@@ -344,10 +342,10 @@ impl Run {
         Ok(Started { pid, term })
     }
 
-    /// Reaps a worker if it has ended, and takes note of how.
+    /// Reaps a worker if it has ended, and records how.
     fn has_ended(&mut self, pid: i32) -> Outcome<bool> {
         let mut status = 0;
-        // SAFETY: `status` may be written.
+        // SAFETY: `status` may be written to.
         let reaped = check(unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) })?;
         if reaped != 0 {
             self.take_note(status, true);
@@ -355,11 +353,11 @@ impl Run {
         Ok(reaped != 0)
     }
 
-    /// Reaps what has ended of a group; returns whether there may be more.
+    /// Reaps the ended processes of a group; returns whether there may be more.
     fn reap_group(&mut self, leader: i32, known: &[i32]) -> Outcome<bool> {
         loop {
             let mut status = 0;
-            // SAFETY: `status` may be written.
+            // SAFETY: `status` may be written to.
             match check(unsafe { libc::waitpid(-leader, &mut status, libc::WNOHANG) }) {
                 Ok(0) => return Ok(true),
                 Ok(pid) if pid == leader => (),
@@ -385,13 +383,13 @@ impl Run {
     }
 }
 
-/// The line of a round. Files that nobody has received go away with it.
+/// The channel of a round. Closing it also drops the files that nobody received.
 struct Lines;
 
 impl Drop for Lines {
     fn drop(&mut self) {
         for fd in LINE_FDS {
-            // SAFETY: The descriptor was opened for this.
+            // SAFETY: The descriptor was opened for this purpose.
             unsafe { libc::close(fd) };
         }
     }
@@ -399,7 +397,7 @@ impl Drop for Lines {
 
 /// Forks a child that runs `body` and never returns.
 fn fork<T>(body: impl FnOnce() -> T) -> io::Result<i32> {
-    // SAFETY: There is only this thread, so that the child may do whatever the parent may.
+    // SAFETY: There is only this thread, so the child may do whatever the parent may.
     match check(unsafe { libc::fork() })? {
         0 => {
             body();
@@ -410,19 +408,19 @@ fn fork<T>(body: impl FnOnce() -> T) -> io::Result<i32> {
     }
 }
 
-/// Puts a child into a group, unless it is gone already.
+/// Puts a child into a process group, unless it is gone already.
 fn join_group(pid: i32, leader: i32) {
     // SAFETY: The call takes no pointer.
     unsafe { libc::setpgid(pid, leader) };
 }
 
-/// Kills a process or, below 0, a group, unless it is gone already.
+/// Kills a process or, if negative, a group, unless it is gone already.
 fn kill(pid: i32) {
     // SAFETY: The call takes no pointer.
     unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
-/// What is left of a group that was killed, and where in the kernel it is.
+/// Describes what is left of a group that was killed, and where in the kernel it is.
 fn stuck(leader: i32) -> Failure {
     kill(-leader);
     let mut seen = String::new();
@@ -441,7 +439,7 @@ fn stuck(leader: i32) -> Failure {
     Failure::new("killed processes", "their end", seen)
 }
 
-/// Another process, which unloads and loads the module as often as it can.
+/// A process that unloads and loads the module as often as it can.
 struct Reloader(Child);
 
 impl Reloader {
@@ -454,7 +452,7 @@ impl Reloader {
                     Ok(()) => {
                         expect::success("loading the module", module.insert(c""))?;
                         tally.count_unload();
-                        // To be used, it has to be there for some time.
+                        // Leave time to use it.
                         thread::sleep(Duration::from_millis(rng.u64(0..2000)));
                     }
                     error => {
@@ -464,8 +462,8 @@ impl Reloader {
                 }
                 thread::sleep(Duration::from_micros(500));
             }
-            // Nothing has the device open any more, or will not have soon: io_uring gives back its
-            // files when it has the time.
+            // Nothing has the device open any more, or will not have it for long: io_uring releases
+            // its files asynchronously.
             let late = Instant::now() + PATIENCE;
             while let error @ Err(_) = Module::remove() {
                 in_use(error)?;

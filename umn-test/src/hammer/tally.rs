@@ -24,32 +24,32 @@ use crate::{
     mem, //
 };
 
-/// Error numbers end below this.
+/// Error numbers are below this.
 const ERRORS: usize = 134;
 
-/// Places for kinds of calls: more than there are.
+/// Room for kinds of calls; there are fewer.
 pub const ROWS: usize = 64;
 
-/// The most worker processes.
+/// The most worker processes at a time.
 pub const MOST_WORKERS: usize = 16;
 
 /// The descriptor of the [`Tally`] in all processes.
 const TALLY_FD: i32 = 99;
 
-/// What came of the calls of one kind.
+/// Results of the calls of one kind.
 #[repr(C)]
 struct Row {
     successes: AtomicU64,
     errors: [AtomicU64; ERRORS],
 }
 
-/// What all processes of a run share. All-zero bytes are valid.
+/// The statistics of a run, which all its processes share. All-zero bytes are valid.
 #[repr(C)]
 pub struct Tally {
     rows: [Row; ROWS],
     calls: AtomicU64,
     wrong: AtomicU64,
-    /// The worker processes there are, for each other to do things to.
+    /// The process IDs of the workers, which do things to each other.
     workers: [AtomicI32; MOST_WORKERS],
     unloads: AtomicU64,
     refusals: AtomicU64,
@@ -57,22 +57,22 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Makes that of a new run, for all processes that come of this one.
+    /// Creates the statistics of a new run, for this process and all its descendants.
     pub fn create() -> io::Result<&'static Self> {
         let pages = size_of::<Self>().div_ceil(mem::PAGE as usize);
         place_at(&mem::memory_file(pages as u64)?, TALLY_FD)?;
         Self::inherited()
     }
 
-    /// That of the run that this process belongs to.
+    /// Returns the statistics of the run that this process belongs to.
     pub fn inherited() -> io::Result<&'static Self> {
         // SAFETY: Nothing else uses the descriptor, and nothing closes it.
         let file = ManuallyDrop::new(unsafe { File::from_raw_fd(TALLY_FD) });
-        // SAFETY: The file is as large as this, which has nothing but atomics.
+        // SAFETY: The file is as large as the structure, which consists of atomics.
         unsafe { mem::shared(Some(&file)) }
     }
 
-    /// Counts what came of a call.
+    /// Counts the result of a call.
     pub fn count(&self, call: usize, result: &io::Result<i64>) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let row = &self.rows[call];
@@ -86,64 +86,64 @@ impl Tally {
         .fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many calls were made so far.
+    /// The number of calls so far.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Tells of something that must not happen.
+    /// Reports something that must not happen.
     pub fn wrong(&self, what: &str) {
-        // First of all, as this process may be killed at any time.
+        // Print first: this process may be killed at any time.
         eprintln!("umn-test: {what}");
         self.wrong.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How much has happened that must not.
+    /// The number of things that must not happen and did.
     pub fn wrongs(&self) -> u64 {
         self.wrong.load(Ordering::Relaxed)
     }
 
-    /// Says which process is the worker in a place, or that none is: 0.
+    /// Sets the process ID of the worker with an index; 0 means that there is none.
     pub fn set_worker(&self, place: usize, pid: i32) {
         self.workers[place].store(pid, Ordering::Relaxed);
     }
 
-    /// The worker in a place; 0 where there is none.
+    /// Returns the process ID of a worker, or 0 if there is none.
     pub fn worker(&self, place: usize) -> i32 {
         self.workers[place].load(Ordering::Relaxed)
     }
 
-    /// Counts that the module was unloaded and loaded.
+    /// Counts that the module was unloaded and loaded again.
     pub fn count_unload(&self) {
         self.unloads.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often it was.
+    /// How often the module was unloaded.
     pub fn unloads(&self) -> u64 {
         self.unloads.load(Ordering::Relaxed)
     }
 
-    /// Counts that the module could not be unloaded, because the device was in use.
+    /// Counts that the module could not be unloaded because the device was in use.
     pub fn count_refusal(&self) {
         self.refusals.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often it could not.
+    /// How often the module could not be unloaded.
     pub fn refusals(&self) -> u64 {
         self.refusals.load(Ordering::Relaxed)
     }
 
-    /// Says that the run is over.
+    /// Ends the run.
     pub fn set_over(&self) {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it is.
+    /// Whether the run has ended.
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Prints a line for each kind of call, which have these names.
+    /// Prints a line for each kind of call, given their names.
     pub fn print(&self, names: impl Iterator<Item = &'static str>) {
         eprintln!("{:14}{:>9}{:>10}  errors", "call", "calls", "succeeded");
         for (name, row) in names.zip(&self.rows) {
@@ -162,8 +162,8 @@ impl Tally {
     }
 }
 
-/// Duplicates a file to a number of one's own choice, where `exec` leaves it open.
+/// Duplicates a file to a given descriptor, which stays open across `exec`.
 pub fn place_at(file: &impl AsRawFd, number: i32) -> io::Result<()> {
-    // SAFETY: Whoever calls this sees to it that the number is nothing else's.
+    // SAFETY: The caller ensures that the descriptor belongs to nothing else.
     check(unsafe { libc::dup2(file.as_raw_fd(), number) }).map(drop)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A process of threads that make calls, until it is killed or leaves.
+//! A process whose threads make calls until it is killed or leaves.
 
 use std::{
     mem,
@@ -40,15 +40,15 @@ use crate::{
 
 /// What a worker is to do.
 pub struct Plan<'a> {
-    /// What its choices follow from.
+    /// Determines its choices.
     pub seed: u64,
-    /// How many threads it has.
+    /// The number of threads.
     pub threads: usize,
-    /// Where it belongs.
+    /// The cgroup it joins.
     pub group: Option<&'a Cgroup>,
 }
 
-/// Is a worker, in a forked child.
+/// Runs a worker in a forked child.
 pub fn run(plan: &Plan<'_>, tally: &'static Tally, leader: i32) {
     super::join_group(0, leader);
     match prepare(plan) {
@@ -57,7 +57,7 @@ pub fn run(plan: &Plan<'_>, tally: &'static Tally, leader: i32) {
     }
 }
 
-/// Sets limits; returns whether it has become a user that nobody else is.
+/// Sets limits; returns whether the process became a user that no other process has.
 fn prepare(plan: &Plan<'_>) -> Outcome<bool> {
     if let Some(group) = plan.group {
         group.enter()?;
@@ -65,7 +65,8 @@ fn prepare(plan: &Plan<'_>) -> Outcome<bool> {
     // SAFETY: The call takes no arguments.
     let is_apart = unsafe { libc::geteuid() } == 0;
     if is_apart {
-        // Some can lock little, so that what they ask for is refused in all places.
+        // Some workers may lock little memory, so that the kernel refuses their requests
+        // everywhere.
         let locked = [96 << 10, 64 << 20, 64 << 20][plan.seed as usize % 3];
         set_limit(libc::RLIMIT_MEMLOCK, locked)?;
         drop_privilege()?;
@@ -90,7 +91,7 @@ fn prepare(plan: &Plan<'_>) -> Outcome<bool> {
     Ok(is_apart)
 }
 
-/// Starts the threads, interrupts one now and then, and leaves when it likes.
+/// Starts the threads, interrupts one now and then, and ends after a random time.
 fn make_calls(plan: &Plan<'_>, tally: &'static Tally, spares_strangers: bool) {
     let mut rng = Rng::with_seed(plan.seed);
     calls::begin(&mut Caller::new(rng.u64(..), tally, spares_strangers));
@@ -104,25 +105,25 @@ fn make_calls(plan: &Plan<'_>, tally: &'static Tally, spares_strangers: bool) {
                 calls::make_any(&mut caller);
             }
         });
-        // There may be too many processes at this moment, or too little memory.
+        // There may be too many processes now, or too little memory.
         mem::forget(thread);
     }
     for _ in 0..rng.u32(5..1000) {
         thread::sleep(Duration::from_micros(rng.u64(500..3000)));
         let place = rng.usize(0..plan.threads);
         if let tid @ 1.. = THREADS[place].load(Ordering::Relaxed) {
-            // It may not be there any more, when a thread has executed something.
+            // The thread may be gone if another one has executed a program.
             let _ = signal_thread(tid, libc::SIGUSR1);
         }
     }
     if rng.bool() {
-        // Another program takes the place of all threads. It gets no further where memory is short.
+        // Another program replaces all threads. This fails if memory is short.
         let _ = calls::executed(rng.u64(..)).exec();
     }
-    // Otherwise the process ends while its threads are at work, or sleep.
+    // Otherwise, the process ends while its threads are running or sleeping.
 }
 
-/// Is the program that a worker executes: it has the files, but another address space.
+/// Runs the program that a worker executes: it has the files, but another address space.
 pub fn executed(seed: u64) -> ExitCode {
     let ready = Tally::inherited().and_then(|tally| {
         caller::map_memory()?;

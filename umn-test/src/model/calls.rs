@@ -27,23 +27,23 @@ use crate::{
 pub struct Vma {
     /// Its addresses.
     pub range: Range<u64>,
-    /// What may be done, in bits of `PROT_*`.
+    /// Access rights, as `PROT_*` bits.
     pub access: i32,
     /// Whether writes go to the file.
     pub shared: bool,
     /// The inode number of the file, or 0.
     pub inode: u64,
-    /// What is mapped at its start.
+    /// The offset of its start in the file.
     pub offset: u64,
 }
 
 impl Vma {
-    /// The part of a range that is in here.
+    /// The part of a range that lies in this VMA.
     pub fn part_of(&self, range: &Range<u64>) -> Option<Range<u64>> {
         common(&self.range, range)
     }
 
-    /// Where some bytes of its file are mapped.
+    /// Where these bytes of its file are mapped.
     pub fn of_file(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
         let end = self.offset + (self.range.end - self.range.start);
         let part = common(&(self.offset..end), bytes)?;
@@ -52,7 +52,7 @@ impl Vma {
     }
 }
 
-/// What two ranges have in common.
+/// The intersection of two ranges.
 pub fn common(one: &Range<u64>, other: &Range<u64>) -> Option<Range<u64>> {
     let (start, end) = (one.start.max(other.start), one.end.min(other.end));
     (start < end).then_some(start..end)
@@ -79,16 +79,16 @@ struct Query {
     build_id_addr: u64,
 }
 
-/// `/proc/self/maps`, to be asked for single VMAs; since Linux 6.11.
+/// `/proc/self/maps`, queried one VMA at a time; since Linux 6.11.
 pub struct Maps(File);
 
 impl Maps {
-    /// Those of this process.
+    /// Opens the maps of this process.
     pub fn open() -> io::Result<Self> {
         File::open("/proc/self/maps").map(Self)
     }
 
-    /// The VMAs that a range has anything to do with.
+    /// The VMAs that overlap a range.
     pub fn of(&self, range: &Range<u64>) -> io::Result<Vec<Vma>> {
         /// `PROCMAP_QUERY`.
         const QUERY: libc::c_ulong = 0xc068_6611;
@@ -103,7 +103,7 @@ impl Maps {
                 query_addr: at,
                 ..Query::default()
             };
-            // SAFETY: The argument is what the command takes, and asks for no names.
+            // SAFETY: The argument is a `struct procmap_query` that asks for no names.
             match check(unsafe { libc::ioctl(self.0.as_raw_fd(), QUERY, &mut query) }) {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
                 result => result?,
@@ -125,22 +125,22 @@ impl Maps {
     }
 }
 
-/// What is mapped at a page, as far as `/proc/self/pagemap` tells it.
+/// What is mapped at a page, according to `/proc/self/pagemap`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry(u64);
 
 impl Entry {
-    /// The page frame, where one is mapped.
+    /// The page frame, if one is mapped.
     pub fn frame(self) -> Option<u64> {
         (self.0 >> 63 == 1).then_some(self.0 & ((1 << 55) - 1))
     }
 
-    /// Whether it is a page of a file, or shared.
+    /// Whether it is a page of a file, or shared memory.
     pub fn is_file(self) -> bool {
         (self.0 >> 61) & 1 == 1
     }
 
-    /// Whether a page frame was mapped that is not mapped any more.
+    /// Whether the page frame that was mapped here no longer is.
     pub fn is_lost(self, now: Self) -> bool {
         self.frame().is_some() && self.frame() != now.frame()
     }
@@ -150,14 +150,14 @@ impl Entry {
 pub struct Pagemap(File);
 
 impl Pagemap {
-    /// That of this process.
+    /// Opens the page map of this process.
     pub fn open() -> io::Result<Self> {
         File::open("/proc/self/pagemap").map(Self)
     }
 
-    /// Looks up the pages from an address on.
+    /// Looks up the pages from `start` on.
     pub fn read(&self, start: u64, entries: &mut [Entry]) -> io::Result<()> {
-        // SAFETY: Any bytes are valid entries, and each has eight.
+        // SAFETY: Any bytes are valid entries, and each entry has eight.
         let bytes = unsafe {
             std::slice::from_raw_parts_mut(entries.as_mut_ptr().cast(), size_of_val(entries))
         };
@@ -165,21 +165,21 @@ impl Pagemap {
     }
 }
 
-/// Has the kernel write a byte there, by way of a page fault where it takes one.
+/// Makes the kernel write a byte there, with a page fault if necessary.
 ///
-/// Fails where the memory does not allow it.
+/// Fails if the mapping does not allow it.
 pub fn store(source: &File, address: u64) -> io::Result<()> {
     // SAFETY: The kernel checks the address, which is in an arena.
     check(unsafe { libc::pread(source.as_raw_fd(), address as *mut _, 1, 0) }).map(drop)
 }
 
-/// Has the kernel read a byte there, by way of a page fault where it takes one.
+/// Makes the kernel read a byte there, with a page fault if necessary.
 pub fn load(sink: &File, address: u64) -> io::Result<()> {
     // SAFETY: The kernel checks the address.
     check(unsafe { libc::pwrite(sink.as_raw_fd(), address as *const _, 1, 1) }).map(drop)
 }
 
-/// `mremap` with all of its arguments.
+/// `mremap` with all its arguments.
 pub fn remap(from: &Range<u64>, length: u64, flags: i32, to: u64) -> io::Result<()> {
     // SAFETY: The ranges are in an arena.
     let address = unsafe {
@@ -194,13 +194,13 @@ pub fn remap(from: &Range<u64>, length: u64, flags: i32, to: u64) -> io::Result<
     check(address as isize).map(drop)
 }
 
-/// Moves pages of a process to a node, as far as that can be done.
+/// Moves pages of a process to a node, as far as possible.
 pub fn move_pages(pid: i32, pages: &[u64], node: i32) -> io::Result<()> {
     /// `MPOL_MF_MOVE` of `linux/mempolicy.h`, which the crate `libc` lacks.
     const MPOL_MF_MOVE: i32 = 2;
     let nodes = vec![node; pages.len()];
     let mut status = vec![0i32; pages.len()];
-    // SAFETY: All arrays have as many elements as are told.
+    // SAFETY: Each array has as many elements as the call is passed.
     check(unsafe {
         libc::syscall(
             libc::SYS_move_pages,
@@ -215,12 +215,12 @@ pub fn move_pages(pid: i32, pages: &[u64], node: i32) -> io::Result<()> {
     .map(drop)
 }
 
-/// `mbind` to a node, moving what is elsewhere.
+/// `mbind` to a node; pages elsewhere are moved.
 pub fn bind(range: &Range<u64>, node: i32) -> io::Result<()> {
     /// As above.
     const MPOL_MF_MOVE: u32 = 2;
     let mask = 1u64 << node;
-    // SAFETY: The mask has the number of bits that is told.
+    // SAFETY: The mask has as many bits as the call is passed.
     check(unsafe {
         libc::syscall(
             libc::SYS_mbind,
@@ -249,7 +249,7 @@ pub fn advise_other(pidfd: &OwnedFd, range: &Range<u64>, advice: i32) -> io::Res
     .map(drop)
 }
 
-/// A file that stands for a process.
+/// A file that refers to a process.
 pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: The call takes no pointer.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
@@ -257,7 +257,8 @@ pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// A userfaultfd that never stops anybody: a write to a protected page just ends its protection.
+/// A userfaultfd that never blocks anybody: a write to a protected page just removes its
+/// protection.
 pub struct Uffd(OwnedFd);
 
 impl Uffd {
@@ -268,7 +269,7 @@ impl Uffd {
     /// `UFFD_FEATURE_PAGEFAULT_FLAG_WP`, `_WP_UNPOPULATED`, `_WP_ASYNC` and `_MOVE`.
     const FEATURES: u64 = 1 | (1 << 13) | (1 << 15) | (1 << 16);
 
-    /// Opens one, where the kernel has all that it takes.
+    /// Opens one; fails if the kernel lacks one of the features.
     pub fn open() -> io::Result<Self> {
         // SAFETY: The call takes no pointer.
         let fd = check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })?;
@@ -278,13 +279,13 @@ impl Uffd {
         Ok(uffd)
     }
 
-    /// All arguments are some numbers of 64 bits.
+    /// Issues an ioctl whose argument is an array of 64-bit numbers.
     fn ioctl<const N: usize>(
         &self,
         request: libc::c_ulong,
         argument: &mut [u64; N],
     ) -> io::Result<()> {
-        // SAFETY: The argument is what the command takes.
+        // SAFETY: The argument is what the command expects.
         check(unsafe { libc::ioctl(self.0.as_raw_fd(), request, argument.as_mut_ptr()) }).map(drop)
     }
 
@@ -313,7 +314,7 @@ impl Uffd {
     }
 }
 
-/// An empty set of pages to look up.
+/// Entries for the pages of a range, not yet looked up.
 pub fn entries(range: &Range<u64>) -> Vec<Entry> {
     vec![Entry::default(); ((range.end - range.start) / PAGE) as usize]
 }

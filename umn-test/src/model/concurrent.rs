@@ -1,56 +1,58 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Several threads and processes, which do what they like at the same time.
+//! Several threads and processes that do random operations at the same time.
 //!
 //! # What can be claimed without an order of events
 //!
-//! Each process has one file, which its threads share. Each thread has regions of its own, an arena
-//! in which only it changes mappings, and a view on an arena that all threads share; the file that
-//! is mapped there belongs to all processes. There is one clock for all: who takes a ticket gets a
-//! number, and the later ticket has the higher one. Each call has a ticket from before it (B) and
-//! one from after it (E). Of what happened between these nothing is known but that it did.
+//! Each process has one file, which its threads share. Each thread has its own regions, an arena in
+//! which only it changes mappings, and a view of an arena that all threads share. The file mapped
+//! there is common to all processes. One clock serves all of them: a thread that takes a ticket
+//! gets a number, and later tickets have higher numbers. Each call has a ticket from before it (B)
+//! and one from after it (E). It is only known that the call happened between the two.
 //!
-//! A *claim* is: something in range X was invalidated, such that whoever looked at it before a
-//! ticket C must be told after that. There are two ways to come by one:
+//! A *claim* states: something in range X was invalidated, so anybody who looked it up before
+//! ticket C must be notified after C. There are two ways to make a claim:
 //!
-//! - A thread made a call that invalidates X, in its own arena: C is the B of the call. The driver
-//!   is called between C and the E of the call, so by then an event is queued.
-//! - A thread saw a page frame mapped in X, in a look that began after C, and later saw that it was
-//!   not there any more. Nobody needs to know who did it. As the page was there after C, a
-//!   registration that was complete by then, and that pinned it, is stale. It may be that the
-//!   invalidation has started before C, and that its event was read before C: then the driver has
-//!   to tell again when it ends. When that is is not known, so the claim is due at the end of the
+//! - A thread made a call that invalidates X in its own arena. C is the B of the call. The driver
+//!   is called between C and the E of the call, so by E an event is queued.
+//! - A thread saw a page frame mapped in X, in a look-up that began after C, and later saw that it
+//!   was gone. It does not matter who removed it. The page was there after C, so a registration
+//!   that was complete by C, and that pinned the page, is stale. The invalidation may have started
+//!   before C, and its event may have been read before C; then the driver must report it again when
+//!   the invalidation ends. When that happens is unknown, so the claim is due at the end of the
 //!   round, when all calls have returned.
 //!
-//! A region R has *been registered* for a claim if its registration returned before C, and is held
-//! to it as long as nobody begins to unregister it. An event of R that a read returned whose E
-//! comes after C may be the one that was claimed; one whose E comes before C cannot be, since it was
-//! dequeued before C.
+//! A region R was *registered* for a claim if its registration returned before C. It must report
+//! the claim as long as nobody begins to unregister it. If a read returned an event of R and the
+//! read's E comes after C, the event may be the claimed one. If E comes before C it cannot be,
+//! since it was dequeued before C.
 //!
-//! A read L that returned LAST has found the queue empty at some time between its B and E. If its B
-//! comes after the claim was due, then the event has been dequeued by that time, by L or by another
-//! read: by one whose B comes before the E of L. So:
+//! A read L that returned LAST found the queue empty at some time between its B and E. If its B
+//! comes after the claim was due, the event had been dequeued by then, by L or by another read
+//! whose B comes before the E of L. So:
 //!
 //! > For each claim (X, C, due), each region R that overlaps X and was registered by C, and the
-//! > first read L with LAST to end, of those that began after it was due and ended before R began to
-//! > be unregistered, there is a read with an event of R that ended after C and began before the end of L.
+//! > first read L to end with LAST among those that began after the claim was due and ended before R
+//! > began to be unregistered, there is a read with an event of R that ended after C and began before
+//! > the end of L.
 //!
-//! At the end of a round, when all threads have stopped, a last read takes all that is left, so that
+//! At the end of a round, when all threads have stopped, a final read drains the queue, so that
 //! there is such an L for each region that is still registered.
 //!
-//! # What that does not see, and why a bug shows all the same
+//! # What this does not see, and why bugs are found nevertheless
 //!
-//! An event of R for another reason, between C and the end of L, passes for the claimed one. So what
-//! is missed is seen only where R was not hit otherwise meanwhile. Threads read up to LAST all the
-//! time, which makes this time short, and most regions are in arenas that only one thread changes.
-//! A driver that misses one hit in a thousand is found in a few thousand operations.
+//! An event of R that has another cause, between C and the end of L, is taken for the claimed one.
+//! So a missed event is noticed only if R was not hit otherwise in that time. Threads read up to
+//! LAST all the time, which keeps it short, and most regions are in arenas that only one thread
+//! changes. A driver that misses one hit in a thousand is found out within a few thousand
+//! operations.
 //!
-//! Besides, a thread knows without any clock that its own call has moved the counter, if one of its
-//! own regions is in the range; that LAST is between what the counter was before the read and after
-//! it; that no event is returned by a read that began after the region was unregistered; and that
-//! hints are inside the region.
+//! Some properties need no clock. A thread's own call must move the counter if one of its own
+//! regions is in the range. The value in LAST must be between the counter before and after the
+//! read. A read that began after a region was unregistered must not return its event. Hints must
+//! lie inside their region.
 //!
-//! What is told without need is not counted here: whatever one thread does may be the reason.
+//! Events without a cause are not detected here: anything another thread does may be the cause.
 
 use std::{
     fs::File,
@@ -93,27 +95,28 @@ use crate::{
     },
 };
 
-/// Regions of a thread, but for those that come many at once, and how many come.
+/// Regions of a thread, apart from those that are registered many at a time, and how many those
+/// are.
 const REGIONS: usize = 8;
 const MANY: usize = 150;
 
-/// Rounds after which memory begins anew.
+/// Rounds after which the memory is set up anew.
 const RENEW: u64 = 8;
 
-/// A time, as tickets tell it.
+/// A time, as a ticket number.
 type Ticket = u64;
 
-/// A region that was registered, perhaps not for long.
+/// A region that was registered, possibly only briefly.
 struct Region {
     cookie: u64,
     range: Range<u64>,
     registered: Ticket,
-    /// When somebody began to unregister it, and when that was done.
+    /// When somebody began to unregister it, and when that was complete.
     leaving: Option<Ticket>,
     left: Option<Ticket>,
 }
 
-/// Something was invalidated; see above.
+/// Something was invalidated; see the top of this file.
 struct Claim {
     range: Range<u64>,
     after: Ticket,
@@ -136,7 +139,7 @@ impl Read {
     }
 }
 
-/// What a thread has done in a round.
+/// What a thread did in a round.
 #[derive(Default)]
 struct Log {
     gone: Vec<Region>,
@@ -156,7 +159,7 @@ impl Watcher {
         self.figures.clock.fetch_add(1, Ordering::SeqCst)
     }
 
-    /// Reads once, if there is something.
+    /// Reads once, if there is anything to read.
     fn read(&self, most: usize) -> Outcome<Option<Read>> {
         let least = self.counter.get();
         let began = self.ticket();
@@ -184,13 +187,13 @@ impl Watcher {
     }
 }
 
-/// What a thread has to itself.
+/// What belongs to one thread.
 struct Lane {
     number: u64,
     sequences: Sequences,
     own: World,
     view: World,
-    /// When each of them was looked at last, or before that.
+    /// When each of its arenas was last looked at, or an earlier time.
     looked: [Ticket; 2],
     regions: Vec<Region>,
     next: u64,
@@ -248,7 +251,8 @@ impl Lane {
         let range = world.range(op);
         let odd = u64::from(op.with) * 16 % PAGE;
         let range = range.start + odd..range.end;
-        // No two regions of a process have the same cookie, so that events can be told apart.
+        // No two regions of a process ever have the same cookie, so that their events can be told
+        // apart.
         self.next += 1;
         let cookie = (self.next << 8) | self.number;
         watcher.device.register(range.start, range.end, cookie)?;
@@ -277,7 +281,7 @@ impl Lane {
     }
 
     fn change(&mut self, watcher: &Watcher, op: Op) -> Outcome {
-        // A view does not know what others have left behind: see `World::act` on guards.
+        // A view does not know which markers other threads have left; see `World::act` on guards.
         let alone = matches!(op.what, What::UffdProtect | What::UffdMove);
         let shared = op.with % 4 == 0 && !alone;
         let world = if shared {
@@ -315,7 +319,7 @@ impl Lane {
         let before = std::mem::replace(looked, watcher.ticket());
         for page in world.look()? {
             match self.log.claims.last_mut() {
-                // Most often it is several pages in a row.
+                // It is usually several consecutive pages.
                 Some(claim) if claim.due.is_none() && claim.range.end == page.start => {
                     claim.range.end = page.end;
                 }
@@ -332,14 +336,14 @@ impl Lane {
 }
 
 impl Sequences {
-    /// What to do in a round.
+    /// The operations of a round.
     fn next(&self, round: u64) -> Vec<Op> {
         use proptest::strategy::ValueTree;
         self.tree(round).current().ops
     }
 }
 
-/// What to run.
+/// The parameters of a run.
 #[derive(Clone, Copy)]
 pub struct Plan {
     /// Chooses the operations.
@@ -348,13 +352,13 @@ pub struct Plan {
     pub threads: u64,
     /// Processes.
     pub processes: u64,
-    /// The most operations that a thread does in a round.
+    /// The most operations of a thread in a round.
     pub length: usize,
 }
 
-/// Runs some rounds, in this process and in the others that it takes.
+/// Runs some rounds, in this process and in others that it starts.
 ///
-/// To be called in a process with one thread, which ends after it.
+/// The process must have only one thread, and must end afterwards.
 pub fn run(figures: &'static Figures, plan: Plan, rounds: Range<u64>) -> Outcome {
     let shared = crate::mem::memory_file(0)?;
     let others = (1..plan.processes).map(|number| {
@@ -421,7 +425,7 @@ fn run_here(
     })
 }
 
-/// Reads what is left after a round, compares what was claimed with what was read, and forgets both.
+/// Reads what is left after a round, compares the claims with what was read, and discards both.
 fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
     let stopped = watcher.ticket();
     let mut rest = vec![];
@@ -451,7 +455,7 @@ fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
     let end = watcher.ticket();
 
     // The reads that returned an event of each region.
-    let mut told: Vec<Vec<(Ticket, Ticket)>> = regions.iter().map(|_| vec![]).collect();
+    let mut reported: Vec<Vec<(Ticket, Ticket)>> = regions.iter().map(|_| vec![]).collect();
     for read in &reads {
         let records = read.events.len() - usize::from(read.has_last());
         for event in &read.events[..records] {
@@ -470,7 +474,7 @@ fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
                 format_args!("inside {:#x?}", region.range),
                 format_args!("{hint:#x?}"),
             )?;
-            told[index].push((read.began, read.ended));
+            reported[index].push((read.began, read.ended));
             add(&watcher.figures.changed, 1);
         }
     }
@@ -478,7 +482,7 @@ fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
     for claim in logs.iter().flat_map(|log| &log.claims) {
         let due = claim.due.unwrap_or(stopped);
         let from = lasts.partition_point(|read| read.began <= due);
-        for (region, told) in regions.iter().zip(&told) {
+        for (region, reported) in regions.iter().zip(&reported) {
             let overlaps = common(&region.range, &claim.range).is_some();
             if !overlaps || region.registered >= claim.after {
                 continue;
@@ -495,7 +499,7 @@ fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
                 None => continue,
             };
             add(&watcher.figures.claims, 1);
-            if !told
+            if !reported
                 .iter()
                 .any(|(began, ended)| *ended > claim.after && *began < until)
             {
@@ -511,7 +515,7 @@ fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
                         claim.range,
                         claim.op
                     ),
-                    format_args!("events at {told:?}: MISSED"),
+                    format_args!("events at {reported:?}: MISSED"),
                 ));
             }
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What an operation makes the kernel invalidate, as far as that can be known.
+//! What an operation makes the kernel invalidate, as far as it is known.
 
 use std::{
     io,
@@ -10,24 +10,24 @@ use std::{
 
 use crate::mem::PAGE;
 
-/// More invalidations than anything raises.
+/// More invalidations than any operation causes.
 pub const MANY: u64 = 1 << 32;
 
 /// What an operation makes the kernel invalidate.
 #[derive(Debug, Default)]
 pub struct Effect {
-    /// Invalidations that happened, each of them once and with exactly this range.
+    /// Invalidations that certainly happened, each once and with exactly this range.
     pub sure: Vec<Range<u64>>,
-    /// Ranges in which there may have been further ones, and how many at most.
+    /// Ranges with possible further invalidations, and the most there can be in each.
     pub maybe: Vec<(Range<u64>, u64)>,
-    /// Pages that are not mapped any more where they were.
+    /// Pages that are no longer mapped where they were.
     pub lost: Vec<Range<u64>>,
-    /// What is lost was taken page by page.
+    /// The lost pages were removed one at a time.
     pub one_by_one: bool,
 }
 
 impl Effect {
-    /// Exactly one in each of these.
+    /// Exactly one in each of these ranges.
     pub fn sure(ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
         Self {
             sure: ranges.into_iter().collect(),
@@ -35,7 +35,7 @@ impl Effect {
         }
     }
 
-    /// At most so many in each of these.
+    /// At most `most` in each of these ranges.
     pub fn maybe(ranges: impl IntoIterator<Item = Range<u64>>, most: u64) -> Self {
         Self {
             maybe: ranges.into_iter().map(|range| (range, most)).collect(),
@@ -43,7 +43,7 @@ impl Effect {
         }
     }
 
-    /// The same, of pages that are taken one by one.
+    /// The same, of pages that are removed one at a time.
     pub fn of_pages(pages: impl IntoIterator<Item = Range<u64>>, most: u64) -> Self {
         Self {
             one_by_one: true,
@@ -51,7 +51,7 @@ impl Effect {
         }
     }
 
-    /// Takes what happened as possible only, since the call has failed half way.
+    /// Regards everything as merely possible if the call failed half way.
     pub fn unless(mut self, result: &io::Result<()>) -> Self {
         if result.is_err() {
             let sure = mem::take(&mut self.sure);

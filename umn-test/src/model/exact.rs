@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One thread, which checks after each operation that exactly what had to be told was told.
+//! One thread, which checks after each operation that exactly what was due was reported.
 //!
-//! Two files watch the same memory, each with regions of its own and read at different times. The
-//! kernel is kept from doing things by itself (see [`super::quieten`]), so whatever is told must be
-//! the doing of an operation.
+//! Two files watch the same memory, each with its own regions, and they are read at different
+//! times. The kernel is kept from changing mappings by itself (see [`super::quieten`]), so every
+//! report must be the result of an operation.
 
 use std::{
     io,
@@ -53,32 +53,32 @@ use crate::{
     },
 };
 
-/// How many files watch.
+/// Number of files that watch.
 const FILES: usize = 2;
 
-/// The most regions of a file, but for those that come many at once.
+/// The most regions of a file, apart from those that are registered many at a time.
 const MOST_REGIONS: usize = 24;
 
-/// The most of all.
+/// The most regions of a file in all.
 const MOST_OF_ALL: usize = 600;
 
-/// Most records that a read has room for.
+/// Room of the largest read, in records.
 const MOST_RECORDS: usize = MOST_OF_ALL + 2;
 
-/// A page for the buffers of reads; the next one cannot be accessed.
+/// A page for the buffers of reads; the page after it cannot be accessed.
 const BUFFER: u64 = 32 << 30;
 
-/// An address that nothing is mapped at.
+/// An address where nothing is mapped.
 const NOWHERE: u64 = 8;
 
-/// An open file, and what it has to tell.
+/// An open file, and what it must report.
 struct Watcher {
     figures: &'static Figures,
     device: Device,
     counter: Counter,
     oracle: Oracle,
     next_cookie: u64,
-    /// A cookie that was given back.
+    /// A cookie that was used before and is free again.
     free_cookie: Option<u64>,
 }
 
@@ -97,7 +97,7 @@ impl Watcher {
         })
     }
 
-    /// Unregisters and reads everything, so that the next sequence begins with nothing.
+    /// Unregisters and reads everything, so that the next sequence starts afresh.
     fn reset(&mut self, figures: &'static Figures) -> Outcome {
         while let Some((cookie, _)) = self.oracle.pick(0) {
             self.device.unregister(cookie)?;
@@ -110,13 +110,13 @@ impl Watcher {
         Ok(())
     }
 
-    /// A cookie for a new region: often one that was just given back.
+    /// A cookie for a new region: often one that was used before.
     fn cookie(&mut self, with: u8) -> u64 {
         match self.free_cookie.take() {
             Some(cookie) if with & 4 != 0 => cookie,
             _ => {
                 self.next_cookie += 1;
-                // The smallest and the largest are cookies like any other.
+                // The smallest and the largest cookie are not special.
                 [0, u64::MAX]
                     .get(self.next_cookie as usize - 1)
                     .copied()
@@ -172,7 +172,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Registers so many regions in a range that a change may hit more of them than it queues.
+    /// Registers so many regions in a range that a change may hit more than it visits at once.
     fn register_many(&mut self, op: Op, world: &World) -> Outcome {
         let Range { start, end } = world.range(op);
         let unit = (end - start) / u64::from(op.len).min((end - start) / PAGE);
@@ -186,7 +186,7 @@ impl Watcher {
                 0 | 1 => start..end,
                 2 | 3 => start + number..end,
                 4 | 5 => start + number..end - number,
-                // Some of them, or single bytes.
+                // A few pages, or single bytes.
                 6 => page..page + PAGE,
                 _ => page + number..page + number + 1,
             };
@@ -199,7 +199,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Unregisters many regions, from all over the place.
+    /// Unregisters many regions, chosen all over the list.
     fn unregister_many(&mut self, op: Op) -> Outcome {
         for number in 0..usize::from(op.with) {
             let Some((cookie, _)) = self.oracle.pick(number * 7 + usize::from(op.at)) else {
@@ -211,7 +211,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// How often changes were merged, which happens where there are many regions.
+    /// How often changes were merged, which happens if there are many regions.
     fn merged(&self) -> Outcome<u64> {
         if !self.oracle.is_crowded() {
             return Ok(0);
@@ -270,14 +270,14 @@ impl Watcher {
         }
     }
 
-    /// Reads in one of many ways; expects what that must return.
+    /// Reads in one of many ways; expects the result that is due.
     fn read(&mut self, op: Op) -> Outcome {
         let mut records = [Event::default(); MOST_RECORDS];
         let memory = records.as_mut_ptr() as u64;
         let all = size_of_val(&records);
         let end = BUFFER + PAGE;
         let short = usize::from(op.at) % 31 + 1;
-        // Where the buffers are, which of their bytes can be written, and where these are.
+        // The buffers, how many of their bytes can be written, and where those begin.
         let buffers: &[(u64, usize)] = match op.with >> 1 {
             0..4 => &[(memory, 0)],
             4..8 => &[(memory, short)],
@@ -320,14 +320,14 @@ impl Watcher {
             [(at, length)] => self.device.read_raw(*at as *mut _, *length),
             several => calls::readv(&self.device, several),
         };
-        // At the start of the first buffer, as all of them that can be written follow each other.
+        // The writable buffers are contiguous, so the records begin at the first one.
         let at = buffers[0].0 as *const Event;
         let result = result.and_then(|bytes| {
             if bytes % size_of::<Event>() != 0 {
                 return Err(io::Error::other("not whole records"));
             }
             let record = |index| {
-                // SAFETY: So many bytes have been written there.
+                // SAFETY: The kernel has written that many bytes there.
                 unsafe { at.add(index).read_unaligned() }
             };
             Ok((0..bytes / size_of::<Event>()).map(record).collect())
@@ -343,12 +343,12 @@ impl Watcher {
     }
 }
 
-/// The memory in which nothing happens without the model.
+/// The memory that only the model changes.
 fn known(arena: &Range<u64>) -> Range<u64> {
     arena.start - MARGIN..arena.end + MARGIN
 }
 
-/// What sequences are run in.
+/// The state that sequences run in.
 pub struct Session {
     figures: &'static Figures,
     world: World,
@@ -356,7 +356,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Makes one, in a process with one thread.
+    /// Creates one; the process must have only one thread.
     pub fn new(figures: &'static Figures) -> Outcome<Self> {
         let world = World::new()?;
         let (access, flags) = (
@@ -374,13 +374,13 @@ impl Session {
         })
     }
 
-    /// Ends it, orderly.
+    /// Ends the processes, and checks that they succeeded.
     pub fn end(self) -> Outcome {
         drop(self.watchers);
         self.world.end()
     }
 
-    /// Runs a sequence, from its beginning, and reads all that is left.
+    /// Runs a sequence from its start, and reads everything at the end.
     pub fn run(&mut self, sequence: &Sequence) -> Outcome {
         self.world.reset(sequence.huge)?;
         for watcher in &mut self.watchers {
@@ -430,7 +430,7 @@ impl Session {
         if effect.is_none() && self.watchers.iter().all(stood) {
             return Ok(());
         }
-        // If something happened all the same, let it be explained.
+        // If something was invalidated all the same, let it count as explained.
         let mut effect = effect.unwrap_or_default();
         effect.lost = self.world.look()?;
         for watcher in &mut self.watchers {

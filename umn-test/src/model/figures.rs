@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a run counts, in memory that all its processes share.
+//! Statistics of a run, in memory that all its processes share.
 
 use std::{
     io,
@@ -15,43 +15,43 @@ use clap::ValueEnum;
 use super::op::What;
 use crate::mem;
 
-/// Number of operations that there are.
+/// Number of kinds of operations.
 const KINDS: usize = What::LAST as usize + 1;
 
-/// Counts. All zero to begin with.
+/// Counts, all initially zero.
 #[repr(C)]
 pub struct Figures {
-    /// Operations that were done, so that one can see whether it goes on.
+    /// Operations done, which shows whether the run makes progress.
     pub done: AtomicU64,
-    /// The sequence that is being run, or the round.
+    /// The sequence or round in progress.
     pub current: AtomicU64,
     /// How often each operation was done.
     ops: [AtomicU64; KINDS],
-    /// How often the counters were seen to move, by operation.
+    /// How often a counter moved, by operation.
     invalidations: [AtomicU64; KINDS],
-    /// Events of regions in which a page was seen to change.
+    /// Events of regions in which a page is known to have changed.
     pub changed: AtomicU64,
-    /// Events of other regions, by the operation that reached them.
+    /// Events of other regions, by the operation that caused them.
     reached: [AtomicU64; KINDS],
-    /// Events of regions that reach beyond the arena, which anything may hit.
+    /// Events of regions that extend beyond the arena, which any change may hit.
     pub beyond: AtomicU64,
-    /// Pages that the kernel moved or took unasked; each has to be reported too.
+    /// Pages that the kernel moved or took on its own; each must be reported, too.
     pub unasked: AtomicU64,
     /// LAST records.
     pub lasts: AtomicU64,
-    /// Changes that were found deferred after an operation, and how often two were merged.
+    /// Changes found deferred after an operation, and how often two were merged.
     pub deferred: AtomicU64,
     pub merged: AtomicU64,
-    /// Claims that were checked: a change, and a region that it must have been reported for.
+    /// Checked claims: a change, and a region for which it must have been reported.
     pub claims: AtomicU64,
     /// The clock of the tickets.
     pub clock: AtomicU64,
 }
 
 impl Figures {
-    /// New ones, shared with all children from now on.
+    /// New statistics, shared with all children forked later.
     pub fn shared() -> io::Result<&'static Self> {
-        // SAFETY: They are atomic counts, and zeroes are valid ones.
+        // SAFETY: They are atomic counts, for which zeroes are valid.
         unsafe { mem::shared(None) }
     }
 
@@ -66,7 +66,7 @@ impl Figures {
         add(&self.invalidations[what as usize], times);
     }
 
-    /// Counts an event of a region in which nothing was seen to change.
+    /// Counts an event of a region in which no change was found.
     pub fn count_reached(&self, what: What) {
         add(&self.reached[what as usize], 1);
     }
@@ -77,12 +77,12 @@ impl Figures {
         get(&self.changed) + get(&self.beyond) + reached
     }
 
-    /// How often counters were seen to move.
+    /// How often counters moved.
     pub fn invalidations(&self) -> u64 {
         self.invalidations.iter().map(get).sum()
     }
 
-    /// Prints a table of the operations, and what they did.
+    /// Prints a table of the operations and their effects.
     pub fn print(&self) {
         eprintln!(
             "{:16}{:>10}{:>15}{:>26}",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A property-based test: random sequences of everything that can be done, against an oracle that
-//! knows what must follow.
+//! A property-based test: random sequences of all operations, checked against an oracle that
+//! derives what must be reported.
 
 mod calls;
 mod concurrent;
@@ -53,26 +53,26 @@ use crate::{
     system::Setting,
 };
 
-/// Property-based test: does things at random, and compares what the device reports with what it
-/// must report.
+/// Property-based test: do random operations, and compare what the device reports with what it must
+/// report.
 ///
 /// Results are printed to standard output, progress and statistics to standard error.
 ///
-/// One thread does one operation after the other: it registers and unregisters regions, reads in
-/// all ways, and changes mappings in all ways that the kernel has, by itself and from another
-/// process. After each one, the counter and the events are compared with what follows from what
-/// was done, from the VMAs before it, and from the page frames before and after it. So nothing may
-/// be missed, and nothing told without a cause.
+/// First, one thread does one operation after the other: it registers and unregisters regions,
+/// reads in every way, and changes mappings in every way the kernel has, by itself and from another
+/// process. After each operation, the counter and the events are compared with what follows from
+/// the operation, the VMAs before it, and the page frames before and after it. So nothing may be
+/// missed, and nothing may be reported without a cause.
 ///
-/// After that, several threads and processes do all of this at the same time, and what must be told
-/// follows from when each call began and ended.
+/// Then several threads and processes do the same concurrently. What must be reported follows from
+/// when each call began and ended.
 ///
-/// Operations come in sequences. Where one fails, it is made as short as it can be, and printed in
+/// Operations come in sequences. A failing sequence is shortened as far as possible, and printed in
 /// a form that --replay takes.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment, after_help = command::EXIT_STATUS)]
 pub struct Args {
-    /// About how many operations to do
+    /// Approximate number of operations
     #[arg(long, default_value_t = 10_000)]
     ops: u64,
 
@@ -80,19 +80,19 @@ pub struct Args {
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
-    /// Which of the two; without it, both
+    /// Run only one of the two parts
     #[arg(long)]
     mode: Option<Mode>,
 
-    /// Threads of each process, where they are concurrent
+    /// Threads of each process in the concurrent part
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=32))]
     threads: u64,
 
-    /// Processes, where they are concurrent
+    /// Processes in the concurrent part
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=32))]
     processes: u64,
 
-    /// The most operations of a sequence
+    /// Maximum number of operations of a sequence
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     length: u16,
 
@@ -100,15 +100,15 @@ pub struct Args {
     #[arg(long, value_name = "NUMBER")]
     only: Option<u64>,
 
-    /// Run this sequence, as a failure prints it
+    /// Run this sequence, given as a failure prints it
     #[arg(long, value_name = "SEQUENCE")]
     replay: Option<Sequence>,
 
-    /// Do not make a failing sequence shorter
+    /// Do not shorten a failing sequence
     #[arg(long)]
     no_shrink: bool,
 
-    /// Seconds without an operation after which the process counts as hung
+    /// Seconds without progress after which the process is considered hung
     #[arg(long, default_value_t = 60)]
     limit: u64,
 
@@ -116,12 +116,12 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Format::Tap)]
     format: Format,
 
-    /// Print what was done how often
+    /// Print how often each operation was done
     #[arg(short, long)]
     verbose: bool,
 }
 
-/// Who does things.
+/// A part of the test.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Mode {
     /// One thread; everything is checked at once.
@@ -133,13 +133,13 @@ enum Mode {
 /// Sequences that a process runs before the next one takes over.
 const BATCH: u64 = 32;
 
-/// How often a run says how far it is.
+/// Interval between progress messages.
 const PROGRESS: Duration = Duration::from_secs(10);
 
-/// The most attempts to make a sequence shorter.
+/// Maximum number of attempts to shorten a sequence.
 const SHRINK_TRIES: usize = 3000;
 
-/// Runs the model.
+/// Runs the test.
 pub fn run(args: &Args) -> ExitCode {
     let _settings = quieten();
     let seed = match args.seed {
@@ -178,9 +178,9 @@ pub fn run(args: &Args) -> ExitCode {
     report.end()
 }
 
-/// Keeps the kernel from changing mappings by itself, as far as it can be kept.
+/// Keeps the kernel from changing mappings by itself, as far as possible.
 fn quieten() -> Vec<Setting> {
-    // Where this is not possible, there is nothing of the kind either.
+    // If this fails, the kernel has no NUMA balancing.
     let _ = process::balance_numa(false);
     let huge = "/sys/kernel/mm/transparent_hugepage/khugepaged";
     let settings = [
@@ -229,7 +229,7 @@ impl Model<'_> {
             eprintln!("failed after {} operations: {why}", get(&self.figures.done));
             self.one(&sequences, get(&self.figures.current))?;
             Err(Failure::Failed(format!(
-                "{why}; but the sequence alone does not fail"
+                "{why}; but this sequence does not fail on its own"
             )))
         })
     }
@@ -244,7 +244,7 @@ impl Model<'_> {
         if let Some(round) = self.args.only {
             return self.watched(|figures| concurrent::run(figures, plan, round..round + 1));
         }
-        // All of a batch is run, so it must not be much too long.
+        // A batch always runs to its end, so it must not be too long.
         self.batches(|batch| self.watched(|figures| concurrent::run(figures, plan, batch)))
     }
 
@@ -267,7 +267,7 @@ impl Model<'_> {
         Ok(())
     }
 
-    /// Runs the sequence of a number, and makes it shorter if it fails.
+    /// Runs the sequence with this number, and shortens it if it fails.
     fn one(&self, sequences: &Sequences, number: u64) -> Outcome {
         let mut tree = sequences.tree(number);
         eprintln!(
@@ -294,7 +294,7 @@ impl Model<'_> {
                 Ok(()) => going = tree.complicate(),
             }
         }
-        // That leaves out operations before it makes others simpler, and not after.
+        // Leaving out operations comes first, and simplifying them second.
         let mut index = shortest.ops.len();
         while index > 0 {
             index -= 1;
@@ -305,13 +305,13 @@ impl Model<'_> {
             }
         }
         eprintln!(
-            "{} operations are enough: --replay '{shortest}'",
+            "{} operations suffice: --replay '{shortest}'",
             shortest.ops.len()
         );
         outcome
     }
 
-    /// Runs sequences in a process of their own.
+    /// Runs sequences in a separate process.
     fn apart(&self, sequences: &[Sequence]) -> Outcome {
         self.watched(|figures| {
             let mut session = Session::new(figures)?;
@@ -322,7 +322,7 @@ impl Model<'_> {
         })
     }
 
-    /// Runs something in a process of its own, for as long as it goes on.
+    /// Runs something in a separate process as long as it makes progress.
     fn watched(&self, body: impl FnOnce(&'static Figures) -> Outcome) -> Outcome {
         let figures = self.figures;
         let child = Child::fork(|_| body(figures))?;
@@ -330,7 +330,7 @@ impl Model<'_> {
         while !process::wait_for_exit(child.pid(), Duration::from_secs(self.args.limit))? {
             let now = get(&figures.done);
             if now == done {
-                return Err(Failure::new("the process", "it to go on", "it hang"));
+                return Err(Failure::new("the process", "progress", "none"));
             }
             done = now;
         }
@@ -352,7 +352,8 @@ impl Model<'_> {
         if mode == Mode::Exact {
             eprintln!(
                 "counters moved {} times; events: {} of a region with a page that was lost, {} of \
-                 another that the call reached, {} of one beyond the arena; {} pages lost unasked",
+                 another region that the call affected, {} of one beyond the arena; \
+                 {} pages taken by the kernel on its own",
                 figures.invalidations(),
                 get(&figures.changed),
                 figures.events() - get(&figures.changed) - get(&figures.beyond),
@@ -371,7 +372,7 @@ impl Model<'_> {
                 Mode::Concurrent => "",
             };
             eprintln!(
-                "{} times that something had to be told: 0 missed{unexplained}",
+                "{} reports were due: 0 missed{unexplained}",
                 get(&figures.claims)
             );
         }

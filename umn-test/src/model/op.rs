@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The operations of a sequence, as text and at random.
+//! The operations of a sequence: as text, and chosen at random.
 //!
-//! All of them have the same shape, so that any sequence can be written down, read back, and made
-//! shorter: what to do, at which units of the arena, how many of them, and a number that chooses
-//! among variants.
+//! All operations have the same form, so that any sequence can be written down, read back and
+//! shortened: what to do, at which units of the arena, at how many, and a number that selects a
+//! variant.
 
 use std::{
     fmt,
@@ -30,10 +30,10 @@ use proptest::{
 /// How many units an arena has.
 pub const UNITS: u64 = 48;
 
-/// What can be done. The simplest come first, as a shorter sequence is made of these.
+/// The operations. The simplest come first, since shortening replaces operations by simpler ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum What {
-    /// Look into memory.
+    /// Read from memory.
     Load,
     /// Write to memory.
     Store,
@@ -51,9 +51,9 @@ pub enum What {
     Munmap,
     /// `mmap` with `MAP_FIXED`.
     Map,
-    /// `mremap` onto another place.
+    /// `mremap` to another place.
     Move,
-    /// `mremap` onto another place, longer than before.
+    /// `mremap` to another place, with a greater length.
     MoveGrown,
     /// `mremap` with `MREMAP_DONTUNMAP`.
     MoveKept,
@@ -87,7 +87,7 @@ pub enum What {
     Truncate,
     /// `fallocate` punches a hole into the mapped file.
     Punch,
-    /// `fork` of a child that holds what is there.
+    /// `fork` of a child that holds the pages.
     Fork,
     /// A write by such a child.
     ChildStore,
@@ -109,24 +109,24 @@ pub enum What {
     OtherStore,
     /// Another process moves pages to the other node.
     OtherMigrate,
-    /// userfaultfd write-protects, or no longer.
+    /// Write-protect with userfaultfd, or remove the protection.
     UffdProtect,
-    /// userfaultfd moves pages.
+    /// Move pages with userfaultfd.
     UffdMove,
-    /// KSM merges what is equal.
+    /// Let KSM merge equal pages.
     Merge,
-    /// REGISTER_REGION of more regions than a change queues by itself.
+    /// REGISTER_REGION of more regions than a change visits at once.
     RegisterMany,
-    /// UNREGISTER_REGION of many.
+    /// UNREGISTER_REGION of many regions.
     UnregisterMany,
 }
 
 impl What {
-    /// The last of all.
+    /// The last operation.
     pub const LAST: Self = Self::UnregisterMany;
 }
 
-/// How often each comes, of the sum of all.
+/// How often each operation is chosen, relative to the others.
 const WEIGHTS: &[(What, u32)] = &[
     (What::Load, 30),
     (What::Store, 120),
@@ -170,13 +170,14 @@ const WEIGHTS: &[(What, u32)] = &[
     (What::UffdMove, 6),
 ];
 
-/// One sequence of this many also merges pages, since that takes as long as many of the others.
+/// One in this many sequences also merges pages, which takes as long as many other operations.
 const MERGING: u64 = 50;
 
-/// One sequence of this many has many regions, and few of what makes their events be queued.
+/// One in this many sequences has many regions, and few operations that make their events be
+/// queued.
 const CROWDED: u64 = 4;
 
-/// What comes more often in such a sequence, or less.
+/// The operations that are chosen more or less often in such a sequence.
 const CROWDED_WEIGHTS: &[(What, u32)] = &[
     (What::Register, 12),
     (What::RegisterMany, 20),
@@ -190,11 +191,11 @@ const CROWDED_WEIGHTS: &[(What, u32)] = &[
 pub struct Op {
     /// What to do.
     pub what: What,
-    /// The first unit of the arena that it is about.
+    /// The first unit of the arena that it applies to.
     pub at: u8,
-    /// How many units.
+    /// The number of units.
     pub len: u8,
-    /// Which variant of it.
+    /// The variant.
     pub with: u8,
 }
 
@@ -234,12 +235,12 @@ impl FromStr for Op {
     }
 }
 
-/// A sequence of operations, and the kind of memory it begins with.
+/// A sequence of operations, and the kind of arena it runs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
-    /// In an arena of several huge pages, rather than one in which no huge page has room.
+    /// Whether the arena has several huge pages; otherwise it has no room for any.
     pub huge: bool,
-    /// What is done.
+    /// The operations.
     pub ops: Vec<Op>,
 }
 
@@ -272,7 +273,7 @@ impl FromStr for Sequence {
     }
 }
 
-/// Sequences at random, of up to some operations.
+/// Random sequences of up to a given length.
 pub struct Sequences {
     seed: u64,
     plain: SBoxedStrategy<Sequence>,
@@ -281,7 +282,7 @@ pub struct Sequences {
 }
 
 impl Sequences {
-    /// Those of a seed.
+    /// The sequences of a seed.
     pub fn new(seed: u64, length: usize) -> Self {
         let strategy = |other: &[(What, u32)]| {
             let is_other = |what: &What| other.iter().any(|(other, _)| other == what);
@@ -313,7 +314,7 @@ impl Sequences {
         }
     }
 
-    /// The sequence with a number, always the same, and all that is simpler.
+    /// The sequence with this number, which is always the same, and all that are simpler.
     pub fn tree(&self, number: u64) -> impl ValueTree<Value = Sequence> + use<> {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.to_le_bytes());
@@ -333,7 +334,7 @@ impl Sequences {
     }
 }
 
-/// Mostly short ranges, some long.
+/// The length of a range: mostly short, sometimes long.
 fn length_of_range() -> impl Strategy<Value = u8> {
     (1..=4u8, 0..=9u8).prop_map(|(short, long)| if long == 9 { short * 11 } else { short })
 }

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a file of the device must and may tell, kept in the plainest way.
+//! What a file of the device must and may report, computed in the simplest way.
 //!
-//! For each region it is noted how often it was hit for sure, and how often it may have been, since
-//! its event was last read. From that follows what an event has to look like:
+//! For each region, the oracle counts how often it was certainly hit, and how often it may have
+//! been, since its event was last read. From that follows what an event must look like:
 //!
-//! - hit once for sure, and no more than that: one event, with a hint of exactly what was hit;
-//! - hit more than once for sure: one event, of the whole region;
-//! - a page in it lost: one event, whose hint, if it has one, covers that page;
-//! - never hit, and could not have been: no event.
+//! - certainly hit once, and no more than once: one event, whose hint is exactly the part that was
+//!   hit;
+//! - certainly hit more than once: one event, of the whole region;
+//! - a page in it was lost: one event, whose hint, if it has one, covers that page;
+//! - not hit, and could not have been: no event.
 //!
-//! Where a file has more regions than a change queues by itself, changes are deferred. A region that
-//! several of them hit may be told of one after the other, rather than of all at once: by no more
-//! events than hits, which together tell all of it. Where too many are deferred, two are merged into
-//! one that encloses both. Only then, as fdinfo tells, may a region be told of what was between the
-//! two; not one that was registered after them.
+//! If a file has more regions than a change visits at once, changes are deferred. A region that
+//! several of them hit may then be reported several times instead of once: by no more events than
+//! hits, which together cover all of them. If too many are deferred, two are merged into one range
+//! that encloses both. Only then, and fdinfo shows it, may a region between the two be reported,
+//! provided it was registered before them.
 
 use std::{
     io,
@@ -51,9 +52,9 @@ use crate::{
 /// A registered region.
 struct Watch {
     cookie: u64,
-    /// The addresses that are watched: at least one.
+    /// The addresses that are watched, at least one.
     region: Range<u64>,
-    /// It reaches beyond what the model knows of.
+    /// It extends beyond what the model knows about.
     beyond: bool,
     /// What has happened to it since its event was last read.
     pending: Pending,
@@ -62,21 +63,21 @@ struct Watch {
 /// What has happened to a region.
 #[derive(Default)]
 struct Pending {
-    /// Hits for sure, and how many more there may have been.
+    /// Certain hits, and how many more there may have been.
     sure: u64,
     maybe: u64,
     /// A page was lost.
     lost: bool,
-    /// What was hit for sure, or lost, and what may have been hit at most: the hulls of these.
+    /// Two hulls: of what was certainly hit or lost, and of what may have been hit.
     covered: Option<Range<u64>>,
     bounds: Option<Range<u64>>,
-    /// The step at which it may first have been hit, and that at which it was for sure.
+    /// The first step in which it may have been hit, and the first in which it certainly was.
     first: Option<u64>,
     since: Option<u64>,
-    /// What hit it first.
+    /// The operation that hit it first.
     what: Option<What>,
-    /// The hits may be told one after the other. What of them was not told yet; how many events told
-    /// of the others; and the last step at which it may have been hit.
+    /// Whether hits may be reported separately; what has not been reported yet; how many events
+    /// have reported the rest; and the last step in which it may have been hit.
     apart: bool,
     owed: Vec<Range<u64>>,
     told: u64,
@@ -91,7 +92,7 @@ impl Pending {
         self.sure > 0 || self.lost
     }
 
-    /// From now on hits may be told one after the other.
+    /// From now on, hits may be reported separately.
     fn be_apart(&mut self) {
         if !self.apart {
             self.apart = true;
@@ -121,12 +122,12 @@ fn extend(hull: &mut Option<Range<u64>>, part: &Range<u64>) {
     });
 }
 
-/// What a read asked for.
+/// The parameters of a read.
 #[derive(Clone, Copy)]
 pub struct Asked {
-    /// Bytes.
+    /// Size of the buffer in bytes.
     pub room: usize,
-    /// As many of these can be written, from the first.
+    /// How many of these bytes can be written, from the start.
     pub writable: usize,
 }
 
@@ -135,14 +136,14 @@ pub struct Oracle {
     figures: &'static Figures,
     watches: Vec<Watch>,
     counter: u64,
-    /// A region that reaches beyond what the model knows of was unregistered just now.
+    /// A region that extends beyond what the model knows about was just unregistered.
     was_disturbed: bool,
-    /// The counter in the last LAST.
+    /// The counter that the last LAST carried.
     reported: u64,
     step: u64,
-    /// The latest step at which one of the events that were read may first have been queued.
+    /// The latest step in which one of the events read so far may first have been queued.
     order: u64,
-    /// What may be deferred.
+    /// The changes that may be deferred.
     deferred: Option<Deferred>,
     /// How often changes were merged.
     merged: u64,
@@ -150,17 +151,17 @@ pub struct Oracle {
 
 /// Changes that may be deferred.
 struct Deferred {
-    /// Encloses all of them.
+    /// The hull of all of them.
     hull: Range<u64>,
-    /// The step of the first.
+    /// The step of the first one.
     since: u64,
 }
 
-/// So many regions are all queued by the change that hits them.
+/// How many regions a change visits at once.
 const AT_ONCE: usize = 128;
 
 impl Oracle {
-    /// That of a file that shows this counter, with everything read.
+    /// The oracle of a file that shows this counter and has nothing to read.
     pub fn new(figures: &'static Figures, counter: u64) -> Self {
         Self {
             figures,
@@ -180,18 +181,19 @@ impl Oracle {
         self.watches.len()
     }
 
-    /// The cookie and the addresses of a region, chosen by any number.
+    /// The cookie and the addresses of a region, selected by any number.
     pub fn pick(&self, number: usize) -> Option<(u64, Range<u64>)> {
         let count = self.watches.len().max(1);
         let watch = self.watches.get(number % count)?;
         Some((watch.cookie, watch.region.clone()))
     }
 
-    /// Takes note of a region.
+    /// Adds a region.
     pub fn register(&mut self, cookie: u64, start: u64, end: u64, known: &Range<u64>) {
-        // An empty region watches a byte, and the last byte of all has no end.
+        // An empty region watches one byte, and a region at the end of the address space stops
+        // there.
         let region = start..end.max(start.saturating_add(1));
-        // What was deferred was about the others.
+        // REGISTER has applied all deferred changes to the other regions.
         self.deferred = None;
         self.watches.push(Watch {
             cookie,
@@ -201,13 +203,13 @@ impl Oracle {
         });
     }
 
-    /// Forgets a region.
+    /// Removes a region.
     pub fn unregister(&mut self, cookie: u64) {
         self.was_disturbed |= self.is_disturbed();
         self.watches.retain(|watch| watch.cookie != cookie);
     }
 
-    /// Whether the counter may move by itself.
+    /// Whether the counter may move without an operation.
     fn is_disturbed(&self) -> bool {
         self.was_disturbed || self.watches.iter().any(|watch| watch.beyond)
     }
@@ -217,7 +219,7 @@ impl Oracle {
         self.counter != self.reported
     }
 
-    /// The counter as it was last seen.
+    /// The counter, as last seen.
     pub fn counter(&self) -> u64 {
         self.counter
     }
@@ -227,8 +229,8 @@ impl Oracle {
         self.watches.len() > AT_ONCE || self.deferred.is_some()
     }
 
-    /// Takes note of what an operation did, and of how often changes have been merged; expects the
-    /// counter to have moved by that.
+    /// Records the effect of an operation, and how often changes have been merged; expects the
+    /// counter to have moved accordingly.
     pub fn apply(&mut self, what: What, effect: &Effect, counter: u64, merged: u64) -> Outcome {
         self.step += 1;
         let step = self.step;
@@ -300,7 +302,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// Takes note of changes that may be deferred, and that some may have been merged.
+    /// Records changes that may be deferred, and that some may have been merged.
     fn defer(&mut self, effect: &Effect, what: What, merged: u64) {
         if !self.is_crowded() {
             return;
@@ -327,7 +329,7 @@ impl Oracle {
         self.deferred = Some(Deferred { hull, since });
     }
 
-    /// Expects of a read what it must return.
+    /// Expects the result of a read to be as due.
     pub fn read(&mut self, asked: Asked, result: &io::Result<Vec<Event>>, counter: u64) -> Outcome {
         let Asked { room, writable } = asked;
         let most = writable / size_of::<Event>();
@@ -342,7 +344,7 @@ impl Oracle {
         let events = match (error, result) {
             (Some(error), Err(seen)) if seen.raw_os_error() == Some(error) => return Ok(()),
             (None, Ok(events)) => events,
-            // What is beyond the arena may change between the look at the counter and the read.
+            // Memory beyond the arena may change between loading the counter and the read.
             (Some(libc::EAGAIN), Ok(events)) if disturbed && most > 0 => events,
             (Some(libc::EAGAIN), Err(seen))
                 if disturbed && most == 0 && seen.raw_os_error() == Some(libc::EFAULT) =>
@@ -472,7 +474,7 @@ impl Oracle {
             }
             other => return Err(Failure::new("flags of an event", "0 or HINT", other)),
         }
-        // The first was queued before the second, unless that can have been the other way round.
+        // The first was queued before the second, unless the order could have been the reverse.
         let since = pending.since.unwrap_or(u64::MAX);
         that(
             "order of events",
@@ -491,7 +493,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// The same where hits may be told one after the other; the rest of what is pending stays so.
+    /// The same if hits may be reported separately; the rest stays pending.
     fn deliver_apart(&mut self, event: &Event, mut pending: Pending) -> Outcome {
         let cookie = event.user_cookie_counter;
         let watch = self.watches.iter_mut().find(|watch| watch.cookie == cookie);
@@ -553,7 +555,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// Expects of `poll` what it must return.
+    /// Expects the result of `poll` to be as due.
     pub fn poll(&self, seen: i16) -> Outcome {
         let readable = libc::POLLIN | libc::POLLRDNORM;
         let expected = if self.is_readable() { readable } else { 0 };
@@ -562,7 +564,7 @@ impl Oracle {
     }
 }
 
-/// The regions that a range hits, with what is hit of them.
+/// The regions that a range hits, with the part that is hit.
 fn hits<'a>(
     watches: &'a mut [Watch],
     range: &'a Range<u64>,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The processes that have to do with the memory of a world: one that can be asked to do things to
-//! it, and children that hold pages of it.
+//! The processes that share memory with a world: one that changes it on request, and children that
+//! hold its pages.
 
 use std::{
     fs::File,
@@ -26,9 +26,10 @@ use crate::{
     process::Child,
 };
 
-/// A child that keeps the pages it was forked with, but for those it is told to write to.
+/// A child that keeps the pages it was forked with, except those it is asked to write to.
 pub fn holder(scratch: &File) -> io::Result<Child> {
-    /// A child must not be forked while another thread holds the ends of a line that are not its.
+    /// No child may be forked while another thread holds the ends of a channel that the child must
+    /// not inherit.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock();
     Child::fork(|line| loop {
@@ -41,7 +42,7 @@ pub fn holder(scratch: &File) -> io::Result<Child> {
     })
 }
 
-/// The other process: what it can be asked for.
+/// The requests to the other process.
 pub struct Other;
 
 impl Other {
@@ -51,11 +52,11 @@ impl Other {
     pub const PUNCH: u64 = 2;
     /// Write the byte of the scratch file to an address.
     pub const STORE: u64 = 3;
-    /// Move pages to a node, the number of which is added.
+    /// Move pages to a node, whose number is added.
     pub const MIGRATE: u64 = 4;
-    /// Give a piece of advice, the index of which in [`Self::ADVICE`] is added.
+    /// Give advice, whose index in [`Self::ADVICE`] is added.
     pub const ADVISE: u64 = 16;
-    /// The advice that it can give.
+    /// The advice it can give.
     pub const ADVICE: [i32; 5] = [
         libc::MADV_PAGEOUT,
         libc::MADV_PAGEOUT,
@@ -64,7 +65,7 @@ impl Other {
         libc::MADV_COLLAPSE,
     ];
 
-    /// Starts a process that does as it is asked, until it is asked for 0.
+    /// Starts a process that carries out requests until one of them is 0.
     pub fn start(file: &File, scratch: &File) -> io::Result<Child> {
         let parent = std::process::id() as i32;
         Child::fork(|line| {

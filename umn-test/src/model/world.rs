@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory to do things to, and for each thing what the kernel has to tell of it.
+//! The memory that operations change, and for each operation what the kernel must report.
 //!
-//! What a system call invalidates depends on the VMAs that it finds, so the kernel is asked for
-//! these before each call, rather than that the model keeps a list of its own which could be wrong.
-//! And whatever the call was, a page frame that was mapped before it and is not any more must have
-//! been reported: `/proc/self/pagemap` says that, and knows nothing of MMU notifiers.
+//! What a system call invalidates depends on the VMAs it finds. The kernel is asked for them before
+//! each call; a list kept by the model could be wrong. And whatever the call was, if a page frame
+//! was mapped before it and is not mapped afterwards, that must have been reported.
+//! `/proc/self/pagemap` shows this and knows nothing of MMU notifiers.
 
 use std::{
     fs::File,
@@ -56,31 +56,31 @@ use crate::{
     system::Setting,
 };
 
-/// Where the arenas are: where the kernel would not put anything by itself.
+/// Where the arenas are: at addresses that the kernel does not choose by itself.
 ///
-/// The small one lies across the end of what one page table covers.
+/// The small one straddles the end of the range that one page table covers.
 const SMALL: u64 = (64 << 30) + 8 * HUGE - UNITS / 2 * PAGE;
 const LARGE: u64 = (128 << 30) + 8 * HUGE;
 
-/// Between the arenas of one world and of the next.
+/// Distance between the arenas of one world and of the next.
 const APART: u64 = 1 << 30;
 
-/// Pages of a unit of the large arena; all units are three huge pages.
+/// Pages of a unit of the large arena, which is three huge pages long.
 const LARGE_UNIT: u64 = 3 * HUGE / UNITS / PAGE;
 
-/// What is around an arena and belongs to nobody.
+/// Free space around an arena.
 pub const MARGIN: u64 = HUGE;
 
 /// Length of the file, in units.
 const FILE_UNITS: u64 = 96;
 
-/// Children that hold pages at the same time.
+/// The most children that hold pages at the same time.
 const MOST_CHILDREN: usize = 2;
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 
-/// The memory of a process, and who else has to do with it.
+/// The memory of a process, and the processes that can change it.
 pub struct World {
     /// Where the small and the large arena are.
     places: [u64; 2],
@@ -95,7 +95,7 @@ pub struct World {
     has_moved: bool,
     /// KSM may have merged pages.
     has_merged: bool,
-    /// Pages that are not there may be marked as write-protected.
+    /// Absent pages may be marked as write-protected.
     has_markers: bool,
     scratch: File,
     maps: Maps,
@@ -106,19 +106,19 @@ pub struct World {
 }
 
 impl World {
-    /// Makes what is needed for any number of sequences.
+    /// Creates what any number of sequences need.
     ///
-    /// To be called in a process with one thread, before it has anything to watch.
+    /// The process must have only one thread, and must not watch anything yet.
     pub fn new() -> Outcome<Self> {
         Self::with_file(0, mem::memory_file(0)?)
     }
 
-    /// The same, with the file given, and with arenas that no world of another number has.
+    /// The same, with a given file. Worlds with different numbers have different arenas.
     pub fn with_file(number: u64, file: File) -> Outcome<Self> {
         let scratch = mem::memory_file(1)?;
         scratch.write_all_at(&[0x5a, 0], 0)?;
         let other = Other::start(&file, &scratch)?;
-        // Pages that stay, so that the upper levels of the page tables are always there.
+        // Pages that stay mapped, so that the upper levels of the page tables always exist.
         let pagemap = Pagemap::open()?;
         let mut zero = [Entry::default()];
         let places = [SMALL, LARGE].map(|place| place + number * APART);
@@ -150,7 +150,7 @@ impl World {
         })
     }
 
-    /// Begins anew, with pages that are there.
+    /// Starts over, with populated pages.
     pub fn reset(&mut self, huge: bool) -> Outcome {
         self.children.clear();
         if !self.arena.is_empty() {
@@ -160,7 +160,7 @@ impl World {
         self.populate()
     }
 
-    /// Looks at an arena that a world of the same number has made.
+    /// Uses an arena that a world of the same number has created.
     pub fn choose(&mut self, huge: bool) {
         let (start, unit) = if huge {
             (self.places[1], LARGE_UNIT * PAGE)
@@ -191,14 +191,14 @@ impl World {
             mem::map(Some(at), part, READ_WRITE, flags, Some(&self.file))?;
         }
         for number in (0..UNITS).step_by(2) {
-            // Another process may have shortened the file.
+            // Another process may have truncated the file.
             let _ = calls::store(&self.scratch, start + number * unit);
         }
         self.pagemap.read(self.arena.start, &mut self.entries)?;
         Ok(())
     }
 
-    /// Ends it, orderly.
+    /// Ends the processes, and checks that they succeeded.
     pub fn end(self) -> Outcome {
         self.other.tell_number(0)?;
         self.other.join()
@@ -209,25 +209,25 @@ impl World {
         &self.arena
     }
 
-    /// The addresses that an operation is about.
+    /// The addresses that an operation applies to.
     pub fn range(&self, op: Op) -> Range<u64> {
         let at = u64::from(op.at);
         let end = (at + u64::from(op.len)).min(UNITS);
         self.arena.start + at * self.unit..self.arena.start + end * self.unit
     }
 
-    /// Whether this is memory of huge pages.
+    /// Whether the arena has huge pages.
     pub fn is_huge(&self) -> bool {
         self.unit > PAGE
     }
 
-    /// Does something to the memory. Whether that succeeds is the kernel's to say.
+    /// Changes the memory. The operation may fail.
     ///
-    /// What was lost by it is to be asked for with [`Self::look`].
+    /// Use [`Self::look`] to find out which pages were lost.
     pub fn perform(&mut self, op: Op) -> Outcome<Effect> {
         let mut effect = self.act(op)?;
         if self.is_huge() {
-            // To split a huge page, or a VMA where one could be, touches all of its place.
+            // Splitting a huge page, or a VMA that could contain one, affects the whole huge page.
             effect.one_by_one = false;
             let ranges = effect
                 .sure
@@ -243,7 +243,7 @@ impl World {
                 .collect();
             places.dedup();
             if self.has_moved {
-                // Parts of a huge page may be mapped elsewhere, and it is split everywhere.
+                // Parts of a huge page may be mapped elsewhere; it is split everywhere.
                 places.push((self.arena.clone(), MANY));
             }
             effect.maybe.extend(places);
@@ -251,7 +251,7 @@ impl World {
         Ok(effect)
     }
 
-    /// Looks up all pages; returns those that are not mapped any more where they were.
+    /// Looks up all pages; returns those that are no longer mapped where they were.
     pub fn look(&mut self) -> Outcome<Vec<Range<u64>>> {
         let mut now = calls::entries(&self.arena);
         self.pagemap.read(self.arena.start, &mut now)?;
@@ -299,7 +299,7 @@ impl World {
             What::Shrink => {
                 let keep = self.unit;
                 let result = calls::remap(&range, keep, 0, 0);
-                // What is unmapped may be part of another VMA than what is kept.
+                // The part that is unmapped may belong to another VMA than the part that is kept.
                 let rest = range.start + keep..range.end;
                 let mapped = vmas.iter().any(|vma| vma.part_of(&rest).is_some());
                 Effect::sure(mapped.then_some(rest)).unless(&result)
@@ -319,19 +319,19 @@ impl World {
                 effect.unless(&result)
             }
             What::Dontneed => {
-                // With a hole in the range the call fails, but does the rest.
+                // If the range has a hole, the call fails but does the rest.
                 let _ = mem::advise(&range, libc::MADV_DONTNEED);
                 Effect::sure(parts())
             }
             What::Free => {
                 let _ = mem::advise(&range, libc::MADV_FREE);
-                // It ends at the first that is not anonymous.
+                // The call stops at the first VMA that is not anonymous.
                 let anonymous = vmas.iter().take_while(|vma| vma.inode == 0);
                 Effect::sure(anonymous.filter_map(|vma| vma.part_of(&range)))
             }
             What::Remove => {
                 let _ = mem::advise(&range, libc::MADV_REMOVE);
-                // As above, at the first that is not a shared file.
+                // The call stops at the first VMA that is not a shared file.
                 let shared = vmas.iter().take_while(|vma| vma.inode != 0 && vma.shared);
                 let parts = shared.filter_map(|vma| Some((vma, vma.part_of(&range)?)));
                 let mut sure = vec![];
@@ -365,7 +365,8 @@ impl World {
                 let _ = mem::advise(&range, libc::MADV_POPULATE_WRITE);
                 Effect::of_pages(pages(&range), 2)
             }
-            // The kernel tries for ever to put a guard where a userfaultfd has left a marker.
+            // The kernel would retry for ever to install a guard where a userfaultfd has left a
+            // marker.
             What::Guard if self.has_markers => Effect::default(),
             What::Guard => {
                 let result = mem::advise(&range, mem::MADV_GUARD_INSTALL);
@@ -388,7 +389,7 @@ impl World {
             }
             What::Lock => {
                 let _ = mem::lock(&range);
-                // SAFETY: It takes no pointer to anything.
+                // SAFETY: The call accesses no memory.
                 unsafe { libc::munlock(range.start as *const _, self.length(&range) as usize) };
                 Effect::of_pages(pages(&range), 2)
             }
@@ -406,7 +407,7 @@ impl World {
                 let shrinks = size < self.file_size;
                 self.file_size = size;
                 let gone = self.of_file(&(size..u64::MAX))?;
-                // Once before the pages are taken from the file, and once after it.
+                // Once before the pages are removed from the file, and once afterwards.
                 Effect::sure(
                     [gone.clone(), gone]
                         .concat()
@@ -488,7 +489,7 @@ impl World {
             What::UffdProtect => match &self.uffd {
                 Some(uffd) if uffd.register(&range).is_ok() => {
                     self.has_markers = true;
-                    // That may have merged VMAs.
+                    // `mlock` may have merged VMAs.
                     let vmas = self.maps.of(&range)?;
                     let result = uffd.protect(&range, op.with % 4 != 0);
                     let parts = vmas.iter().filter_map(|vma| vma.part_of(&range));
@@ -504,13 +505,14 @@ impl World {
                     self.has_moved = true;
                 }
                 Effect {
-                    // Pages next to each other may be moved at once.
+                    // Adjacent pages may be moved together.
                     one_by_one: false,
                     ..Effect::of_pages(pages(&range), MANY)
                 }
             }
             What::Merge => {
-                // Without anything that could be merged, the scan that is waited for never comes.
+                // If nothing can be merged, KSM does not scan, and waiting for a scan would never
+                // end.
                 let private = parts().any(|part| self.has_own_pages(&part));
                 if private && mem::advise(&range, libc::MADV_MERGEABLE).is_ok() {
                     merge()?;
@@ -518,7 +520,7 @@ impl World {
                 }
                 Effect::of_pages(pages(&self.arena), MANY)
             }
-            // These are for the file of the device, not for memory.
+            // These concern the file of the device, not the memory.
             What::Register
             | What::RegisterMany
             | What::Read
@@ -539,13 +541,13 @@ impl World {
         units.map(|page| page..page + PAGE).collect()
     }
 
-    /// The pages of a range, as they were when last looked up.
+    /// The pages of a range, as last looked up.
     fn of(&self, range: &Range<u64>) -> &[Entry] {
         let index = |at: u64| ((at - self.arena.start) / PAGE) as usize;
         &self.entries[index(range.start)..index(range.end)]
     }
 
-    /// Whether a private mapping has pages of its own, which a fork makes both sides share.
+    /// Whether a private mapping has pages of its own, which a fork shares with the child.
     fn has_own_pages(&self, range: &Range<u64>) -> bool {
         let entries = self.of(range).iter();
         entries
@@ -553,11 +555,11 @@ impl World {
             .any(|entry| entry.frame().is_some() && entry.frame() != self.zero && !entry.is_file())
     }
 
-    /// The pages of a range, and all others at which the kernel looks for the same page frames.
+    /// The pages of a range, and all other places where the kernel looks for the same page frames.
     ///
-    /// It invalidates each place before it knows whether the page is mapped there. For a page of the
-    /// file these are all places where that part of the file is mapped; for an anonymous page that
-    /// is where it is, unless `mremap` has left VMAs behind that could have it too.
+    /// It invalidates each place before it knows whether the page is mapped there. For a page of
+    /// the file, these are all places where that part of the file is mapped. For an anonymous page,
+    /// it is the place itself, unless `mremap` has left VMAs behind that could map it too.
     fn same_frames(&self, range: &Range<u64>) -> Outcome<Vec<Range<u64>>> {
         let vmas = self.maps.of(&self.arena)?;
         let mut ranges = vec![range.clone()];
@@ -580,12 +582,12 @@ impl World {
             .collect())
     }
 
-    /// What nothing may touch but where there can be huge pages.
+    /// An invalidation that happens only where there can be huge pages.
     fn only_if_huge(&self, range: &Range<u64>) -> Effect {
         Effect::maybe(self.is_huge().then(|| range.clone()), MANY)
     }
 
-    /// Where in the arena some bytes of the file are mapped.
+    /// Where in the arena these bytes of the file are mapped.
     fn of_file(&self, bytes: &Range<u64>) -> Outcome<Vec<Range<u64>>> {
         let vmas = self.maps.of(&self.arena)?;
         let of_file = vmas.iter().filter(|vma| vma.inode == self.inode);
@@ -609,7 +611,7 @@ impl World {
         mem::map(Some(range.start), self.length(range), access, flags, file).map(drop)
     }
 
-    /// A range of a length that begins at some unit, as far as the arena goes.
+    /// A range of the given length that begins at some unit, cut at the end of the arena.
     fn target(&self, from: &Range<u64>, length: u64, with: u8) -> Range<u64> {
         let room = self.length(&self.arena).saturating_sub(length) / self.unit + 1;
         let mut start = self.arena.start + u64::from(with) % room * self.unit;
@@ -633,8 +635,8 @@ impl World {
         let result = calls::remap(from, length, flags, to.start);
         self.has_moved = true;
 
-        // Each VMA is moved by itself: what is at its target is unmapped, its pages are moved, and
-        // where they were is unmapped.
+        // Each VMA is moved separately: its target is unmapped, its pages are moved, and the place
+        // they came from is unmapped.
         let mut sure = vec![];
         for vma in &sources {
             let Some(part) = vma.part_of(from) else {
@@ -663,23 +665,23 @@ impl World {
             Err(_) => Effect::sure(sure).unless(&result),
         };
         if self.has_merged {
-            // What KSM has merged is not moved: each such page is first copied where it is.
+            // Pages that KSM has merged are not moved; each is first copied in place.
             effect.maybe.extend(pages(from).map(|page| (page, 1)));
         }
         Ok(effect)
     }
 
-    /// Has the other process do something.
+    /// Makes the other process do something.
     fn ask(&self, code: u64, one: u64, two: u64) -> Outcome {
         for number in [code, one, two] {
             self.other.tell_number(number)?;
         }
-        // Whether it succeeded does not matter: what was changed can be seen.
+        // Success does not matter: changes are visible in the page map.
         self.other.hear_number().map(drop)
     }
 }
 
-/// Has KSM look at all there is, and waits until it has.
+/// Makes KSM scan everything, and waits until it has.
 fn merge() -> Outcome {
     const DIRECTORY: &str = "/sys/kernel/mm/ksm";
     let values = [
@@ -693,7 +695,8 @@ fn merge() -> Outcome {
     };
     let Ok(before) = scans() else { return Ok(()) };
     let _settings = Setting::change_all(DIRECTORY, &values).or_skip("KSM")?;
-    // The first may have begun before, and only a page that the second finds unchanged is merged.
+    // The first scan may have begun earlier, and KSM merges only pages that the second finds
+    // unchanged.
     crate::process::eventually(|| scans().is_ok_and(|now| now >= before + 3));
     Ok(())
 }

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What came of a call, and whether it may have come.
+//! The result of a call, and whether it is allowed.
 
 use std::io;
 
 use crate::device::check;
 
-/// Whether a call that was made may have succeeded.
+/// Whether a call may succeed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may.
+    /// It may succeed.
     May,
-    /// It must not, whatever the moment.
+    /// It must fail, whatever else happens.
     MustFail,
 }
 
-/// What came of a call.
+/// The verdict on a call, and its result.
 pub type Answer = (Verdict, io::Result<i64>);
 
-/// A result of the system as a number.
+/// Converts the result of a system call to a number.
 pub fn number<T: PartialEq + From<i8> + TryInto<i64>>(result: T) -> io::Result<i64> {
     check(result).map(|value| value.try_into().unwrap_or(0))
 }

@@ -71,35 +71,35 @@ pub fn open(caller: &mut Caller) -> Answer {
     (verdict, opened.and_then(|file| place(file, target)))
 }
 
-/// Gives a new file of the device one of the descriptors for these.
+/// Gives a new file of the device one of the descriptors reserved for them.
 pub fn place(file: OwnedFd, target: i32) -> io::Result<i64> {
-    // SAFETY: What the descriptor stood for before may go away at any time.
+    // SAFETY: The file that the descriptor referred to may be closed at any time.
     number(unsafe { libc::dup2(file.as_raw_fd(), target) })
 }
 
 pub fn close(caller: &mut Caller) -> Answer {
-    // SAFETY: The file may go away at any time.
+    // SAFETY: The file may be closed at any time.
     (May, number(unsafe { libc::close(caller.fd()) }))
 }
 
 pub fn close_all(_: &mut Caller) -> Answer {
     let (first, last) = (FIRST_FD as u32, (FIRST_FD + FDS - 1) as u32);
-    // SAFETY: These files may go away at any time.
+    // SAFETY: These files may be closed at any time.
     (May, number(unsafe { libc::close_range(first, last, 0) }))
 }
 
 pub fn duplicate(caller: &mut Caller) -> Answer {
     let (from, to) = (caller.fd(), caller.fd());
-    // SAFETY: What the descriptor stood for before may go away at any time.
+    // SAFETY: The file that the descriptor referred to may be closed at any time.
     (May, number(unsafe { libc::dup2(from, to) }))
 }
 
 pub fn ioctl(fd: i32, request: u32, argument: *mut c_void) -> io::Result<i64> {
-    // SAFETY: The argument is the caller's own, or memory that anything may be written to.
+    // SAFETY: The argument is the caller's own, or memory that may be overwritten.
     number(unsafe { libc::ioctl(fd, request.into(), argument) })
 }
 
-/// Issues an ioctl with an argument that is as it should be, or at some address.
+/// Issues an ioctl with a valid argument, or with one at some address.
 pub fn ioctl_with<T>(caller: &mut Caller, request: u32, mut argument: T) -> Answer {
     let fd = caller.fd();
     let pointer = if caller.once_in(4) {
@@ -115,7 +115,7 @@ pub fn exchange(caller: &mut Caller) -> Answer {
     ioctl_with(caller, uapi::EXCHANGE_FEATURES, mask)
 }
 
-/// A region that is likely to be hit, or not at all likely.
+/// A region that is likely to be hit, or very unlikely.
 pub fn region(caller: &mut Caller) -> Register {
     let page = caller.arena_page();
     let (start, end) = match caller.rng.u32(0..8) {
@@ -152,7 +152,7 @@ pub fn register_many(caller: &mut Caller) -> Answer {
     (May, last)
 }
 
-/// More regions on a page than a change to it queues by itself.
+/// Registers more regions on a page than a change visits at once.
 pub fn register_crowd(caller: &mut Caller) -> Answer {
     let fd = caller.fd();
     let start = caller.arena_page();
@@ -175,7 +175,7 @@ pub fn unregister(caller: &mut Caller) -> Answer {
     ioctl_with(caller, uapi::UNREGISTER_REGION, cookie)
 }
 
-/// A command that is none of the device's, though it may look like one.
+/// A command that the device does not have, though it may look like one of its own.
 pub fn other_ioctl(caller: &mut Caller) -> Answer {
     const OURS: [u32; 3] = [
         uapi::EXCHANGE_FEATURES,
@@ -184,12 +184,12 @@ pub fn other_ioctl(caller: &mut Caller) -> Answer {
     ];
     let near = caller.one_of(&OURS);
     let request = match caller.rng.u32(0..4) {
-        // Another direction or size.
+        // A different direction or size.
         0 => near ^ (1 << caller.rng.u32(16..32)),
-        // Another number.
+        // A different number.
         1 => near & !0xff | caller.rng.u32(0..256),
         2 => caller.rng.u32(..) & !0xff00 | 0x5500,
-        // Whatever is none of those that the kernel carries out for each file.
+        // Any other, except those that the kernel handles for every file.
         _ => caller.rng.u32(..) & !0xff00 | caller.one_of(&[0xa5_00, 0xe0_00, 0x55_00]),
     };
     let fd = caller.fd();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What can be done to any open file: its flags, its owner, locks, and passing it to others.
+//! What can be done to any open file: flags, owner, locks, and passing it to other processes.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ pub fn control(caller: &mut Caller) -> Answer {
         libc::O_APPEND,
     ]);
     let odd = caller.one_of(&[libc::O_DIRECT, libc::O_NOATIME, !0]);
-    // Deadly ones are rare, and those that say that a program is broken are not among them.
+    // Fatal signals are rare, and those that indicate a broken program are left out.
     let signal = caller.one_of(&[0, libc::SIGIO, libc::SIGIO, libc::SIGUSR1, 65, -1]);
     let signal = if caller.once_in(20) {
         libc::SIGKILL
@@ -48,7 +48,7 @@ pub fn control(caller: &mut Caller) -> Answer {
     };
     let closing = caller.rng.i32(0..2);
     let pointer = caller.pointer();
-    // SAFETY: The commands take no pointer, or one that anything may be written to.
+    // SAFETY: The commands take no pointer, or one to memory that may be overwritten.
     let result = unsafe {
         match caller.rng.u32(0..12) {
             0..=4 => libc::fcntl(fd, libc::F_SETFL, flags),
@@ -64,7 +64,7 @@ pub fn control(caller: &mut Caller) -> Answer {
     (May, number(result))
 }
 
-/// Has somebody else sent the signals, who may be a stranger and must not get them.
+/// Makes another process the recipient of signals; a stranger must not get them.
 pub fn own(caller: &mut Caller) -> Answer {
     let fd = caller.fd();
     let worker = caller.worker();
@@ -82,7 +82,7 @@ pub fn own(caller: &mut Caller) -> Answer {
     let owner = if caller.spares_strangers || !caller.once_in(4) {
         caller.one_of(&owners)
     } else {
-        // The first process of all, and some that may have been there for long.
+        // The init process, and others that may be unrelated.
         caller.rng.i32(1..100)
     };
     // SAFETY: The command takes no pointer.
@@ -120,13 +120,13 @@ pub fn fdinfo(caller: &mut Caller) -> Answer {
     (May, fs::read(path).map(|text| text.len() as i64))
 }
 
-/// The file that a descriptor stands for now.
+/// The file that a descriptor currently refers to.
 pub fn borrowed(fd: i32) -> BorrowedFd<'static> {
-    // SAFETY: Nothing relies on it to stay the same file, or one at all.
+    // SAFETY: Nothing relies on the descriptor referring to the same file, or to any.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// Passes a file to whoever receives it, be it nobody.
+/// Passes a file to any process that receives it; there may be none.
 pub fn pass(caller: &mut Caller) -> Answer {
     let file = borrowed(caller.fd());
     (May, caller.line().pass(&file).map(|()| 0))
@@ -135,21 +135,21 @@ pub fn pass(caller: &mut Caller) -> Answer {
 pub fn receive(caller: &mut Caller) -> Answer {
     let target = caller.fd();
     let result = match caller.line().receive() {
-        // There was a message but no file in it, as there was no descriptor free for it.
+        // The message had no file in it, because there was no free descriptor for it.
         Err(error) if error.raw_os_error().is_none() => Ok(0),
         result => result.and_then(|file| place(file, target)),
     };
     (May, result)
 }
 
-/// Passes a file over a line that is closed with the file in it.
+/// Passes a file over a channel that is closed with the file in it.
 pub fn lose(caller: &mut Caller) -> Answer {
     let file = borrowed(caller.fd());
     let result = Channel::pair().and_then(|(one, _two)| one.pass(&file));
     (May, result.map(|()| 0))
 }
 
-/// Takes a file out of another process.
+/// Takes a file from another process.
 pub fn steal(caller: &mut Caller) -> Answer {
     let (worker, from, to) = (caller.worker(), caller.fd(), caller.fd());
     let open = |result| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The mapped counter, and changes of watched memory.
+//! The mapped counter, and changes to watched memory.
 
 use std::{
     ffi::c_void,
@@ -66,7 +66,7 @@ pub fn map(caller: &mut Caller) -> Answer {
     } else {
         MustFail
     };
-    // SAFETY: Nothing but mapped counters is there.
+    // SAFETY: Only mapped counters are in this range.
     let mapped = unsafe {
         libc::mmap(
             at as *mut c_void,
@@ -83,7 +83,7 @@ pub fn map(caller: &mut Caller) -> Answer {
 pub fn unmap(caller: &mut Caller) -> Answer {
     let at = caller.window_page() as *mut c_void;
     let length = caller.rng.usize(1..3) * PAGE as usize;
-    // SAFETY: Nothing but mapped counters is there.
+    // SAFETY: Only mapped counters are in this range.
     (May, number(unsafe { libc::munmap(at, length) }))
 }
 
@@ -95,7 +95,7 @@ pub fn protect(caller: &mut Caller) -> Answer {
     } else {
         MustFail
     };
-    // SAFETY: Nothing but mapped counters is there.
+    // SAFETY: Only mapped counters are in this range.
     let result = unsafe { libc::mprotect(at, PAGE as usize, access) };
     (verdict, number(result))
 }
@@ -104,20 +104,20 @@ pub fn remap(caller: &mut Caller) -> Answer {
     let (from, to) = (caller.window_page(), caller.window_page());
     let old = caller.one_of(&[0, PAGE, PAGE, 2 * PAGE]) as usize;
     let new = caller.one_of(&[0, PAGE, PAGE, 2 * PAGE, 1 << 30]) as usize;
-    // Always to a place of one's choice, which is no other memory.
+    // Always to an address in the window, where no other memory is.
     let flags = libc::MREMAP_FIXED | libc::MREMAP_MAYMOVE | caller.one_of(&[0, 0, 4]);
-    // To a longer mapping there is no way.
+    // The mapping cannot grow.
     let verdict = if new > old.max(PAGE as usize) {
         MustFail
     } else {
         May
     };
-    // SAFETY: Nothing but mapped counters is there.
+    // SAFETY: Only mapped counters are in this range.
     let moved = unsafe { libc::mremap(from as *mut c_void, old, new, flags, to as *mut c_void) };
     (verdict, number(moved as i64))
 }
 
-/// Advice for the counter's mapping; of what the crate `libc` lacks, guard pages and collapsing.
+/// Advice for the counter's mapping; guard pages and collapsing are missing in the crate `libc`.
 const ADVICE: &[i32] = &[
     libc::MADV_DONTNEED,
     libc::MADV_DONTNEED,
@@ -148,12 +148,12 @@ pub fn advise(caller: &mut Caller) -> Answer {
     } else {
         (May, caller.one_of(ADVICE))
     };
-    // SAFETY: Nothing but mapped counters is there.
+    // SAFETY: Only mapped counters are in this range.
     let result = unsafe { libc::madvise(at, PAGE as usize, advice) };
     (verdict, number(result))
 }
 
-/// A word of this process's own, and one of the window, for a copy between them.
+/// A number of this process, and one in the window, for a copy between them.
 pub fn words(caller: &mut Caller, word: &mut u64) -> (libc::iovec, libc::iovec) {
     let piece = |at: *mut c_void| libc::iovec {
         iov_base: at,
@@ -174,12 +174,12 @@ pub fn peek(caller: &mut Caller) -> Answer {
 pub fn poke(caller: &mut Caller) -> Answer {
     let mut word = 0;
     let (here, there) = words(caller, &mut word);
-    // SAFETY: Nothing but mapped counters is there.
+    // SAFETY: Only mapped counters are in this range.
     let result = unsafe { libc::process_vm_writev(libc::getpid(), &here, 1, &there, 1, 0) };
     (MustFail, number(result))
 }
 
-/// Changes mappings of watched memory in one of the ways there are.
+/// Changes mappings of watched memory in a random way.
 pub fn change(caller: &mut Caller) -> Answer {
     let most = if caller.once_in(10) { ARENA_PAGES } else { 4 };
     let from = caller.arena_page();
@@ -205,7 +205,7 @@ pub fn change(caller: &mut Caller) -> Answer {
         103, // MADV_GUARD_REMOVE
     ]);
     let fixed = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    // SAFETY: The arena's memory is only ever accessed by the kernel.
+    // SAFETY: Only the kernel accesses the memory of the arena.
     let result = unsafe {
         match caller.rng.u32(0..10) {
             0 | 1 => {

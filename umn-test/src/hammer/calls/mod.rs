@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The calls that are made, and what may come of each.
+//! The calls, and the results each may have.
 
 mod answer;
 mod device;
@@ -90,21 +90,21 @@ use crate::{
 
 /// A kind of call.
 struct Call {
-    /// What it is called in the table.
+    /// Its name in the table.
     name: &'static str,
-    /// How often it is made, compared to others.
+    /// How often it is made, relative to others.
     weight: u32,
-    /// The errors it may fail with, besides [`ANYWHERE`].
+    /// The errors it may fail with, in addition to [`ANYWHERE`].
     errors: &'static [i32],
-    /// Makes it.
+    /// Makes the call.
     make: fn(&mut Caller) -> Answer,
 }
 
-/// A descriptor may be closed at any time, and memory short.
+/// Errors of any call: a descriptor may be closed at any time, and memory may run out.
 const ANYWHERE: &[i32] = &[libc::EBADF, libc::ENOMEM];
 
 impl Call {
-    /// Whether it may fail with an error.
+    /// Whether it may fail with this error.
     fn fails_with(&self, error: &io::Error) -> bool {
         error
             .raw_os_error()
@@ -112,10 +112,10 @@ impl Call {
     }
 }
 
-/// Makes the table: `function, weight, errors;` for each.
+/// Defines the table: `function, weight, errors;` for each call.
 macro_rules! calls {
     ($($name:ident, $weight:literal, [$($error:ident)*];)+) => {
-        /// All kinds.
+        /// All kinds of calls.
         const CALLS: &[Call] = &[
             $(Call {
                 name: stringify!($name),
@@ -125,12 +125,12 @@ macro_rules! calls {
             },)+
         ];
 
-        /// Their weights together.
+        /// The sum of their weights.
         const WEIGHTS: u32 = 0 $(+ $weight)+;
     };
 }
 
-/// The place of `open` in the table.
+/// The index of `open` in the table.
 const OPEN: usize = 0;
 
 calls! {
@@ -179,19 +179,19 @@ calls! {
 
 const _: () = assert!(CALLS.len() <= ROWS);
 
-/// The names of all kinds.
+/// The names of all kinds of calls.
 pub fn names() -> impl Iterator<Item = &'static str> {
     CALLS.iter().map(|call| call.name)
 }
 
-/// Opens some files, so that there is something to do with them.
+/// Opens some files to start with.
 pub fn begin(caller: &mut Caller) {
     for _ in 0..FDS {
         make(caller, OPEN);
     }
 }
 
-/// Makes a call of any kind.
+/// Makes a random call.
 pub fn make_any(caller: &mut Caller) {
     let mut at = caller.rng.u32(0..WEIGHTS);
     let index = CALLS
@@ -207,7 +207,7 @@ pub fn make_any(caller: &mut Caller) {
     make(caller, index);
 }
 
-/// Makes a call of one kind, and judges what comes of it.
+/// Makes a call of one kind, and judges its result.
 fn make(caller: &mut Caller, index: usize) {
     let call = &CALLS[index];
     let (verdict, result) = (call.make)(caller);
@@ -229,7 +229,7 @@ fn make(caller: &mut Caller, index: usize) {
     }
 }
 
-/// Interrupts a thread of this process or, now and then, kills another one.
+/// Interrupts a thread of this process or, occasionally, kills another process.
 fn signal(caller: &mut Caller) -> Answer {
     let (thread, worker) = (caller.thread(), caller.worker());
     // SAFETY: The calls take no pointer.
@@ -246,14 +246,14 @@ fn signal(caller: &mut Caller) -> Answer {
     (May, number(result))
 }
 
-/// Lets a child go on with the same files, while this process does too.
+/// Forks a child that uses the same files concurrently.
 fn fork(caller: &mut Caller) -> Answer {
     if caller.is_child {
         return (May, Err(io::Error::from_raw_os_error(libc::EAGAIN)));
     }
     let calls = caller.rng.u32(0..100);
-    // SAFETY: The child makes calls as this process does, and ends; the C library sees to it that
-    // memory can be allocated in it.
+    // SAFETY: The child makes the same kinds of calls and ends. The C library ensures that the
+    // child can allocate memory.
     let result = check(unsafe { libc::fork() });
     match result {
         Ok(0) => {
@@ -265,7 +265,7 @@ fn fork(caller: &mut Caller) -> Answer {
             unsafe { libc::_exit(0) }
         }
         Ok(_) => {
-            // Those that have ended by now.
+            // Reap the children that have ended.
             // SAFETY: The status is of no interest.
             while unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) } > 0 {}
         }
@@ -279,12 +279,12 @@ fn spawn(caller: &mut Caller) -> Answer {
     if caller.is_child {
         return (May, Err(io::Error::from_raw_os_error(libc::EAGAIN)));
     }
-    // A thread that forks may be the one to reap it.
+    // Another thread, in [`fork`], may reap it.
     let status = executed(caller.rng.u64(..)).status();
     (May, status.map(|_| 0))
 }
 
-/// This program, to go on with the files that it inherits.
+/// This program, which continues with the files it inherits.
 pub fn executed(seed: u64) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command

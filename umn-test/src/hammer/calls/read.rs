@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reading, in all ways, and what a device to read from does not do.
+//! Reading in every way, and the read-like calls that the device does not support.
 
 use std::{
     io,
@@ -42,18 +42,18 @@ pub fn whole_records(caller: &Caller, what: &str, result: &io::Result<i64>) {
 
 pub fn read(caller: &mut Caller) -> Answer {
     let (fd, buffer, length) = (caller.fd(), caller.pointer(), caller.length());
-    // SAFETY: There is nothing at the address but what anything may be written to.
+    // SAFETY: The address is of memory that may be overwritten, or invalid.
     let result = number(unsafe { libc::read(fd, buffer, length) });
     whole_records(caller, "read", &result);
     (May, result)
 }
 
-/// Reads where all is as it should be, and looks at what comes.
+/// Reads with valid arguments, and checks the records.
 pub fn read_properly(caller: &mut Caller) -> Answer {
     let fd = caller.fd();
     let most = caller.rng.usize(1..=caller.buffer.len());
     let buffer = caller.buffer.as_mut_ptr().cast();
-    // SAFETY: The buffer has room for so many.
+    // SAFETY: The buffer has room for this many.
     let result = number(unsafe { libc::read(fd, buffer, most * size_of::<Event>()) });
     whole_records(caller, "read", &result);
     if let Ok(bytes) = result {
@@ -76,7 +76,7 @@ pub fn read_properly(caller: &mut Caller) -> Answer {
     (May, result)
 }
 
-/// Pieces at some addresses.
+/// Buffers at several addresses.
 pub fn pieces(caller: &mut Caller) -> [libc::iovec; 20] {
     [(); 20].map(|()| libc::iovec {
         iov_base: caller.pointer(),
@@ -84,7 +84,7 @@ pub fn pieces(caller: &mut Caller) -> [libc::iovec; 20] {
     })
 }
 
-/// Mostly a count that there is.
+/// A number of buffers, usually a valid one.
 pub fn piece_count(caller: &mut Caller) -> i32 {
     if caller.once_in(10) {
         caller.one_of(&[-1, 0, 1025, i32::MAX])
@@ -104,7 +104,7 @@ pub fn readv(caller: &mut Caller) -> Answer {
     } else {
         pieces.as_ptr()
     };
-    // SAFETY: There is nothing at the addresses but what anything may be written to.
+    // SAFETY: The addresses are of memory that may be overwritten, or invalid.
     let result = number(unsafe { libc::readv(fd, vector, count) });
     whole_records(caller, "readv", &result);
     (May, result)
@@ -127,7 +127,7 @@ pub fn preadv2(caller: &mut Caller) -> Answer {
     } else {
         (May, -1)
     };
-    // SAFETY: There is nothing at the addresses but what anything may be written to.
+    // SAFETY: The addresses are of memory that may be overwritten, or invalid.
     let result = number(unsafe { libc::preadv2(fd, pieces.as_ptr(), count, position, flags) });
     whole_records(caller, "preadv2", &result);
     (verdict, result)
@@ -170,7 +170,7 @@ pub fn splice(caller: &mut Caller) -> Answer {
     // SAFETY: The files were just opened and are nobody else's.
     let [out, inward] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
     let (out, inward) = (out.as_raw_fd(), inward.as_raw_fd());
-    // SAFETY: The files may be anything, and the pointers may be null.
+    // SAFETY: Any file will do, and the pointers may be null.
     let result = unsafe {
         match caller.rng.u32(0..6) {
             0 => libc::splice(fd, nowhere, inward, nowhere, 4096, libc::SPLICE_F_NONBLOCK),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting for events, in all ways.
+//! Waiting for events in every way.
 
 use std::{
     mem,
@@ -47,7 +47,7 @@ pub fn poll(caller: &mut Caller) -> Answer {
         1 => (ptr::null_mut(), 1 << 30),
         _ => (fds.as_mut_ptr(), FDS as u64),
     };
-    // SAFETY: There are so many, or the kernel finds that there are not.
+    // SAFETY: Either the array has that many elements, or the kernel refuses the count.
     (May, number(unsafe { libc::poll(at, count, time) }))
 }
 
@@ -95,7 +95,7 @@ pub fn epoll(caller: &mut Caller) -> Answer {
     (May, result.and(waited))
 }
 
-/// Reads and polls asynchronously, and mostly leaves before that is done.
+/// Reads and polls asynchronously, and usually does not wait for the completion.
 pub fn uring(caller: &mut Caller) -> Answer {
     let mut ring = match IoUring::new(8) {
         Ok(ring) => ring,
@@ -105,16 +105,16 @@ pub fn uring(caller: &mut Caller) -> Answer {
         let fd = types::Fd(caller.fd());
         let read = opcode::Read::new(fd, caller.pointer().cast(), 128).build();
         let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
-        // SAFETY: There is nothing at the address but what anything may be written to, whenever.
+        // SAFETY: The addresses are of memory that may be overwritten at any time, or invalid.
         let pushed = unsafe {
             let mut queue = ring.submission();
             queue.push(&read.user_data(1)).and(queue.push(&poll))
         };
-        pushed.expect("there is room for so many");
+        pushed.expect("there is room for all of them");
     }
     let wait = usize::from(caller.once_in(3));
     let result = match ring.submit_and_wait(wait) {
-        // A signal, which ends the waiting.
+        // A signal ended the wait.
         Err(error) if error.raw_os_error() == Some(libc::EINTR) => Ok(0),
         result => result.map(|count| count as i64),
     };
