@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The caches of pinned memory in `clients/`, the crate's and that in C: both do the same.
+//! The caches of pinned memory in `clients/`, the one in Rust and the one in C: both behave alike.
 
 use std::{
     collections::HashMap,
@@ -30,16 +30,16 @@ use super::prelude::*;
 use crate::demo::adapter::Adapter;
 
 table! {
-    caches_agree: "the caches in Rust and in C find and drop the same, and nothing they find is stale",
-    caches_end_where_pinning_changes_mappings: "memory whose pinning changes mappings is kept",
-    caches_give_up: "memory that changes whenever it is pinned is used once and not kept",
-    caches_at_the_limit: "what cannot be watched is used once and not kept, and the rest is kept",
-    caches_in_a_child: "in a forked child both caches fail",
+    caches_agree: "the caches in Rust and in C have the same hits and misses, and no hit is stale",
+    caches_end_where_pinning_changes_mappings: "memory whose pinning changes mappings is cached",
+    caches_give_up: "memory that changes whenever it is pinned is used once and not cached",
+    caches_at_the_limit: "memory that cannot be watched is used once and not cached; the rest is cached",
+    caches_in_a_child: "both caches fail in a forked child",
 }
 
 /// A cache, in either language.
 trait Cache {
-    /// The key for `memory`, and whether it was found.
+    /// Returns the key for `memory`, and whether it was in the cache.
     fn get(&mut self, memory: &Range<u64>) -> io::Result<(u64, bool)>;
 }
 
@@ -51,7 +51,7 @@ impl<P: Pin<Key: Into<u64>>> Cache for RegistrationCache<P> {
     }
 }
 
-/// That in `clients/c/example.c`.
+/// The cache in `clients/c/example.c`.
 struct InC<P> {
     example: NonNull<c_void>,
     adapter: NonNull<P>,
@@ -80,7 +80,7 @@ impl<P: Pin<Key: Into<u64> + TryFrom<u64>>> InC<P> {
     }
 
     fn adapter(&mut self) -> &mut P {
-        // SAFETY: The cache uses it only while one of its functions is called.
+        // SAFETY: The cache uses the adapter only while one of its functions runs.
         unsafe { self.adapter.as_mut() }
     }
 
@@ -95,7 +95,7 @@ impl<P: Pin<Key: Into<u64> + TryFrom<u64>>> InC<P> {
         let start = start as u64;
         match adapter.pin(&(start..start + length as u64)) {
             Ok(key) => {
-                // SAFETY: The caller has a place for it.
+                // SAFETY: The caller has room for the key.
                 unsafe { *pin = key.into() };
                 0
             }
@@ -106,7 +106,7 @@ impl<P: Pin<Key: Into<u64> + TryFrom<u64>>> InC<P> {
     extern "C" fn unpin(adapter: *mut c_void, pin: u64) {
         // SAFETY: As above.
         let adapter = unsafe { &mut *adapter.cast::<P>() };
-        let key = P::Key::try_from(pin).unwrap_or_else(|_| panic!("{pin} is no key"));
+        let key = P::Key::try_from(pin).unwrap_or_else(|_| panic!("{pin} is not a key"));
         adapter.unpin(key).expect("what was pinned can be unpinned");
     }
 }
@@ -115,7 +115,7 @@ impl<P> Cache for InC<P> {
     fn get(&mut self, memory: &Range<u64>) -> io::Result<(u64, bool)> {
         let (start, length) = (memory.start as *mut _, (memory.end - memory.start) as usize);
         let mut pin = 0;
-        // SAFETY: The cache is open, and takes any memory.
+        // SAFETY: The cache is open and accepts any memory.
         match unsafe { example_get(self.example.as_ptr(), start, length, &mut pin) } {
             found @ (0 | 1) => Ok((pin, found == 1)),
             error => Err(io::Error::from_raw_os_error(-error)),
@@ -125,7 +125,7 @@ impl<P> Cache for InC<P> {
 
 impl<P> Drop for InC<P> {
     fn drop(&mut self) {
-        // SAFETY: The cache is open, and was the only one to have the adapter.
+        // SAFETY: The cache is open, and was the only user of the adapter.
         unsafe {
             example_close(self.example.as_ptr());
             drop(Box::from_raw(self.adapter.as_ptr()));
@@ -137,7 +137,7 @@ fn watcher() -> Outcome<Option<Watcher>> {
     Ok(Some(Watcher::new(open()?.into_inner())?))
 }
 
-/// Both, over an adapter of the same kind each.
+/// Opens both caches, each with an adapter of the same kind.
 fn both<P: Pin<Key: Into<u64> + TryFrom<u64>>>(
     capacity: usize,
     adapter: impl Fn() -> Outcome<P>,
@@ -149,7 +149,7 @@ fn both<P: Pin<Key: Into<u64> + TryFrom<u64>>>(
 fn caches_agree() -> Outcome {
     const CAPACITY: usize = 10;
     let (mut in_rust, mut in_c) = both(CAPACITY, || {
-        Adapter::open(CAPACITY as u16 + 2).or_skip("io_uring with a table of buffers")
+        Adapter::open(CAPACITY as u16 + 2).or_skip("io_uring with sparse buffer tables")
     })?;
     let buffers = (0..16)
         .map(|index| Guarded::new(index % 4 + 1))
@@ -186,21 +186,21 @@ fn caches_agree() -> Outcome {
 
         let (key, found) = Cache::get(&mut in_rust, &memory)?;
         let (key_in_c, found_in_c) = in_c.get(&memory)?;
-        let what = format!("whether round {round} found it in C");
+        let what = format!("hit of the C cache in round {round}");
         expect::same(&what, found_in_c, found)?;
         hits += u64::from(found);
         for (adapter, key) in [(in_rust.adapter(), key), (in_c.adapter(), key_in_c)] {
             adapter.send(key as u16, &memory, &sender)?;
             let mut arrived = vec![0; written.len()];
             receiver.read_exact(&mut arrived)?;
-            expect::same("whether stale bytes arrived", arrived != written, false)?;
+            expect::same("stale bytes", arrived != written, false)?;
         }
     }
     expect::at_least("hits", hits, 200)
 }
 
-/// Pins as mlock does, or an RDMA library for the sake of fork: once for all pins of some memory, by
-/// what changes the mapping if it is a part of a huge page.
+/// Pins as mlock does, or as an RDMA library does for the sake of fork: once for all pins of the
+/// same memory, and in a way that changes the mapping if the memory is part of a huge page.
 #[derive(Default)]
 struct Splitting {
     pins: HashMap<u64, u32>,
@@ -213,7 +213,7 @@ impl Pin for Splitting {
     fn pin(&mut self, memory: &Range<u64>) -> io::Result<u64> {
         let pins = self.pins.entry(memory.start).or_default();
         if *pins == 0 {
-            // All of the block is huge until then, as it would be sooner or later by itself.
+            // Make the block huge first, as khugepaged would do sooner or later.
             let block = memory.start / HUGE * HUGE..(memory.start / HUGE + 1) * HUGE;
             mem::advise(&block, libc::MADV_COLLAPSE)?;
             mem::advise(memory, libc::MADV_DONTFORK)?;
@@ -251,13 +251,13 @@ fn caches_end_where_pinning_changes_mappings() -> Outcome {
             rust = RegistrationCache::new(adapter, 4, watcher()?);
             &mut rust
         };
-        expect::same("whether it is found at first", cache.get(&memory)?.1, false)?;
-        expect::same("whether it is found then", cache.get(&memory)?.1, true)?;
+        expect::same("hit at first", cache.get(&memory)?.1, false)?;
+        expect::same("hit after that", cache.get(&memory)?.1, true)?;
     }
     Ok(())
 }
 
-/// Changes what it pins, each time.
+/// Changes whatever it pins, every time.
 #[derive(Default)]
 struct Restless {
     quiet: bool,
@@ -291,26 +291,26 @@ fn caches_give_up() -> Outcome {
 
     let get = |cache: &mut dyn Cache| -> Outcome {
         for _ in 0..3 {
-            expect::same("whether it is found", cache.get(&memory)?.1, false)?;
+            expect::same("hit", cache.get(&memory)?.1, false)?;
         }
         Ok(())
     };
     get(&mut in_rust)?;
     get(&mut in_c)?;
     for adapter in [in_rust.adapter(), in_c.adapter()] {
-        // What was pinned for one use goes when the next one comes.
-        expect::same("how much is pinned", adapter.pinned, 1)?;
+        // Memory that was pinned for one use is unpinned when the next use begins.
+        expect::same("pinned buffers", adapter.pinned, 1)?;
         expect::that("pins", adapter.count <= 30, "at most 30", adapter.count)?;
         adapter.quiet = true;
     }
     for memory in [&memory, &other] {
         for cache in [&mut in_rust as &mut dyn Cache, &mut in_c] {
-            expect::same("whether it is found at first", cache.get(memory)?.1, false)?;
-            expect::same("whether it is found then", cache.get(memory)?.1, true)?;
+            expect::same("hit at first", cache.get(memory)?.1, false)?;
+            expect::same("hit after that", cache.get(memory)?.1, true)?;
         }
     }
     for adapter in [in_rust.adapter(), in_c.adapter()] {
-        expect::same("how much is pinned", adapter.pinned, 2)?;
+        expect::same("pinned buffers", adapter.pinned, 2)?;
     }
     Ok(())
 }
@@ -318,7 +318,7 @@ fn caches_give_up() -> Outcome {
 fn caches_at_the_limit() -> Outcome {
     const PAGES: u64 = 1200;
     let area = Guarded::new(PAGES)?;
-    // Enough for some hundred regions.
+    // Enough for a few hundred regions.
     process::set_limit(libc::RLIMIT_MEMLOCK, 16 * PAGE)?;
     process::drop_privilege()?;
     for in_c in [false, true] {
@@ -340,21 +340,17 @@ fn caches_at_the_limit() -> Outcome {
             found += u64::from(cache.get(&area.page(page))?.1);
         }
         let some = found > 0 && found < PAGES;
-        expect::that("buffers that are kept", some, "some, not all", found)?;
-        // There is room again for what has just been dropped.
+        expect::that("cached buffers", some, "some, not all", found)?;
+        // Dropping this one makes room.
         mem::advise(&area.page(0), libc::MADV_DONTNEED)?;
-        expect::same("whether it is found", cache.get(&area.page(0))?.1, false)?;
-        expect::same(
-            "whether it is found then",
-            cache.get(&area.page(0))?.1,
-            true,
-        )?;
+        expect::same("hit", cache.get(&area.page(0))?.1, false)?;
+        expect::same("hit after that", cache.get(&area.page(0))?.1, true)?;
     }
     Ok(())
 }
 
 fn caches_in_a_child() -> Outcome {
-    // Of shared memory fork changes nothing.
+    // `fork` does not change shared memory.
     let area = Guarded::shared(1)?;
     let (mut in_rust, mut in_c) = both(4, || {
         Ok(Restless {
@@ -370,10 +366,6 @@ fn caches_in_a_child() -> Outcome {
         expect::error("the cache in C", in_c.get(&area.all()), libc::EPERM)
     })?
     .join()?;
-    expect::same(
-        "whether it is found",
-        Cache::get(&mut in_rust, &area.all())?.1,
-        true,
-    )?;
-    expect::same("whether it is found in C", in_c.get(&area.all())?.1, true)
+    expect::same("hit", Cache::get(&mut in_rust, &area.all())?.1, true)?;
+    expect::same("hit of the C cache", in_c.get(&area.all())?.1, true)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a process can do to its own mappings; each is reported, and only where it happens.
+//! What a process can do to its own mappings. Each change is reported, and only where it happens.
 
 use std::{
     ffi::CString,
@@ -49,7 +49,7 @@ table! {
     cause_shmdt: "shmdt",
     cause_truncate: "ftruncate of the mapped file",
     cause_punch_hole: "fallocate punches a hole into the mapped file",
-    cause_fork_and_write: "fork, and the first write to each page after it",
+    cause_fork_and_write: "fork, and the first write to each page afterwards",
     cause_write_to_zero_page: "the first write to a page that was only read",
     cause_write_to_file_copy: "the first write to a private page of a file",
     cause_split_by_mprotect: "mprotect of part of a huge page",
@@ -59,21 +59,21 @@ table! {
     cause_hugetlb: "munmap of a hugetlb page",
     cause_move_pages: "move_pages to another node",
     cause_mbind: "mbind to another node",
-    cause_soft_dirty: "clear_refs 4, which starts to track what is written",
-    cause_write_protected: "userfaultfd write-protects",
+    cause_soft_dirty: "clear_refs 4, which starts to track writes",
+    cause_write_protected: "userfaultfd write-protects a page",
     cause_moved: "userfaultfd moves a page away",
-    cause_scan: "PAGEMAP_SCAN write-protects what was written",
-    cause_uprobe: "a breakpoint comes into a page of code, and goes",
+    cause_scan: "PAGEMAP_SCAN write-protects written pages",
+    cause_uprobe: "a uprobe inserts a breakpoint into a page of code, and removes it",
     cause_poisoned: "MADV_HWPOISON",
     cause_soft_offline: "MADV_SOFT_OFFLINE",
-    cause_without_effect: "MADV_COLD, mlock, first touch and the like raise nothing",
-    cause_unwatched: "whatever happens to memory that is not watched raises nothing",
+    cause_without_effect: "MADV_COLD, mlock, first touch and the like are not reported",
+    cause_unwatched: "changes to memory that is not watched are not reported",
 }
 
-/// Applies a cause to the middle one of three pages of memory that `make` makes, in two ways.
+/// Applies a cause to the middle one of three pages that `make` returns, in two ways.
 ///
-/// With only the two neighbours watched nothing may be seen; with all watched exactly the page in
-/// the middle, on return. Returns how often that counted.
+/// If only the neighbours are watched, nothing may be reported. If all three are watched, exactly
+/// the page in the middle must be, on return. Returns how far the counter moved.
 fn only_the_middle(
     make: impl Fn() -> Outcome<Guarded>,
     cause: impl Fn(&Range<u64>) -> Outcome,
@@ -103,7 +103,7 @@ fn only_the_middle(
 /// [`only_the_middle`] of small private pages, for a cause that is a single invalidation.
 fn once(cause: impl Fn(&Range<u64>) -> Outcome) -> Outcome {
     let counter = only_the_middle(private, cause)?;
-    expect::same("how often it counted", counter, 1)
+    expect::same("the counter", counter, 1)
 }
 
 /// Three private pages.
@@ -166,7 +166,7 @@ fn cause_mremap_shrink() -> Outcome {
 
 fn cause_brk() -> Outcome {
     let bench = Bench::new(1)?;
-    // SAFETY: The heap grows by two pages, which nobody knows of.
+    // SAFETY: The heap grows by two pages that nobody else uses.
     let end = |bytes| check(unsafe { libc::sbrk(bytes) } as isize);
     let odd = end(0)? as u64 % PAGE;
     end((PAGE - odd) as isize)?;
@@ -213,17 +213,17 @@ fn cause_remove() -> Outcome {
     only_the_middle(shared, |page| Ok(mem::advise(page, libc::MADV_REMOVE)?)).map(drop)
 }
 
-/// Writes pages to swap, or sees that there is none.
+/// Writes pages to swap; skips the test if there is none.
 pub(super) fn page_out(pages: &Range<u64>, mut advise: impl FnMut() -> io::Result<()>) -> Outcome {
     let swaps = std::fs::read_to_string("/proc/swaps").or_skip("no /proc/swaps")?;
     if swaps.lines().count() < 2 {
         return Err(Failure::Skipped("no swap".into()));
     }
     let other = Guarded::new(1)?.all().start;
-    // The kernel leaves pages alone that somebody else looks at just now.
+    // The kernel skips pages that somebody else is using at the moment.
     for _ in 0..100 {
-        // Nor does it find new pages that another processor has not put on its lists yet. To move
-        // a page, if only to where it is, has all processors do that.
+        // Nor does it find new pages that another processor has not put on its LRU lists yet.
+        // Moving a page, even to the node it is on, makes all processors do that.
         if let Ok(node) = move_page(0, other, None) {
             let _ = move_page(0, other, Some(node));
         }
@@ -234,8 +234,8 @@ pub(super) fn page_out(pages: &Range<u64>, mut advise: impl FnMut() -> io::Resul
     }
     Err(Failure::new(
         "MADV_PAGEOUT",
-        "pages to go to swap",
-        "them stay",
+        "pages to be swapped out",
+        "present pages",
     ))
 }
 
@@ -253,7 +253,7 @@ fn cause_pageout_shared() -> Outcome {
     .map(drop)
 }
 
-/// Small pages where a huge one could be, between unused ones; the middle of three.
+/// Small pages where a huge one could be, between unused ones; the middle one of three.
 pub(super) fn collapsible() -> Outcome<(Bench, Range<u64>)> {
     let bench = Bench::over(open()?, Guarded::huge(3)?)?;
     mem::advise(&bench.area.all(), libc::MADV_NOHUGEPAGE).or_skip("huge pages")?;
@@ -277,10 +277,10 @@ pub(super) fn collapse(at: u64, mut advise: impl FnMut() -> io::Result<()>) -> O
             return Ok(());
         }
     }
-    Err(Failure::Skipped("no huge page to be had".into()))
+    Err(Failure::Skipped("no huge page available".into()))
 }
 
-/// Watches what is below and above a huge page's place, a page in it, and all of it.
+/// Watches the memory below and above a huge page, a page in it, and all of it.
 pub(super) fn watch_huge(bench: &Bench, place: &Range<u64>) -> Outcome {
     bench.watch(1, &(bench.area.all().start..place.start))?;
     bench.watch(2, &(place.start + 5 * PAGE..place.start + 6 * PAGE))?;
@@ -288,7 +288,7 @@ pub(super) fn watch_huge(bench: &Bench, place: &Range<u64>) -> Outcome {
     bench.watch(4, &(place.end..bench.area.all().end))
 }
 
-/// Expects events of the regions in a huge page's place, and of them alone.
+/// Expects events of the regions in a huge page, and of no others.
 #[track_caller]
 pub(super) fn only_huge(bench: &Bench) -> Outcome {
     expect::at_least("the counter", bench.counter.get(), 1)?;
@@ -305,7 +305,7 @@ pub(super) fn only_huge(bench: &Bench) -> Outcome {
 
 fn cause_collapse() -> Outcome {
     let (bench, place) = collapsible()?;
-    // In this order, since khugepaged may be quicker.
+    // In this order, since khugepaged may be faster.
     watch_huge(&bench, &place)?;
     mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
     collapse(place.start, || mem::advise(&place, libc::MADV_COLLAPSE))?;
@@ -325,7 +325,7 @@ fn cause_guard_install() -> Outcome {
 
 fn cause_shmdt() -> Outcome {
     let bench = Bench::new(1)?;
-    // SAFETY: The calls take no pointers to anything, and attach where the kernel likes.
+    // SAFETY: The calls take no pointers, and attach where the kernel likes.
     let at = unsafe {
         let id = check(libc::shmget(
             libc::IPC_PRIVATE,
@@ -346,7 +346,7 @@ fn cause_shmdt() -> Outcome {
     bench.reads(&[hit(1, &region), last(1)])
 }
 
-/// Watches four pages of a file that is shortened to two.
+/// Watches four pages of a file that is truncated to two.
 pub(super) fn truncated(truncate: impl FnOnce(&File) -> Outcome) -> Outcome {
     let file = mem::memory_file(4)?;
     let bench = Bench::over(open()?, Guarded::of_file(&file, 4)?)?;
@@ -429,7 +429,7 @@ fn cause_write_to_file_copy() -> Outcome {
     .map(drop)
 }
 
-/// A huge page, between others, with everything watched.
+/// A huge page between others; everything is watched.
 fn huge_page() -> Outcome<(Bench, Range<u64>)> {
     let (bench, place) = collapsible()?;
     mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
@@ -438,7 +438,7 @@ fn huge_page() -> Outcome<(Bench, Range<u64>)> {
     Ok((bench, place))
 }
 
-/// A range of pages in a huge page, the one that is watched by itself among them.
+/// A range of pages in a huge page, including the one that is watched separately.
 fn part_of_huge(place: &Range<u64>) -> Range<u64> {
     place.start + 4 * PAGE..place.start + 7 * PAGE
 }
@@ -474,7 +474,7 @@ fn cause_hugetlb() -> Outcome {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let at = match mem::map(None, HUGE, access, flags, None) {
         Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
-            return Err(Failure::Skipped("no hugetlb page to be had".into()));
+            return Err(Failure::Skipped("no hugetlb page available".into()));
         }
         result => result?,
     };
@@ -485,13 +485,13 @@ fn cause_hugetlb() -> Outcome {
     bench.reads(&[hit(1, &(at..at + PAGE)), last(1)])
 }
 
-/// Moves a page to a node, or with `None` only asks; returns on which it is now.
+/// Moves a page to a node, or only queries if `node` is `None`; returns the node it is on now.
 pub(super) fn move_page(pid: i32, page: u64, node: Option<i32>) -> io::Result<i32> {
     /// `MPOL_MF_MOVE` of `linux/mempolicy.h`, which the crate `libc` lacks.
     const MPOL_MF_MOVE: i32 = 2;
     let mut status = i32::MIN;
     let nodes = node.as_ref().map_or(ptr::null(), ptr::from_ref);
-    // SAFETY: All pointers are to one valid element, but for that of the nodes, which may be null.
+    // SAFETY: All pointers are to one valid element, except that of the nodes, which may be null.
     check(unsafe {
         let (pages, status) = (&raw const page, &raw mut status);
         libc::syscall(
@@ -522,7 +522,7 @@ pub(super) fn other_node(page: u64) -> Outcome<i32> {
     }
 }
 
-/// Tries until a page of this process is on a node.
+/// Tries until a page of this process is on a given node.
 pub(super) fn migrate(page: u64, node: i32, mut step: impl FnMut() -> io::Result<()>) -> Outcome {
     for _ in 0..50 {
         step().or_skip("page migration")?;
@@ -530,14 +530,14 @@ pub(super) fn migrate(page: u64, node: i32, mut step: impl FnMut() -> io::Result
             return Ok(());
         }
     }
-    Err(Failure::new("migration", "a page to move", "it stay"))
+    Err(Failure::new("migration", "a moved page", "none"))
 }
 
 fn cause_move_pages() -> Outcome {
     only_the_middle(private, |page| {
         let node = other_node(page.start)?;
         migrate(page.start, node, || {
-            // A page that is busy for the moment is no error.
+            // That a page is busy at the moment is not an error.
             let _ = move_page(0, page.start, Some(node));
             Ok(())
         })
@@ -546,13 +546,13 @@ fn cause_move_pages() -> Outcome {
 }
 
 fn cause_mbind() -> Outcome {
-    /// `MPOL_MF_MOVE` as above.
+    /// See above.
     const MPOL_MF_MOVE: u32 = 2;
     only_the_middle(private, |page| {
         let node = other_node(page.start)?;
         let mask = 1u64 << node;
         migrate(page.start, node, || {
-            // SAFETY: The mask has the number of bits that is told.
+            // SAFETY: The mask has as many bits as the call is passed.
             check(unsafe {
                 libc::syscall(
                     libc::SYS_mbind,
@@ -638,7 +638,7 @@ fn cause_scan() -> Outcome {
             return_mask: PAGE_IS_WRITTEN,
             ..Scan::default()
         };
-        // SAFETY: The argument is what the command takes, and asks for no more to be written.
+        // SAFETY: The argument is valid, and requests no output beyond it.
         check(unsafe { libc::ioctl(map.as_raw_fd(), PAGEMAP_SCAN as _, &mut scan) })
     };
     if scan(&(0..0), 0).is_err() {
@@ -658,7 +658,7 @@ fn cause_scan() -> Outcome {
 }
 
 fn cause_uprobe() -> Outcome {
-    /// `struct perf_event_attr` of `linux/perf_event.h`, as far as version 1 of it.
+    /// `struct perf_event_attr` of `linux/perf_event.h`, version 1.
     #[repr(C)]
     #[derive(Default)]
     struct Attributes {
@@ -668,7 +668,7 @@ fn cause_uprobe() -> Outcome {
         path: u64,
         offset: u64,
     }
-    /// What there is an instruction of, in each byte.
+    /// An instruction, which fills the page.
     const NOP: u8 = 0x90;
 
     let kind =
@@ -691,7 +691,7 @@ fn cause_uprobe() -> Outcome {
             ..Attributes::default()
         };
         let (call, pid, any) = (libc::SYS_perf_event_open, 0, -1);
-        // SAFETY: The attributes say how large they are, and the path is a C string.
+        // SAFETY: The attributes contain their size, and the path is a C string.
         let fd = check(unsafe { libc::syscall(call, &attributes, pid, any, any, 0) })
             .or_skip("perf_event_open")?;
         // SAFETY: The file was just opened and is nobody else's.
@@ -705,7 +705,7 @@ fn cause_uprobe() -> Outcome {
     .map(drop)
 }
 
-/// Gives up a page of the machine for good, in a guest, where that does not matter.
+/// For tests that lose a page of the machine for good, which does not matter in a guest.
 fn only_in_a_guest() -> Outcome {
     match std::env::var_os("UMN_MODULE") {
         Some(_) => Ok(()),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is in `clients/` for programs to use: the crate's watcher, and the caches in Rust and in C.
+//! What `clients/` offers to programs: the watcher in Rust, and the caches in Rust and C.
 
 use std::{
     iter,
@@ -18,17 +18,17 @@ use ummunotify::Watcher;
 use super::prelude::*;
 
 table! {
-    client_names_changes: "the watcher names what has changed, and then says that nothing has",
-    client_cookie_reused: "no change is returned of a region that was unwatched meanwhile",
-    client_rest_is_kept: "changes that were not taken are there the next time",
-    client_unwatch_of_the_only_event: "unwatching takes the only event, and the watcher catches up",
-    client_child_is_refused: "in a forked child, however made, the watcher refuses all",
-    client_waits: "waiting ends with a change, or when the time is over",
-    client_checker: "another thread that is told of nothing sees what the reader did",
-    client_blocking_file: "a watcher does not take a file whose reads block",
+    client_names_changes: "the watcher names what has changed, and then reports no change",
+    client_cookie_reused: "no change is returned for a region that was unwatched in the meantime",
+    client_rest_is_kept: "changes that were not taken are returned the next time",
+    client_unwatch_of_the_only_event: "unwatching discards the only event, and the watcher catches up",
+    client_child_is_refused: "in a forked child, however forked, every call of the watcher fails",
+    client_waits: "waiting ends with a change or a timeout",
+    client_checker: "another thread sees what the reader did without being notified",
+    client_blocking_file: "a watcher rejects a file whose reads block",
 }
 
-/// A watcher, and an area with each page watched, the first as 1.
+/// A watcher, and an area whose pages are watched with cookies 1, 2, …
 fn watch(pages: u64) -> Outcome<(Watcher, Guarded)> {
     let watcher = Watcher::new(open()?.into_inner())?;
     let area = Guarded::new(pages)?;
@@ -44,14 +44,14 @@ fn discard(area: &Guarded, page: u64) -> Outcome {
     Ok(())
 }
 
-/// Expects these changes, and no more.
+/// Expects these changes and no others.
 #[track_caller]
 fn changes(watcher: &mut Watcher, expected: &[u64]) -> Outcome {
     let seen = iter::from_fn(|| watcher.next_change().transpose())
         .map(|change| change.map(|change| change.cookie()))
         .collect::<Result<Vec<_>, _>>()?;
     expect::same("the changes", seen.as_slice(), expected)?;
-    expect::same("whether anything has changed", watcher.changed(), false)
+    expect::same("changed", watcher.changed(), false)
 }
 
 fn client_names_changes() -> Outcome {
@@ -59,17 +59,17 @@ fn client_names_changes() -> Outcome {
     changes(&mut watcher, &[])?;
     discard(&area, 2)?;
     discard(&area, 0)?;
-    expect::same("whether anything has changed", watcher.changed(), true)?;
+    expect::same("changed", watcher.changed(), true)?;
     let change = watcher.next_change()?;
     let change = change.ok_or_else(|| Failure::new("next_change", "a change", "none"))?;
     expect::same("the cookie", change.cookie(), 3)?;
     expect::same("the addresses", change.addresses(), area.page(2))?;
-    expect::same("whether they are exact", change.is_exact(), true)?;
-    // Not before all were taken is it up to date.
-    expect::same("whether anything has changed", watcher.changed(), true)?;
+    expect::same("is_exact", change.is_exact(), true)?;
+    // It is up to date only after all changes were taken.
+    expect::same("changed", watcher.changed(), true)?;
     changes(&mut watcher, &[1])?;
 
-    // More than are read with one call.
+    // More than one call reads.
     let (mut watcher, area) = watch(300)?;
     for page in 0..300 {
         discard(&area, page)?;
@@ -82,7 +82,7 @@ fn client_cookie_reused() -> Outcome {
     for page in 0..3 {
         discard(&area, page)?;
     }
-    // The others have been read together with this one.
+    // The others were read together with this one.
     expect::same(
         "the first",
         watcher.next_change()?.map(|it| it.cookie()),
@@ -103,7 +103,7 @@ fn client_rest_is_kept() -> Outcome {
     let first = watcher.changes().next().transpose()?;
     expect::same("the first", first.map(|it| it.cookie()), Some(1))?;
     expect::same(
-        "whether waiting ends at once",
+        "wait returns at once",
         watcher.wait(Some(Duration::from_secs(30)))?,
         true,
     )?;
@@ -114,7 +114,7 @@ fn client_unwatch_of_the_only_event() -> Outcome {
     let (mut watcher, area) = watch(1)?;
     discard(&area, 0)?;
     watcher.unwatch(1)?;
-    expect::same("whether anything has changed", watcher.changed(), true)?;
+    expect::same("changed", watcher.changed(), true)?;
     changes(&mut watcher, &[])
 }
 
@@ -122,21 +122,21 @@ fn client_child_is_refused() -> Outcome {
     let (mut watcher, area) = watch(3)?;
     discard(&area, 0)?;
     discard(&area, 1)?;
-    // The second one has been read, but not returned.
+    // The second one was read, but not returned.
     watcher.next_change()?;
 
     let refused = |watcher: &mut Watcher| {
         let eperm = |what, result| expect::error(what, result, libc::EPERM);
         expect::same("changed", watcher.changed(), true)?;
         let inherited = watcher.checker().is_inherited();
-        expect::same("whether it is inherited", inherited, true)?;
+        expect::same("is_inherited", inherited, true)?;
         eperm("next_change", watcher.next_change().map(drop))?;
         eperm("watch", watcher.watch(area.page(0), 9))?;
         eperm("unwatch", watcher.unwatch(3))
     };
     Child::fork(|_| refused(&mut watcher))?.join()?;
-    // `fork` in libc has handlers run; the system call has not.
-    // SAFETY: There is only this thread, so that the child may do whatever the parent may.
+    // libc's `fork` runs handlers; the bare system call does not.
+    // SAFETY: There is only this thread, so the child may do whatever the parent may.
     match check(unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) })? {
         0 => {
             let passed = refused(&mut watcher).is_ok();
@@ -145,17 +145,13 @@ fn client_child_is_refused() -> Outcome {
         }
         pid => {
             let mut status = 0;
-            // SAFETY: `status` may be written.
+            // SAFETY: `status` may be written to.
             check(unsafe { libc::waitpid(pid as i32, &mut status, 0) })?;
             expect::same("the child's status", status, 0)?;
         }
     }
 
-    expect::same(
-        "whether it is inherited",
-        watcher.checker().is_inherited(),
-        false,
-    )?;
+    expect::same("is_inherited", watcher.checker().is_inherited(), false)?;
     let next = watcher.next_change()?.map(|it| it.cookie());
     expect::same("the second", next, Some(2))
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The mapped counter, seen from several threads and processes at once.
+//! The mapped counter, seen by several threads and processes at once.
 
 use std::{
     hint,
@@ -16,22 +16,22 @@ use super::prelude::*;
 use crate::harness;
 
 table! {
-    counter_seen_then_read_one: "who sees the counter move finds the event, with one thread's changes",
-    counter_seen_then_read_two: "the same with changes by two threads at once",
-    counter_seen_then_read_three: "the same with changes by three threads at once",
-    counter_moved_for_each_thread: "each of three threads finds it moved when its own call returns",
-    counter_never_goes_back: "it never goes back, in whichever of two mappings one looks",
-    counter_in_a_forked_child: "a forked child sees no older value than its parent has seen",
-    counter_and_last_agree: "LAST is no older than what was seen, nor newer than what is there",
+    counter_seen_then_read_one: "a thread that sees the counter move finds the event; one thread makes changes",
+    counter_seen_then_read_two: "the same; two threads make changes",
+    counter_seen_then_read_three: "the same; three threads make changes",
+    counter_moved_for_each_thread: "each of three threads finds the counter moved when its own call returns",
+    counter_never_goes_back: "the counter never goes back, in either of two mappings",
+    counter_in_a_forked_child: "a forked child sees no older value than its parent saw",
+    counter_and_last_agree: "LAST is no older than the counter before the read, and no newer than after it",
 }
 
-/// How many changes each thread makes, where `--rounds` does not say it.
+/// Changes by each thread, unless `--rounds` overrides it.
 const ROUNDS: u64 = 300;
 
-/// Runs `look` over and over while some threads each invalidate a page of their own, which `after`
-/// follows, with the counter before and after it; and once more at the end.
+/// Runs `look` repeatedly while some threads each invalidate a page of their own, and once more at
+/// the end. `after` is called after each change, with the counter before and after it.
 ///
-/// The page of thread N is watched with cookie N + 1, and nothing else.
+/// The page of thread N is watched with cookie N + 1, and nothing else is watched.
 fn while_changing(
     threads: u64,
     after: impl Fn(u64, u64) -> Outcome + Sync,
@@ -61,7 +61,7 @@ fn while_changing(
         while looked.is_ok() && !changers.iter().all(|changer| changer.is_finished()) {
             looked = look(bench);
         }
-        // Where something was wrong there is no need for the rest.
+        // After a failure, the rest is not needed.
         stop.store(true, Ordering::Relaxed);
         for changer in changers {
             changer.join().expect("the thread does not panic")?;
@@ -71,12 +71,12 @@ fn while_changing(
     })
 }
 
-/// Nothing to be seen to after a change.
+/// Checks nothing after a change.
 fn whatever(_: u64, _: u64) -> Outcome {
     Ok(())
 }
 
-/// Spins on the counter; each time it has moved, expects a read to return events and LAST.
+/// Spins on the counter; whenever it has moved, expects a read to return events and LAST.
 fn seen_then_read(threads: u64) -> Outcome {
     let (mut reported, mut reads) = (0, 0);
     while_changing(threads, whatever, |bench| {
@@ -142,10 +142,10 @@ fn counter_never_goes_back() -> Outcome {
     })
 }
 
-/// A word that is shared with children.
+/// A number that is shared with children.
 fn shared_word() -> Outcome<&'static AtomicU64> {
     let page = Guarded::shared(1)?.all();
-    // SAFETY: The memory is aligned, and stays mapped for as long as the process runs.
+    // SAFETY: The memory is aligned, and stays mapped while the process runs.
     let word = unsafe { &*(page.start as *const AtomicU64) };
     word.store(0, Ordering::Relaxed);
     Ok(word)
@@ -168,7 +168,7 @@ fn counter_in_a_forked_child() -> Outcome {
             parent_saw.load(Ordering::Acquire),
         )
     })?;
-    // Without other threads a change takes much less time.
+    // Without other threads, a change takes much less time.
     let rounds = harness::rounds(30 * ROUNDS);
     for _ in 0..rounds {
         bench.hit(0)?;

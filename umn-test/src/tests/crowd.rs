@@ -12,18 +12,18 @@ use super::{
     prelude::*, //
 };
 
-/// How the regions of a crowd lie to each other.
+/// How the regions of a crowd are arranged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// All are the same page.
+    /// All cover the same page.
     Identical,
-    /// Each begins and ends a byte after the one before.
+    /// Each begins and ends one byte after the previous one.
     Overlapping,
-    /// Each lies around the one before.
+    /// Each encloses the previous one.
     Nested,
-    /// Each is one byte, next to the one before.
+    /// Each is one byte, next to the previous one.
     Disjoint,
-    /// Every other one is a byte that is not hit; the others end together.
+    /// Every other one is a byte that is not hit; the others have the same end.
     Interleaved,
 }
 
@@ -38,7 +38,7 @@ impl Layout {
     ];
 }
 
-/// Regions with the cookies 0, 1, …, in a mapping that nothing else is in.
+/// Regions with the cookies 0, 1, …, in a mapping of their own.
 pub struct Crowd {
     /// The file, its counter, and the mapping.
     pub bench: Bench,
@@ -47,12 +47,12 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// Registers so many regions with a new file.
+    /// Registers `count` regions with a new file.
     pub fn new(layout: Layout, count: u64) -> Outcome<Self> {
         Self::with(open()?, layout, count)
     }
 
-    /// Registers so many regions with a file.
+    /// Registers `count` regions with a file.
     pub fn with(device: Device, layout: Layout, count: u64) -> Outcome<Self> {
         let margin = count.div_ceil(PAGE);
         let hit = if layout == Layout::Disjoint {
@@ -72,7 +72,7 @@ impl Crowd {
         Ok(crowd)
     }
 
-    /// The pages that the regions have in common, or are in.
+    /// The pages that the regions share or lie in.
     pub fn pages(&self) -> Range<u64> {
         let margin = self.count.div_ceil(PAGE);
         self.bench
@@ -94,13 +94,13 @@ impl Crowd {
         }
     }
 
-    /// Hits all regions with one call, [`Self::pages`].
+    /// Hits all regions with one change, to [`Self::pages`].
     pub fn hit(&self) -> Outcome {
         self.populate();
         Ok(mem::advise(&self.pages(), libc::MADV_DONTNEED)?)
     }
 
-    /// Has a page be there, so that the next change has something to change.
+    /// Populates a page, so that the next change has something to change.
     pub fn populate(&self) {
         mem::write_byte(self.pages().start, 1);
     }
@@ -117,21 +117,21 @@ impl Crowd {
         hit.into_iter().map(|(_, cookie)| cookie).collect()
     }
 
-    /// The event of a region that one hit of [`Self::pages`] is reported by.
+    /// The event by which one hit of [`Self::pages`] is reported for a region.
     pub fn event(&self, cookie: u64) -> Event {
         let (pages, region) = (self.pages(), self.region(cookie));
         let hint = region.start.max(pages.start)..region.end.min(pages.end);
         hit(cookie, &hint)
     }
 
-    /// All that one hit of [`Self::pages`] is reported by, up to LAST with this counter.
+    /// Everything that is read after one hit of [`Self::pages`], up to LAST with this counter.
     pub fn events(&self, counter: u64) -> Vec<Event> {
         let events = self.cookies().into_iter();
         let events = events.map(|cookie| self.event(cookie));
         events.chain([last(counter)]).collect()
     }
 
-    /// Expects reads with room for so many records each to return these, up to LAST.
+    /// Expects reads of up to `room` records each to return these, up to LAST.
     #[track_caller]
     pub fn reads(&self, room: usize, expected: &[Event]) -> Outcome {
         let seen = read_up_to_last(&self.bench.device, room)?;
@@ -139,7 +139,7 @@ impl Crowd {
     }
 }
 
-/// Reads with room for so many records each, until LAST has come.
+/// Reads up to `room` records at a time until LAST.
 pub fn read_up_to_last(device: &Device, room: usize) -> Outcome<Vec<Event>> {
     let mut seen: Vec<Event> = vec![];
     while seen.last().is_none_or(|event| event.kind != EVENT_LAST) {
@@ -150,12 +150,12 @@ pub fn read_up_to_last(device: &Device, room: usize) -> Outcome<Vec<Event>> {
     Ok(seen)
 }
 
-/// How many changes a file has yet to look for regions in, as fdinfo tells.
+/// How many changes have been deferred and not yet applied, according to fdinfo.
 pub fn deferred(device: &Device) -> Outcome<u64> {
     fdinfo(&fdinfo_text(device)?, "deferred")
 }
 
-/// How often two of these were merged.
+/// How often two deferred changes were merged.
 pub fn merged(device: &Device) -> Outcome<u64> {
     fdinfo(&fdinfo_text(device)?, "merged")
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Changes that hit more regions than a change queues by itself: the rest is left to whoever reads.
+//! Changes that hit more regions than they visit: the rest is left to the next read.
 
 use std::{
     env,
@@ -41,30 +41,30 @@ use super::{
 
 table! {
     deferred_not_up_to_128: "a change that hits 128 regions queues all of them",
-    deferred_regions_are_read: "regions that lie in all ways: all are read, in order, each once",
+    deferred_regions_are_read: "regions in every arrangement: all are read, in order, each once",
     deferred_million: "a million regions hit by one munmap: all are read, in order, each once",
-    deferred_counts_once: "the counter moves once for each change, whatever is deferred",
-    deferred_and_hit_again: "two changes before the read are told at once or one after the other",
-    deferred_and_hit_again_half_way: "regions that were read before the second change are told again",
-    deferred_before_later_changes: "what a later change hits is read after what was deferred",
-    deferred_misses_do_not_count: "a change that hits nothing does not count beside deferred ones",
-    deferred_is_readable: "with nothing queued and a change deferred, poll and read find it",
-    deferred_without_memory: "a read that cannot copy loses nothing that was deferred",
-    deferred_log_is_full: "more changes than can be noted: none is missed, and none told elsewhere",
-    deferred_and_registered: "a region that is registered later is not told of it",
-    deferred_and_registered_again: "nor is one that is registered anew under the same cookie",
-    deferred_and_unregistered: "regions that are unregistered before the read, in all places",
-    deferred_and_read_in_part: "reads and unregistering by turns",
-    deferred_in_fdinfo: "fdinfo tells how much is deferred, and leaves it at that",
-    deferred_and_forked: "a forked child is refused, and takes nothing",
-    deferred_and_exit: "the opener ends: a holder reads all that was deferred, LAST, then nothing",
-    deferred_and_killed: "the same where it is killed",
+    deferred_counts_once: "the counter moves once for each change, deferred or not",
+    deferred_and_hit_again: "two changes before the read are reported together or one after the other",
+    deferred_and_hit_again_half_way: "regions that were read before the second change are reported again",
+    deferred_before_later_changes: "events of a later change are read after the deferred ones",
+    deferred_misses_do_not_count: "a change that hits nothing does not count, even if others are deferred",
+    deferred_is_readable: "poll and read find a deferred change if no event is queued",
+    deferred_without_memory: "a read that cannot copy loses no deferred change",
+    deferred_log_is_full: "more changes than the log holds: none is missed, and none reported elsewhere",
+    deferred_and_registered: "a deferred change is not reported for a region that is registered later",
+    deferred_and_registered_again: "nor for one that is registered anew with the same cookie",
+    deferred_and_unregistered: "regions that are unregistered before the read, at every position",
+    deferred_and_read_in_part: "alternating reads and UNREGISTER",
+    deferred_in_fdinfo: "fdinfo shows the number of deferred changes and does not apply them",
+    deferred_and_forked: "a forked child gets EPERM, and consumes nothing",
+    deferred_and_exit: "the opener exits: a holder reads all deferred events, LAST, then end of file",
+    deferred_and_killed: "the same if the opener is killed",
     deferred_and_exec: "the same after exec",
-    deferred_starves_nobody: "a thread that makes changes all the time keeps nobody from REGISTER or read",
-    deferred_read_by_several: "several readers share what was deferred, each event once",
+    deferred_starves_nobody: "a thread that makes changes all the time does not starve REGISTER or read",
+    deferred_read_by_several: "several readers share the deferred events, each event once",
 }
 
-/// Up to so many regions, a change does all of it.
+/// A change visits up to this many regions.
 const AT_ONCE: u64 = 128;
 
 /// Several times as many.
@@ -74,7 +74,7 @@ fn queued(device: &Device) -> Outcome<u64> {
     fdinfo(&fdinfo_text(device)?, "queued")
 }
 
-/// Expects a change to be deferred, or none.
+/// Expects that some changes are deferred, or none.
 #[track_caller]
 fn is_deferred(crowd: &Crowd, expected: bool) -> Outcome {
     let changes = deferred(&crowd.bench.device)?;
@@ -147,7 +147,7 @@ fn deferred_counts_once() -> Outcome {
     expect::events("the last record", &events[events.len() - 1..], &[last(200)])
 }
 
-/// Pages side by side with so many regions on each; the page is the cookie's upper half.
+/// Adjacent pages with `count` regions each; the page is the upper half of the cookie.
 fn pages_of(count: u64, pages: u64) -> Outcome<Bench> {
     let bench = Bench::new(pages)?;
     for page in 0..pages {
@@ -158,7 +158,7 @@ fn pages_of(count: u64, pages: u64) -> Outcome<Bench> {
     Ok(bench)
 }
 
-/// Expects that what two hits were is read: at once, each event whole, or one after the other.
+/// Expects two hits to be read either together, as whole events, or one after the other.
 #[track_caller]
 fn reads_two_hits(crowd: &Crowd, counter: u64) -> Outcome {
     let seen = read_up_to_last(&crowd.bench.device, 100)?;
@@ -193,7 +193,7 @@ fn deferred_and_hit_again_half_way() -> Outcome {
         crowd.hit()?;
         let first = crowd.bench.device.read_events(read)?;
         expect::events("reads", &first, &crowd.events(0)[..read])?;
-        // The same range twice, so that the second may be taken for the first.
+        // The same range twice, so that the second hit may be mistaken for the first.
         crowd.hit()?;
         crowd.hit()?;
         counter += 3;
@@ -203,8 +203,8 @@ fn deferred_and_hit_again_half_way() -> Outcome {
             times[event.user_cookie_counter as usize] += 1;
         }
         let wrong = times.iter().filter(|times| !(1..=3).contains(*times));
-        expect::same("regions that were not told again", wrong.count(), 0)?;
-        // The last that each is told of is no older than the last change.
+        expect::same("regions that were not reported again", wrong.count(), 0)?;
+        // The last report for each region is no older than the last change.
         expect::events(
             "the last record",
             &events[events.len() - 1..],
@@ -223,7 +223,7 @@ fn deferred_before_later_changes() -> Outcome {
     };
     for room in [1, 50, 4096] {
         let before = bench.counter.get();
-        // Against the order of the addresses, and with one that few regions are in.
+        // In reverse order of addresses, and with one page that few regions cover.
         bench.watch(!0, &bench.area.page(1))?;
         for page in [2, 0, 1] {
             bench.hit(page)?;
@@ -257,7 +257,7 @@ fn deferred_is_readable() -> Outcome {
     let crowd = hit_crowd(Layout::Overlapping, MANY)?;
     let device = &crowd.bench.device;
     let poll = || device.poll(libc::POLLIN, Duration::ZERO);
-    // All that the change itself has queued goes.
+    // Remove everything that the change itself has queued.
     let mut gone = vec![];
     for cookie in 0..MANY {
         if queued(device)? == 0 {
@@ -275,7 +275,7 @@ fn deferred_is_readable() -> Outcome {
     crowd.reads(16, &wanted)?;
     expect::same("poll", poll()?, 0)?;
 
-    // Nothing is left that it could be about.
+    // No region is left that it could concern.
     let crowd = hit_crowd(Layout::Overlapping, MANY)?;
     for cookie in 0..MANY {
         crowd.bench.device.unregister(cookie)?;
@@ -293,7 +293,7 @@ fn deferred_without_memory() -> Outcome {
         let result = device.read_raw(hole.page(1).start as *mut _, 4096);
         expect::error("read into nothing", result, libc::EFAULT)?;
     }
-    // Room for two records, and for part of a third.
+    // Room for two records and part of a third.
     let at = hole.page(1).start - 80;
     let bytes = device.read_raw(at as *mut _, 4096)?;
     expect::same("bytes read", bytes, 64)?;
@@ -307,10 +307,10 @@ fn deferred_without_memory() -> Outcome {
 }
 
 fn deferred_log_is_full() -> Outcome {
-    /// Pages with many regions, every other one of all.
+    /// Pages with many regions; only every other one is changed.
     const PAGES: u64 = 200;
     const EACH: u64 = AT_ONCE + 30;
-    /// Regions on the pages between.
+    /// Regions on the pages in between.
     const BETWEEN: u64 = 1 << 40;
     let bench = Bench::new(2 * PAGES + 3)?;
     let page = |number: u64| 2 * number + 2;
@@ -322,7 +322,7 @@ fn deferred_log_is_full() -> Outcome {
         let place = bench.area.page(page(number) + 1);
         bench.watch(BETWEEN + number, &place)?;
     }
-    // All changes hit this one. No hint can tell two of them.
+    // All changes hit this region. No hint can distinguish two of them.
     const LONG: u64 = 4 * BETWEEN;
     bench.watch(LONG, &bench.area.span(1..2 * PAGES + 2))?;
     let is_one = |hint: &Event| {
@@ -338,7 +338,7 @@ fn deferred_log_is_full() -> Outcome {
         let before = bench.counter.get();
         let mut most = 0;
         for _ in 0..rounds {
-            // From above, so that the order of the changes is not that of the addresses.
+            // From the top, so that the order of the changes is not that of the addresses.
             for number in (0..PAGES).rev() {
                 bench.hit(page(number))?;
                 most = most.max(deferred(&bench.device)?);
@@ -348,14 +348,14 @@ fn deferred_log_is_full() -> Outcome {
         bench.counts(counter)?;
         expect::at_least("changes that were merged", merged(&bench.device)?, 1)?;
         expect::that(
-            "changes noted at once",
+            "changes in the log at once",
             most < PAGES,
             format_args!("less than {PAGES}"),
             most,
         )?;
 
         if registers {
-            // It is not among what was hit.
+            // It is not part of what was hit.
             bench.watch(3 * BETWEEN, &bench.area.all())?;
         }
         let events = read_up_to_last(&bench.device, 100)?;
@@ -382,10 +382,18 @@ fn deferred_log_is_full() -> Outcome {
         }
         // No more often than they were hit.
         let wrong = told.iter().filter(|times| !(1..=rounds).contains(*times));
-        expect::same("regions that were hit and not told once", wrong.count(), 0)?;
+        expect::same(
+            "regions that were hit and not reported once",
+            wrong.count(),
+            0,
+        )?;
         let wrong = vain.iter().filter(|times| **times > rounds);
-        expect::same("regions between that were told too often", wrong.count(), 0)?;
-        // The oldest is never merged.
+        expect::same(
+            "regions in between that were reported too often",
+            wrong.count(),
+            0,
+        )?;
+        // The oldest change is never merged.
         let mut events_of_pages = events
             .iter()
             .filter(|event| event.user_cookie_counter < BETWEEN);
@@ -407,7 +415,7 @@ fn deferred_and_registered() -> Outcome {
     for layout in Layout::ALL {
         let crowd = hit_crowd(layout, MANY)?;
         let pages = crowd.pages();
-        // Before all others, behind them, and where they are.
+        // Before all others, behind them, and among them.
         let regions = [
             0..u64::MAX,
             pages.clone(),
@@ -440,7 +448,7 @@ fn deferred_and_registered_again() -> Outcome {
 }
 
 fn deferred_and_unregistered() -> Outcome {
-    /// Where a change may have stopped, since it may be less than a region that a step is spent on.
+    /// Where a change may have stopped; a step may visit something less than a region.
     const NEAR: std::ops::Range<usize> = 1..140;
     const COUNT: u64 = 200;
     let case = |layout, unregistered: &dyn Fn(usize) -> bool| -> Outcome {
@@ -459,7 +467,7 @@ fn deferred_and_unregistered() -> Outcome {
         crowd.bench.is_silent()
     };
     let layouts = [Layout::Identical, Layout::Overlapping, Layout::Interleaved];
-    // Each place with one of them: on the debug kernel every case takes long.
+    // One layout for each place: on the debug kernel, every case takes long.
     for (number, layout) in layouts.into_iter().enumerate() {
         for one in NEAR.skip(number).step_by(layouts.len()) {
             case(layout, &|index| index == one)?;
@@ -529,17 +537,17 @@ fn deferred_and_forked() -> Outcome {
     reads_two_hits(&crowd, crowd.bench.counter.get())
 }
 
-/// Expects the file of an address space that is gone to tell all that it had deferred.
+/// Expects the file of an address space that is gone to report everything it had deferred.
 fn reads_to_the_end(device: &Device, wanted: &[Event]) -> Outcome {
     const HUNG_UP: i16 = libc::POLLIN | libc::POLLHUP;
     let poll = || device.poll(libc::POLLIN, Duration::ZERO);
     expect::same("poll", poll()?, HUNG_UP)?;
     expect::events("reads", &read_up_to_last(device, 100)?, wanted)?;
-    expect::events("at the end", &device.read_events(4)?, &[])?;
+    expect::events("read at the end", &device.read_events(4)?, &[])?;
     expect::same("poll at the end", poll()?, HUNG_UP)
 }
 
-/// What is left by a process with deferred changes that ends by itself, or is killed.
+/// What a process with deferred changes leaves behind when it exits or is killed.
 fn after_its_end(end: impl Fn(&Child) -> Outcome) -> Outcome {
     open()?;
     for layout in Layout::ALL {
@@ -604,11 +612,11 @@ fn deferred_and_exec() -> Outcome {
         "all, in order",
         format_args!("{cookies:?}"),
     )?;
-    expect::events("at the end", &device.read_events(4)?, &[])
+    expect::events("read at the end", &device.read_events(4)?, &[])
 }
 
 fn deferred_starves_nobody() -> Outcome {
-    /// How long none of them may take.
+    /// No call may take longer than this.
     const LONG: Duration = Duration::from_secs(5);
     let crowd = Crowd::new(Layout::Overlapping, 2 * MANY)?;
     let device = &crowd.bench.device;
@@ -655,7 +663,7 @@ fn deferred_starves_nobody() -> Outcome {
         }
         outcome
     })?;
-    // Nothing is in flight any more, so there is an end to what is to be read.
+    // No change is in flight any more, so reading comes to an end.
     crowd.bench.drain()?;
     let counter = crowd.bench.counter.get();
     crowd.hit()?;
@@ -684,7 +692,7 @@ fn deferred_read_by_several() -> Outcome {
             Ok(seen)
         })?;
         seen.sort_unstable_by_key(|event| (event.kind, event.user_cookie_counter));
-        expect::events("what all have read", &seen, &crowd.events(1))?;
+        expect::events("what all readers got", &seen, &crowd.events(1))?;
     }
     Ok(())
 }

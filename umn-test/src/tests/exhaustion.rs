@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! More of everything than there is, and so much that whatever is done for each of it shows.
+//! Exhausted resources, and numbers so large that any cost per item shows.
 
 use std::{
     env,
@@ -31,22 +31,22 @@ use super::{
 };
 
 table! {
-    exhaustion_of_regions: "as many regions as the default limit allows, and no more; all goes on",
-    exhaustion_of_a_group: "a full memory cgroup gives ENOMEM; the file goes on, so do others",
-    exhaustion_of_a_group_kills: "a full memory cgroup has a process killed in it, and none else",
+    exhaustion_of_regions: "as many regions as the default limit allows, and no more; the file still works",
+    exhaustion_of_a_group: "a full memory cgroup gives ENOMEM; this file and others still work",
+    exhaustion_of_a_group_kills: "a full memory cgroup gets a process in it killed, and no other",
     exhaustion_of_memory_reaps: "the OOM reaper's work on a process that cannot end is reported",
     exhaustion_by_files: "a process with a thousand files: one munmap is reported in each",
     exhaustion_by_processes: "many processes with many files each",
-    exhaustion_exit: "exit with a million regions takes as long as they are many, and holds up nobody",
+    exhaustion_exit: "exit with a million regions takes time proportional to them, and delays nobody",
     exhaustion_exec: "so does exec",
     exhaustion_close: "so does close",
-    exhaustion_munmap: "so does an munmap that hits them all, with the reads after it",
+    exhaustion_munmap: "so does an munmap that hits them all, with the reads afterwards",
 }
 
 /// Where nothing is mapped; regions need no memory.
 const NOWHERE: u64 = 0x20_0000_0000;
 
-/// Registers a page for each of these numbers, from an address on.
+/// Registers `count` pages with cookies 0, 1, …, starting at an address.
 fn register_pages(device: &Device, from: u64, count: u64) -> Outcome {
     for number in 0..count {
         let start = from + number * PAGE;
@@ -58,7 +58,7 @@ fn register_pages(device: &Device, from: u64, count: u64) -> Outcome {
     Ok(())
 }
 
-/// How many regions this machine can register in some time, about.
+/// Approximately how many regions this machine can register in some time.
 pub(super) fn possible_in(time: Duration) -> Outcome<u64> {
     const SOME: u64 = 10_000;
     let device = open()?;
@@ -69,7 +69,7 @@ pub(super) fn possible_in(time: Duration) -> Outcome<u64> {
 }
 
 fn exhaustion_of_regions() -> Outcome {
-    /// What a region takes, and what the kernel needs to keep an account of it.
+    /// Memory of a region, and what the kernel needs to account for it.
     const REGION: u64 = 192;
     let bench = Bench::new(2)?;
     let limit = fdinfo(&fdinfo_text(&bench.device)?, "limit")?;
@@ -81,7 +81,7 @@ fn exhaustion_of_regions() -> Outcome {
         )));
     }
     if possible_in(Duration::from_secs(30))? < limit {
-        let why = format!("{limit} regions take this machine more than 30 s");
+        let why = format!("registering {limit} regions takes more than 30 s here");
         return Err(Failure::Skipped(why));
     }
     register_pages(&bench.device, NOWHERE, limit - 1)?;
@@ -102,7 +102,7 @@ fn exhaustion_of_regions() -> Outcome {
     expect::same("regions", fdinfo(&text, "regions")?, limit)
 }
 
-/// How much memory could be used now.
+/// Memory that is available now.
 fn available_memory() -> Outcome<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let kilobytes = text
@@ -116,19 +116,19 @@ fn available_memory() -> Outcome<u64> {
 
 // --- memory ------------------------------------------------------------------------------------
 
-/// What a full cgroup holds: many regions, and the process that has them.
+/// Size of a small cgroup: room for many regions and the process that has them.
 const FULL: u64 = 16 << 20;
 
-/// A memory cgroup that holds so much, and cannot put any of it elsewhere.
+/// A memory cgroup of this size, which cannot swap.
 fn small_group(name: &str, bytes: u64) -> Outcome<Cgroup> {
     let group = Cgroup::new(name).or_skip("a memory cgroup")?;
     group.write("memory.max", &bytes.to_string())?;
-    // Without swapping there is no such file.
+    // Without swap, this file does not exist.
     let _ = group.write("memory.swap.max", "0");
     Ok(group)
 }
 
-/// What a cgroup is charged with.
+/// The memory charged to a cgroup.
 fn charge(group: &Cgroup) -> Outcome<u64> {
     let text = group.read("memory.current")?;
     text.trim()
@@ -136,14 +136,14 @@ fn charge(group: &Cgroup) -> Outcome<u64> {
         .map_err(|_| Failure::new("memory.current", "a number", text))
 }
 
-/// Expects that a cgroup is charged with nearly nothing soon.
+/// Expects the charge of a cgroup to drop to nearly nothing soon.
 fn is_given_back(group: &Cgroup) -> Outcome {
     process::eventually(|| charge(group).is_ok_and(|bytes| bytes < FULL / 4));
     let bytes = charge(group)?;
     expect::that("bytes still charged", bytes < FULL / 4, FULL / 4, bytes)
 }
 
-/// Goes through all that a file is for, again and again, until a child ends.
+/// Uses every call of a file repeatedly until a child ends.
 fn go_on_beside(bench: &Bench, child: &Child) -> Outcome {
     thread::scope(|scope| {
         let end = scope.spawn(|| child.ended_by());
@@ -178,8 +178,8 @@ fn exhaustion_of_a_group() -> Outcome {
     let group = small_group("full", FULL)?;
     let child = Child::fork(|_| {
         group.enter().or_skip("entering a memory cgroup")?;
-        // So there is nobody to be killed.
-        fs::write("/proc/self/oom_score_adj", "-1000").or_skip("being spared")?;
+        // Nobody can be killed then.
+        fs::write("/proc/self/oom_score_adj", "-1000").or_skip("setting oom_score_adj")?;
         let bench = Bench::new(1)?;
         bench.watch(!0, &bench.area.all())?;
         let (count, error) = fill_up(&bench.device);
@@ -187,7 +187,7 @@ fn exhaustion_of_a_group() -> Outcome {
         bench.hit(0)?;
         bench.counts(1)?;
         bench.reads(&[hit(!0, &bench.area.all()), last(1)])?;
-        // To read what the charge is takes memory, too, and so does one more region.
+        // Reading the charge takes memory, and so does another region.
         for number in 0..count / 4 {
             bench.device.unregister(number)?;
         }
@@ -208,7 +208,7 @@ fn exhaustion_of_a_group_kills() -> Outcome {
     let child = Child::fork(|_| {
         group.enter().or_skip("entering a memory cgroup")?;
         let (_, error) = fill_up(&open()?);
-        // It may be told so before it is killed.
+        // The call may fail before the process is killed.
         expect::error("REGISTER_REGION", Err::<(), _>(error), libc::ENOMEM)?;
         loop {
             thread::park();
@@ -224,7 +224,7 @@ fn exhaustion_of_a_group_kills() -> Outcome {
 
 fn exhaustion_of_memory_reaps() -> Outcome {
     const PAGES: u64 = 4096;
-    /// Of one region.
+    /// Pages of one region.
     const SPAN: u64 = 8;
     const COUNT: u64 = PAGES / SPAN;
     open()?;
@@ -247,10 +247,10 @@ fn exhaustion_of_memory_reaps() -> Outcome {
     let device = Device::from(child.receive()?);
     stop_at_exit(&child).or_skip("tracing")?;
     child.tell()?;
-    // The process is killed, but gets no further than to where it would free its memory. So when the
-    // reaper has waited for long enough it does that, and must not sleep for it.
+    // The process is killed, but stops before it would free its memory. After a while the OOM
+    // reaper frees it instead, and the callback must not sleep then.
     let mut status = 0;
-    // SAFETY: `status` may be written.
+    // SAFETY: `status` may be written to.
     check(unsafe { libc::waitpid(child.pid(), &mut status, libc::__WALL) })?;
     let at_exit = libc::SIGTRAP | (libc::PTRACE_EVENT_EXIT << 8);
     expect::same("where it stopped", status >> 8, at_exit)?;
@@ -260,7 +260,7 @@ fn exhaustion_of_memory_reaps() -> Outcome {
     };
     let reported = process::eventually(|| is_reported().is_ok_and(|reported| reported));
     if !reported {
-        // It would not end as long as it is traced.
+        // It would not end while it is traced.
         // SAFETY: The call takes no pointer.
         check(unsafe { libc::ptrace(libc::PTRACE_DETACH, child.pid(), 0, 0) })?;
     }
@@ -279,10 +279,10 @@ fn exhaustion_of_memory_reaps() -> Outcome {
     let events = device.read_events(COUNT as usize + 2)?;
     let hits = (0..COUNT).map(|number| hit(number, &region(number)));
     let wanted: Vec<_> = hits.chain([last(1)]).collect();
-    expect::events("what it has left", &events, &wanted)
+    expect::events("events after its end", &events, &wanted)
 }
 
-/// Has a child stop before it gives up its memory, whatever ends it.
+/// Makes a child stop before it gives up its memory, whatever ends it.
 fn stop_at_exit(child: &Child) -> io::Result<()> {
     let options = libc::PTRACE_O_TRACEEXIT;
     // SAFETY: The call takes no pointer.
@@ -291,7 +291,8 @@ fn stop_at_exit(child: &Child) -> io::Result<()> {
 
 // --- files -------------------------------------------------------------------------------------
 
-/// Opens many files, each with a region and a counter, and expects one munmap to be reported in all.
+/// Opens many files, each with a region and a counter, and expects one munmap to be reported in
+/// all.
 fn many_files(count: u64) -> Outcome {
     process::set_limit(libc::RLIMIT_NOFILE, count + 1000).or_skip("so many files")?;
     let area = Guarded::new(1)?;
@@ -323,7 +324,7 @@ fn exhaustion_by_processes() -> Outcome {
     let children = (0..PROCESSES)
         .map(|_| {
             Child::fork(|line| {
-                // All of them have their files at the same time.
+                // All of them have their files open at the same time.
                 let result = many_files(FILES);
                 line.tell()?;
                 line.hear()?;
@@ -342,7 +343,7 @@ fn exhaustion_by_processes() -> Outcome {
 
 // --- a million regions ---------------------------------------------------------------------------
 
-/// How many are many: as many as can be registered in some time, and not more than this.
+/// How many are "many": as many as can be registered in some time, up to this number.
 const MANY: u64 = if cfg!(target_pointer_width = "64") {
     1_000_000
 } else {
@@ -350,25 +351,25 @@ const MANY: u64 = if cfg!(target_pointer_width = "64") {
     300_000
 };
 
-/// How many times more than few.
+/// The ratio of many to few.
 const TIMES: u32 = 10;
 
-/// How many times longer than proportional it may take: far less than what is quadratic would.
+/// How much more than proportional the time may be: far less than quadratic.
 const SLACK: u32 = 4;
 
-/// How long nobody may be held up: the kernel itself complains after a few times that.
+/// The longest allowed delay; the kernel itself complains after a few times that.
 const HELD_UP: Duration = Duration::from_secs(5);
 
 /// What is done with many regions.
 type Act = fn(Device, u64) -> Outcome;
 
-/// Has a process do something to many regions and another one to few; expects it to take
-/// proportionally long, and a third process not to notice.
+/// Does something to many regions in one process, and to few in another; expects the time to be
+/// proportional, and a third process not to be delayed.
 fn is_proportional(what: &str, act: Act) -> Outcome {
     let many = MANY.min(possible_in(Duration::from_secs(4))?);
     let mut seen = String::new();
     let (mut few, mut all) = (Duration::MAX, Duration::MAX);
-    // The machine may have other things to do meanwhile, so the shortest times are those to look at.
+    // The machine may be busy with other things, so the shortest times count.
     for _ in 0..3 {
         let (time_few, _) = time(act, many / u64::from(TIMES))?;
         let (time_all, held_up) = time(act, many)?;
@@ -385,11 +386,11 @@ fn is_proportional(what: &str, act: Act) -> Outcome {
             return Ok(());
         }
     }
-    Err(Failure::new(what, "about as much more", seen))
+    Err(Failure::new(what, "a proportional time", seen))
 }
 
-/// How long it takes a process to do something to so many regions, and how long the longest munmap
-/// of another process took meanwhile.
+/// How long a process takes to do something to `count` regions, and how long the slowest munmap of
+/// another process took meanwhile.
 fn time(act: Act, count: u64) -> Outcome<(Duration, Duration)> {
     let child = Child::fork(|line| {
         let device = open()?;
@@ -428,7 +429,7 @@ fn time(act: Act, count: u64) -> Outcome<(Duration, Duration)> {
 
 fn exhaustion_exit() -> Outcome {
     is_proportional("exit", |device, _| {
-        // Not before the address space goes.
+        // Keep it open until the address space goes away.
         std::mem::forget(device);
         Ok(())
     })
@@ -457,7 +458,7 @@ fn exhaustion_munmap() -> Outcome {
     is_proportional("munmap", |device, from| {
         let regions = fdinfo(&fdinfo_text(&device)?, "regions")?;
         mem::unmap(&(from..from + regions * PAGE))?;
-        // By small reads: a buffer of many records would be put where memory was just unmapped.
+        // With small reads: a large buffer could be allocated where memory was just unmapped.
         let mut told = 0;
         loop {
             let events = device.read_events(512)?;

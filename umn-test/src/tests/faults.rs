@@ -2,12 +2,12 @@
 
 //! Each allocation and each copy of user memory in each call, made to fail once.
 //!
-//! A kernel with `CONFIG_FAULT_INJECTION` fails the n-th chance that the next system calls of a
-//! thread have, where n was written to the thread's `fail-nth`. So each test makes a call with
-//! n = 1, 2, … until the call has no n-th chance. Whatever failed, the call has to say so with an
-//! error that it is known for, what was queued has to be there still, and the file has to work.
+//! With `CONFIG_FAULT_INJECTION`, writing n to a thread's `fail-nth` makes the n-th point of
+//! failure in its following system calls fail. Each test makes a call with n = 1, 2, … until the
+//! call has no n-th point. Whatever fails, the call must return one of its documented errors, the
+//! queue must be intact, and the file must still work.
 //!
-//! The kernel itself shows whether anything was leaked or used wrongly, where it is built to.
+//! If the kernel is built for it, it reports leaks and invalid accesses itself.
 
 use std::{
     ffi::{
@@ -54,35 +54,35 @@ use crate::{
 };
 
 table! {
-    faults_open: "open fails cleanly whatever it is refused, in an address space that is new to it",
-    faults_first_register: "so does the first REGISTER_REGION of a file that open could not prepare",
-    faults_close: "close succeeds whatever it is refused",
-    faults_exchange: "so does EXCHANGE_FEATURES, and the chance is not used up",
+    faults_open: "open fails cleanly at each fault, in an address space without other files",
+    faults_first_register: "so does the first REGISTER_REGION after an open that could not register the notifier",
+    faults_close: "close succeeds in spite of any fault",
+    faults_exchange: "EXCHANGE_FEATURES fails cleanly, and can be repeated",
     faults_register: "REGISTER_REGION fails cleanly, and the cookie stays free",
     faults_unregister: "UNREGISTER_REGION fails cleanly, and the region stays",
     faults_mmap: "mmap and mremap of the counter, and the first access to it",
-    faults_read: "read fails cleanly or not at all, and no record is lost or comes twice",
-    faults_read_deferred: "so does a read of what a change has left to it",
+    faults_read: "read fails cleanly or not at all, and no record is lost or repeated",
+    faults_read_deferred: "so does a read of deferred events",
     faults_readv: "so does readv",
     faults_poll: "poll and epoll fail cleanly",
-    faults_async: "O_ASYNC fails cleanly: there is a signal where it succeeded, and none else",
+    faults_async: "O_ASYNC fails cleanly: there is a signal exactly if it succeeded",
     faults_fdinfo: "reading fdinfo fails cleanly",
-    faults_fork: "a fork that fails leaves the file and the mapped counter alone",
-    faults_module: "loading the module fails cleanly, and leaves no device",
+    faults_fork: "a failing fork leaves the file and the mapped counter intact",
+    faults_module: "loading the module fails cleanly, and leaves no device behind",
 }
 
-/// Where debugfs is.
+/// Where debugfs is mounted.
 const DEBUGFS: &str = "/sys/kernel/debug";
 
-/// What a call that runs out of memory may say, or that cannot get at its arguments.
+/// The errors of a call that runs out of memory, or that cannot access its arguments.
 const NO_MEMORY: &[i32] = &[libc::ENOMEM];
 const NO_ACCESS: &[i32] = &[libc::EFAULT];
 const EITHER: &[i32] = &[libc::ENOMEM, libc::EFAULT];
 
-/// More faults than there are in any call.
+/// More points of failure than any call has.
 const MOST: u32 = 5000;
 
-/// The kernel's fault injection, set up so that nothing is spared; put back when dropped.
+/// The kernel's fault injection, set up to spare nothing, and restored when dropped.
 struct Faults {
     _settings: Vec<Setting>,
 }
@@ -94,8 +94,8 @@ impl Faults {
         if !Path::new(DEBUGFS).join("failslab").exists() {
             mount_debugfs().or_skip("mounting debugfs")?;
         }
-        // Without the first, nothing fails that could wait. That each fault is told in the kernel's
-        // log would hide what matters there.
+        // Without the first setting, allocations that may sleep never fail. Logging every fault
+        // would hide what matters in the kernel's log.
         let settings = Setting::change_all(
             DEBUGFS,
             &[
@@ -114,14 +114,15 @@ impl Faults {
         })
     }
 
-    /// Makes a call whose `nth` chance to fail is taken.
+    /// Makes a call whose `nth` point of failure fails.
     ///
-    /// The call must be little more than the system call: all others in it have chances too.
+    /// The call must be little more than the system call: all other calls in it have such points,
+    /// too.
     fn inject<T>(&self, nth: u32, call: impl FnOnce() -> io::Result<T>) -> Outcome<Attempt<T>> {
         let control = fail_nth()?;
         control.write_all_at(nth.to_string().as_bytes(), 0)?;
         let result = call();
-        // To look whether there was a fault, and to ask for none, are chances too.
+        // Checking whether there was a fault, and disabling faults, have points of failure, too.
         let mut left = [0; 8];
         let hit = match control.read_at(&mut left, 0) {
             Ok(_) => left.starts_with(b"0\n"),
@@ -133,10 +134,10 @@ impl Faults {
         Ok(Attempt { result, hit })
     }
 
-    /// Makes attempts with faults at later and later places, until one has none.
+    /// Makes attempts with the fault at increasing positions, until an attempt has none.
     ///
-    /// An attempt returns whether it had, after it has looked at what came of it. At least so many
-    /// faults as are known of must have been there.
+    /// An attempt returns whether it had a fault, after it has checked the consequences. There must
+    /// be at least `known` faults.
     fn sweep(
         &self,
         what: &str,
@@ -146,7 +147,7 @@ impl Faults {
         self.sweep_each(1, what, least, attempt)
     }
 
-    /// The same at each `step`th place, where there are many; at all of them with `--rounds`.
+    /// The same at every `step`th position; at all of them with `--rounds`.
     fn sweep_some(
         &self,
         step: u32,
@@ -171,18 +172,18 @@ impl Faults {
             skipped => skipped,
         })? {
             nth += step;
-            expect::that(what, nth < MOST, "an end of the faults", nth)?;
+            expect::that(what, nth < MOST, "fewer faults", nth)?;
         }
         let each = match step {
             1 => String::new(),
-            step => format!(", at each {step}th place"),
+            step => format!(", at every {step}th position"),
         };
         eprintln!("faults in {what}: {}{each}", (nth - 1) / step);
         expect::at_least(what, (nth - 1).into(), least.into())
     }
 }
 
-/// The file by which this thread tells which chance is to be taken.
+/// The file that selects this thread's point of failure.
 fn fail_nth() -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -198,14 +199,14 @@ fn mount_debugfs() -> io::Result<()> {
     check(unsafe { libc::mount(kind, at.as_ptr(), kind, 0, ptr::null()) }).map(drop)
 }
 
-/// What came of a call that had a fault in it, or would have had, were it longer.
+/// The result of a call, and whether a fault was injected.
 struct Attempt<T> {
     result: io::Result<T>,
     hit: bool,
 }
 
 impl<T> Attempt<T> {
-    /// Expects success, or after a fault one of these errors; returns what success returned.
+    /// Expects success or, after a fault, one of these errors; returns the value on success.
     #[track_caller]
     fn may_fail(self, what: &str, errors: &[i32]) -> Outcome<Option<T>> {
         match self.result {
@@ -217,25 +218,25 @@ impl<T> Attempt<T> {
     }
 }
 
-/// A file with two regions, to see that neither the file nor what is queued has suffered.
+/// A file with two regions, which shows that neither the file nor its queue has suffered.
 struct Witness(Bench);
 
 impl Witness {
-    /// One on memory of which a fork makes no copy.
+    /// Creates one on memory that fork does not copy.
     fn new() -> Outcome<Self> {
         let bench = Bench::over(open()?, Guarded::shared(2)?)?;
         bench.watch_pages()?;
         Ok(Self(bench))
     }
 
-    /// Queues something that is going to be missed if it is lost.
+    /// Queues an event whose loss would be noticed.
     fn queue(&self) -> Outcome {
         let before = self.0.counter.get();
         self.0.hit(0)?;
         self.0.counts(before + 1)
     }
 
-    /// Expects nothing but that to be there, and that things go on.
+    /// Expects exactly that event, and that the file still works.
     #[track_caller]
     fn testifies(&self) -> Outcome {
         let Self(bench) = self;
@@ -253,7 +254,7 @@ impl Witness {
 
 fn faults_open() -> Outcome {
     let faults = Faults::new()?;
-    // What the first file of an address space needs is allocated only once.
+    // Some memory is allocated only for the first file of an address space.
     faults.sweep("open", 6, |faults, nth| {
         let child = Child::fork(|line| {
             let attempt = faults.inject(nth, Device::open_nonblocking)?;
@@ -273,7 +274,7 @@ fn faults_first_register() -> Outcome {
     let faults = Faults::new()?;
     let area = Guarded::new(1)?;
     let page = area.all();
-    // What open is refused and succeeds without, the first REGISTER has to get.
+    // If open succeeds in spite of a fault, the first REGISTER has to register the notifier.
     let mut opens = 0;
     let mut nth_of_open = 0;
     let mut more = true;
@@ -308,7 +309,7 @@ fn faults_first_register() -> Outcome {
         })?;
         opens += u64::from(opened);
     }
-    expect::at_least("opens that went on after a fault, or had none", opens, 1)
+    expect::at_least("opens that succeeded", opens, 1)
 }
 
 fn faults_close() -> Outcome {
@@ -394,7 +395,7 @@ fn faults_mmap() -> Outcome {
     let faults = Faults::new()?;
     let witness = Witness::new()?;
     let Witness(Bench { device, .. }) = &witness;
-    // Each time where there are no page tables yet.
+    // Without page tables for it, each time.
     let space = Guarded::huge(2)?;
     let (here, there) = (space.all().start, space.all().start + HUGE);
     let map = || {
@@ -441,12 +442,12 @@ fn faults_mmap() -> Outcome {
         witness.testifies()?;
         Ok(hit)
     })?;
-    faults.sweep("an access after the page was dropped", 0, |faults, nth| {
+    faults.sweep("access after the page was dropped", 0, |faults, nth| {
         clear()?;
         let page = map()?;
         witness.queue()?;
         mem::advise(&page, libc::MADV_DONTNEED)?;
-        // There is no error to see: the access is tried again, or ends the process.
+        // The access shows no error: it is retried, or the process is killed.
         let attempt = faults.inject(nth, || Ok(mem::read_byte(page.start)))?;
         shows(page.start)?;
         witness.testifies()?;
@@ -454,10 +455,10 @@ fn faults_mmap() -> Outcome {
     })
 }
 
-/// Pages of the tests of reading: more than the driver copies at once.
+/// Pages in the tests of reading: more records than the driver copies at once.
 const PAGES: u64 = 60;
 
-/// Has `read` read into a buffer with room for everything, and makes up what it was kept from.
+/// Makes `read` read into a buffer with room for everything, and then reads what is left.
 fn sweep_reads(
     what: &str,
     least: u32,
@@ -519,7 +520,7 @@ fn faults_read_deferred() -> Outcome {
 
 fn faults_readv() -> Outcome {
     sweep_reads("readv", 4, EITHER, |device, buffer| {
-        /// More than the kernel has room for on its stack, and so that records are torn.
+        /// More buffers than the kernel keeps on its stack, of a size that splits records.
         const PIECE: usize = 56;
         let mut pieces = [libc::iovec {
             iov_base: ptr::null_mut(),
@@ -533,14 +534,14 @@ fn faults_readv() -> Outcome {
             piece.iov_len = PIECE.min(length - offset);
             used += 1;
         }
-        // SAFETY: The pieces are those of `buffer`.
+        // SAFETY: The pieces lie in `buffer`.
         let read = unsafe { libc::readv(device.as_raw_fd(), pieces.as_ptr(), used) };
         check(read).map(|read| read as usize)
     })
 }
 
 fn faults_poll() -> Outcome {
-    /// More than the kernel has room for on its stack.
+    /// More than the kernel keeps on its stack.
     const FILES: usize = 100;
     let faults = Faults::new()?;
     let witness = Witness::new()?;
@@ -552,8 +553,8 @@ fn faults_poll() -> Outcome {
             events,
             revents: 0,
         }; FILES];
-        // Nothing to read, so that all of them are waited for.
-        // SAFETY: `fds` are so many.
+        // Nothing is readable, so the call has to wait for all of them.
+        // SAFETY: `fds` has that many elements.
         let call = || check(unsafe { libc::poll(fds.as_mut_ptr(), FILES as libc::nfds_t, 1) });
         let attempt = faults.inject(nth, call)?;
         let hit = attempt.hit;
@@ -633,7 +634,7 @@ fn faults_fdinfo() -> Outcome {
         witness.queue()?;
         let attempt = faults.inject(nth, || fs::read_to_string(&path))?;
         let hit = attempt.hit;
-        // procfs says ENOENT where it has no memory for an inode.
+        // procfs returns ENOENT if it has no memory for an inode.
         let errors = [libc::ENOMEM, libc::EFAULT, libc::ENOENT];
         if let Some(text) = attempt.may_fail("fdinfo", &errors)? {
             expect::same("queued", fdinfo(&text, "queued")?, 1)?;
@@ -649,7 +650,7 @@ fn faults_fork() -> Outcome {
     faults.sweep_some(6, "fork", 20, |faults, nth| {
         witness.queue()?;
         let attempt = faults.inject(nth, || {
-            // SAFETY: The child does nothing but end.
+            // SAFETY: The child only ends.
             match check(unsafe { libc::fork() })? {
                 // SAFETY: As above.
                 0 => unsafe { libc::_exit(0) },

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files that get into other address spaces, or outlive their own: fork, vfork, exec, exit,
+//! Files in other address spaces, and files that outlive their own: fork, vfork, exec, exit,
 //! passing to another process.
 
 use std::{
@@ -24,29 +24,29 @@ use std::{
 use super::prelude::*;
 
 table! {
-    fork_child_is_refused: "a forked child's read and ioctls give EPERM and take nothing",
+    fork_child_is_refused: "read and ioctl by a forked child give EPERM and consume nothing",
     fork_child_polls: "a forked child may poll",
     fork_child_sees_the_counter: "the inherited counter mapping stays live in the child",
-    fork_child_changes_do_not_count: "what a forked child does to its own memory does not count",
-    fork_child_closes: "a forked child closes the file, the parent goes on",
+    fork_child_changes_do_not_count: "changes by a forked child to its own memory do not count",
+    fork_child_closes: "a forked child closes the file; the parent's still works",
     fork_child_opens_its_own: "a forked child's own file is bound to the child",
-    fork_of_fork: "a grandchild is refused, also after the child in between has ended",
+    fork_of_fork: "a grandchild gets EPERM, even after the child in between has ended",
     threads_share_the_file: "every thread may register, unregister and read",
     vfork_child_shares_the_file: "a vfork child may use the file, and its munmap counts",
-    exec_of_the_opener: "after exec: poll says so, events, LAST, then end of file; ioctls fail",
-    exec_in_a_child: "a program executed in a child is refused while the opener lives",
+    exec_of_the_opener: "after exec: POLLHUP, events, LAST, then end of file; ioctls fail",
+    exec_in_a_child: "a program executed in a child gets EPERM while the opener lives",
     exec_closes: "O_CLOEXEC closes at exec",
-    exit_with_events: "the opener ends: a holder reads the events, LAST, then end of file",
-    exit_without_events: "the opener ends with nothing queued: end of file at once",
+    exit_with_events: "the opener exits: a holder reads the events, LAST, then end of file",
+    exit_without_events: "the opener exits with nothing queued: end of file at once",
     exit_by_signal: "the opener is killed: a holder reads what was queued",
-    exit_wakes_poll: "a poll in another process wakes when the opener ends",
-    exit_and_close: "closing after the opener has ended is clean, many regions and a mapping too",
-    passed_file_is_refused: "a process that was passed the file is refused, and takes nothing",
-    passed_file_does_not_pin: "a passed file does not keep the opener's memory",
-    passed_file_closed: "closing a passed file leaves the opener and the receiver alone",
+    exit_wakes_poll: "a poll in another process wakes up when the opener exits",
+    exit_and_close: "closing after the opener's exit is clean, even with many regions and a mapping",
+    passed_file_is_refused: "a process that was passed the file gets EPERM, and consumes nothing",
+    passed_file_does_not_pin: "a passed file does not keep the opener's memory alive",
+    passed_file_closed: "closing a passed file does not affect the opener or the receiver",
 }
 
-/// Expects everything that a stranger tries to give `EPERM`.
+/// Expects every call of a stranger to give `EPERM`.
 fn is_refused(device: &Device, area: &Guarded) -> Outcome {
     let eperm = |what, result| expect::error(what, result, libc::EPERM);
     let page = area.page(0);
@@ -64,7 +64,7 @@ fn fork_child_is_refused() -> Outcome {
         let device = if blocking { open_blocking()? } else { open()? };
         let bench = Bench::over(device, area)?;
         bench.watch_pages()?;
-        // With nothing to read, also when the opener has found that out, and with something.
+        // With nothing to read, before and after the opener has found that out, and with an event.
         Child::fork(|_| is_refused(&bench.device, &bench.area))?.join()?;
         if !blocking {
             bench.is_silent()?;
@@ -156,7 +156,7 @@ fn fork_child_opens_its_own() -> Outcome {
     let bench = Bench::over(open()?, Guarded::shared(1)?)?;
     bench.watch_pages()?;
     Child::fork(|_| {
-        // Shared memory at the same address; but each has a mapping of its own.
+        // Shared memory at the same address, but each process has its own mapping.
         let own = Bench::over(open()?, Guarded::shared(1)?)?;
         let page = bench.area.all();
         own.watch(7, &page)?;
@@ -206,7 +206,7 @@ fn vfork_child_shares_the_file() -> Outcome {
         bench.device.unregister(1)?;
         Ok(mem::unmap(&bench.area.page(1))?)
     })?;
-    // The child has ended, and the address space has not.
+    // The child has ended, but the address space has not.
     bench.counts(2)?;
     bench.reads(&[hit(2, &bench.area.page(1)), last(2)])?;
     bench.watch(3, &bench.area.page(2))?;
@@ -214,7 +214,7 @@ fn vfork_child_shares_the_file() -> Outcome {
     bench.reads(&[hit(3, &bench.area.page(2)), last(3)])
 }
 
-/// Executes this program with the file, to go on in [`executed`]. Returns only errors.
+/// Executes this program with the file; it continues in [`executed`]. Returns only on error.
 fn execute(name: &str, device: &Device, keep: bool) -> Outcome {
     let fd = device.as_raw_fd();
     if keep {
@@ -227,7 +227,7 @@ fn execute(name: &str, device: &Device, keep: bool) -> Outcome {
     Err(error.into())
 }
 
-/// What the program does that [`execute`] executes.
+/// What the program started by [`execute`] does.
 pub fn executed(name: &str, fd: &str) -> Outcome {
     let fd: i32 = fd
         .parse()
@@ -237,7 +237,7 @@ pub fn executed(name: &str, fd: &str) -> Outcome {
         let result = check(unsafe { libc::fcntl(fd, libc::F_GETFD) });
         return expect::error("F_GETFD after exec", result, libc::EBADF);
     }
-    // SAFETY: Who executes this program leaves the file to it.
+    // SAFETY: The executing program leaves the file to this one.
     let device = Device::from(unsafe { OwnedFd::from_raw_fd(fd) });
     let area = Guarded::new(1)?;
     if name == "refused" {
@@ -247,7 +247,7 @@ pub fn executed(name: &str, fd: &str) -> Outcome {
     }
 }
 
-/// Expects the file of an address space that is gone, with events queued for these cookies.
+/// Expects the address space of a file to be gone, with events queued for these cookies.
 fn is_hung_up(device: &Device, area: &Guarded, cookies: &[u64]) -> Outcome {
     const HUNG_UP: i16 = libc::POLLIN | libc::POLLHUP;
     let gone = |what, result| expect::one_of(what, result, &[libc::EPERM, libc::ESRCH]);
@@ -310,7 +310,7 @@ fn exec_closes() -> Outcome {
     .join()
 }
 
-/// A child that opens a file, lets `prepare` do things, passes the file, and waits.
+/// A child that opens a file, calls `prepare`, passes the file, and waits.
 fn opener(prepare: impl FnOnce(&Bench) -> Outcome) -> Outcome<(Child, Device)> {
     open()?;
     let child = Child::fork(|line: &Channel| {
@@ -324,7 +324,7 @@ fn opener(prepare: impl FnOnce(&Bench) -> Outcome) -> Outcome<(Child, Device)> {
     Ok((child, device))
 }
 
-/// Has an event queued for the regions 2 and 3.
+/// Queues an event for each of regions 2 and 3.
 fn two_events(bench: &Bench) -> Outcome {
     bench.hit(1)?;
     Ok(bench.hit(2)?)
@@ -338,7 +338,7 @@ fn exit_with_events() -> Outcome {
 }
 
 fn exit_without_events() -> Outcome {
-    // Whether the opener has found that there are none, or has not looked.
+    // Whether or not the opener has found the queue empty.
     for prepare in [|_: &Bench| Ok(()), Bench::is_silent] {
         let (child, device) = opener(prepare)?;
         child.tell()?;
@@ -398,7 +398,7 @@ fn exit_and_close() -> Outcome {
                     check(unsafe { libc::close(fd) })?;
                     bench.counts(events.into())
                 };
-                // There is nobody to tell anything any more.
+                // The opener has ended by now.
                 let _ = opener.hear();
                 its_line.tell_number(at_its_end().is_ok().into())?;
                 Ok(())
@@ -417,7 +417,7 @@ fn passed_file_is_refused() -> Outcome {
     let bench = Bench::new(1)?;
     bench.watch_pages()?;
     let child = Child::fork(|line| {
-        // As by fork, but in another descriptor.
+        // As after a fork, but with another descriptor.
         let device = Device::from(line.receive()?);
         is_refused(&device, &Guarded::new(1)?)
     })?;
@@ -435,7 +435,7 @@ fn passed_file_does_not_pin() -> Outcome {
         Guarded::of_file(&file, 1)?;
         Ok(())
     })?;
-    // A file with a writable mapping somewhere cannot be sealed.
+    // A file that has a writable mapping cannot be sealed.
     let seal = || {
         // SAFETY: The call takes no pointer.
         check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) })
@@ -446,7 +446,7 @@ fn passed_file_does_not_pin() -> Outcome {
     let end = Instant::now() + Duration::from_secs(2);
     while seal().is_err() {
         let late = Instant::now() > end;
-        expect::that("the opener's memory", !late, "it to be gone", "it kept")?;
+        expect::that("the opener's memory", !late, "it freed", "it kept")?;
     }
     is_hung_up(&device, &Guarded::new(1)?, &[])
 }
@@ -454,7 +454,7 @@ fn passed_file_does_not_pin() -> Outcome {
 fn passed_file_closed() -> Outcome {
     let child = Child::fork(|line| {
         let device = Device::from(line.receive()?);
-        // Memory of the receiver's, among it where the opener's region may be.
+        // Memory of the receiver, possibly at the address of the opener's region.
         let own = Guarded::new(16)?;
         drop(device);
         for page in 0..own.pages() {

@@ -2,18 +2,18 @@
 
 //! No gap between the start and the end of an invalidation.
 //!
-//! The window is what lies between the two calls of the kernel, before it changes page tables and
-//! after that. Who consumes an event or registers a region in it may still find the old pages, so
-//! has to be told again. Two ways lead into the window:
+//! The window lies between the kernel's two notifications, before it changes page tables and
+//! afterwards. A thread that consumes an event or registers a region in the window may still find
+//! the old pages, so it must be notified again. There are two ways into the window:
 //!
-//! - *By priority*, with any change, as small as it may be. The call at the start wakes who waits
-//!   for the file. A real-time thread that waits on the processor where the change is made has it
-//!   from that moment until it sleeps again.
-//! - *By another processor*, which sees the counter move. The change has to be of many pages, and
-//!   it depends on luck which thread is quicker.
+//! - *By priority*, for any change, however small. The notification at the start wakes a waiter. If
+//!   that is a real-time thread on the same processor, it preempts the change until it sleeps
+//!   again.
+//! - *On another processor*, which sees the counter move. The change must affect many pages, and it
+//!   is a matter of luck which thread is faster.
 //!
-//! A try counts as inside only if, after the thread has acted, the page was seen as it was before
-//! the change, and the system call that makes the change had not returned.
+//! An attempt counts as inside the window only if, after the thread has acted, the page was still
+//! seen as before the change, and the system call that makes the change had not returned.
 
 use std::{
     hint,
@@ -40,35 +40,35 @@ use super::{
 use crate::harness;
 
 table! {
-    gap_munmap: "munmap: who acts in its window is told again",
-    gap_map_fixed: "MAP_FIXED: who acts in its window is told again",
-    gap_mprotect: "mprotect: who acts in its window is told again",
-    gap_dontneed: "MADV_DONTNEED: who acts in its window is told again",
-    gap_punch_hole: "a hole in the mapped file: who acts in its window is told again",
-    gap_write_to_copy: "copy on write: who acts in its window is told again",
-    gap_move_pages: "move_pages: who acts in its window is told again",
-    gap_left_alone: "who only waits in the window is not told again",
-    gap_overlapping: "two changes in flight: who acts in both windows is told by both ends",
-    gap_of_many: "more regions than a change queues: each is told again of what it missed",
+    gap_munmap: "munmap: a thread that acts in its window is notified again",
+    gap_map_fixed: "MAP_FIXED: a thread that acts in its window is notified again",
+    gap_mprotect: "mprotect: a thread that acts in its window is notified again",
+    gap_dontneed: "MADV_DONTNEED: a thread that acts in its window is notified again",
+    gap_punch_hole: "a hole in the mapped file: a thread that acts in its window is notified again",
+    gap_write_to_copy: "copy on write: a thread that acts in its window is notified again",
+    gap_move_pages: "move_pages: a thread that acts in its window is notified again",
+    gap_left_alone: "a thread that only waits in the window is not notified again",
+    gap_overlapping: "two changes in flight: a thread that acts in both windows is notified by both ends",
+    gap_of_many: "more regions than a change visits: each that acted in the window is reported again",
     gap_read_beside: "an event read before the last page is gone is followed by another",
     gap_registered_beside: "a region registered before the last page is gone is reported",
     gap_registered_again_beside: "so is one that is registered again, as a cache does",
-    gap_copy_on_write: "who writes to a copied page finds the counter moved",
+    gap_copy_on_write: "a thread that writes to a copied page finds the counter moved",
 }
 
-/// The region whose event says that the window is open.
+/// The region whose event shows that the window is open.
 const BELL: u64 = 1;
 
-/// The region that is acted on, and what it is called if it gets a new name.
+/// The region that is acted on, and its cookie if it gets a new one.
 const REGION: u64 = 2;
 const RENAMED: u64 = 3;
 
-/// What is done in the window.
+/// An action in the window.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Act {
     /// Read what is queued.
     Read,
-    /// The same, one record after the other, as programs written for V2 do.
+    /// The same, one record at a time, as programs written for V2 do.
     ReadOneByOne,
     /// Read it, then register the region anew, as a cache does.
     ReadAndRenew,
@@ -90,7 +90,7 @@ impl Act {
         Self::Register,
     ];
 
-    /// Does it; returns the cookie that an event has to come for.
+    /// Performs the action; returns the cookie for which an event must follow.
     fn perform(self, bench: &Bench, region: &Range<u64>) -> Outcome<u64> {
         let (reads, room) = match self {
             Self::Read | Self::ReadAndRenew => (1, 4),
@@ -124,14 +124,14 @@ fn names(event: &Event, cookie: u64) -> bool {
     event.kind == EVENT_INVAL && event.user_cookie_counter == cookie
 }
 
-/// What came of a try.
+/// The result of an attempt.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Try {
-    /// It was not in the window, so says nothing.
+    /// It was not in the window, so it shows nothing.
     Outside,
-    /// It was, and there was another event after it.
+    /// It was in the window, and another event followed.
     Told,
-    /// It was, and there was none.
+    /// It was in the window, and no event followed.
     Missed,
 }
 
@@ -145,7 +145,7 @@ impl Try {
     }
 }
 
-/// How many tries there were, how many of them in the window, and how many of those were missed.
+/// The number of attempts, of those in the window, and of those among them that were missed.
 #[derive(Default)]
 struct Tries {
     all: u64,
@@ -160,7 +160,7 @@ impl Tries {
         self.missed += u64::from(result == Try::Missed);
     }
 
-    /// Expects that so many were in the window, and that none of these was missed.
+    /// Expects at least `wanted` in the window, none of them missed.
     #[track_caller]
     fn judge(&self, wanted: u64) -> Outcome {
         let Self {
@@ -168,26 +168,26 @@ impl Tries {
             inside,
             missed,
         } = self;
-        expect::at_least("tries in the window", *inside, wanted)?;
+        expect::at_least("attempts in the window", *inside, wanted)?;
         expect::that(
-            "who acted in the window",
+            "actions in the window",
             *missed == 0,
-            format_args!("{inside} of {inside} told again"),
-            format_args!("{missed} not told"),
+            format_args!("{inside} of {inside} reported again"),
+            format_args!("{missed} not reported"),
         )?;
         harness::note(format_args!("inside {inside} of {all}"));
         Ok(())
     }
 
-    /// The same, where what shares the processors may be in the way of some.
+    /// The same, allowing for other load on the processors.
     #[track_caller]
     fn judge_nearly_all(&self) -> Outcome {
         self.judge(self.all - self.all / 4)
     }
 }
 
-/// From now on this thread, and those it starts, stay on one processor, where this one comes before
-/// the others.
+/// From now on this thread and those it starts stay on one processor, where this one takes
+/// precedence.
 fn take_precedence() -> Outcome {
     process::stay_here()?;
     process::set_priority(0, 3).or_skip("real-time priority")
@@ -203,10 +203,10 @@ fn woken(bench: &Bench) -> Outcome {
     )
 }
 
-/// Performs each act in the window of a change to a page, by priority.
+/// Performs each action in the window of a change to a page, by priority.
 ///
-/// `make` makes the page, and what else `change` needs. `look` returns what can be seen of the page,
-/// which is another thing before the change than after it.
+/// `make` creates the page, and anything else that `change` needs. `look` returns a property of the
+/// page that the change modifies.
 fn each_act<K: Sync>(
     make: impl Fn() -> Outcome<(Guarded, K)>,
     change: impl Fn(&Range<u64>, &K) -> Outcome + Sync,
@@ -224,7 +224,7 @@ fn each_act<K: Sync>(
     tries.judge_nearly_all()
 }
 
-/// Performs an act in the window of a change; sees whether there was another event, after it.
+/// Performs an action in the window of a change; checks whether another event followed.
 fn acts(
     bench: &Bench,
     act: Act,
@@ -247,7 +247,7 @@ fn acts(
             returned.store(true, Ordering::Release);
             changed
         });
-        // It goes on only while this thread sleeps.
+        // The change continues only while this thread sleeps.
         go.wait();
         let acted = woken(bench).and_then(|()| act.perform(bench, &region));
         let seen = bench.counter.get();
@@ -269,7 +269,7 @@ fn private() -> Outcome<(Guarded, ())> {
     Ok((Guarded::new(1)?, ()))
 }
 
-/// What the first byte of a page is, or that there is none.
+/// The first byte of a page, or that there is none.
 fn content(page: &Range<u64>) -> Outcome<u64> {
     Ok(mem::peek(page.start)?.map_or(u64::MAX, u64::from))
 }
@@ -303,7 +303,7 @@ fn gap_punch_hole() -> Outcome {
 fn gap_write_to_copy() -> Outcome {
     let make = || {
         let area = Guarded::new(1)?;
-        // Whoever else has the page has it copied when it is written to.
+        // Another process that has the page makes a write copy it.
         let holder = Child::fork(|line| Ok(line.hear()?))?;
         Ok((area, holder))
     };
@@ -328,16 +328,16 @@ fn gap_move_pages() -> Outcome {
     each_act(make, change, frame)
 }
 
-/// What is done in the window of a change to a page that many regions are on.
+/// An action in the window of a change to a page that many regions cover.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum CrowdAct {
-    /// All is read.
+    /// Read everything.
     Read,
-    /// A part is read.
+    /// Read some events.
     ReadSome,
-    /// A region is registered.
+    /// Register a region.
     Register,
-    /// All is read, and all regions are registered anew.
+    /// Read everything, and register all regions anew.
     Renew,
 }
 
@@ -430,8 +430,9 @@ fn gap_left_alone() -> Outcome {
     Ok(())
 }
 
-/// Two changes, to a page each, and in one region too, of which the second starts when the first is
-/// in flight. The reader consumes what both starts have queued. Then one of the changes ends first.
+/// Two changes, each to a page of its own and both to a common region. The second starts while the
+/// first is in flight. The reader consumes what both starts have queued. Then one of the changes
+/// ends first.
 fn gap_overlapping() -> Outcome {
     take_precedence()?;
     let mut tries = Tries::default();
@@ -460,7 +461,7 @@ fn overlapping(second_ends_first: bool) -> Outcome<Try> {
     let inside = thread::scope(|scope| -> Outcome<bool> {
         let change = &change;
         let changers = [0, 1].map(|index| scope.spawn(move || change(index)));
-        // The second comes before the first, which is in flight already.
+        // The second has precedence over the first, which is in flight already.
         for (tid, priority) in tids.iter().zip(1..) {
             process::set_priority(tid.get(), priority)?;
         }
@@ -494,24 +495,24 @@ fn overlapping(second_ends_first: bool) -> Outcome<Try> {
             names(event, cookie) && event.hint_start <= range.start && range.end <= event.hint_end
         })
     };
-    // What is told of the third one must be about both changes.
+    // The event of the third region must cover both changes.
     let all_told =
         told(1, bench.area.page(0)) && told(2, bench.area.page(1)) && told(3, bench.area.all());
     Ok(Try::new(inside, all_told))
 }
 
-/// How many pages an invalidation must have that is to take a while.
+/// How many pages an invalidation needs to take a while.
 const LONG: u64 = 4096;
 
-/// How many of the tries must have been in the window, in so many at the most.
+/// How many attempts must have been in the window, and the most attempts to make.
 const WANTED: u64 = 3;
 const TRIES_EACH: u64 = 100;
 
-/// Invalidates a large region in one thread, and has this one act when that has begun.
+/// Invalidates a large region in one thread, and acts in this one when that has begun.
 ///
-/// The kernel empties page tables from low to high. So what `act` did was in the window if after it
-/// the last page is still there: in the page table, since a processor may go on to see a page that
-/// is not. `act` returns the cookie that there has to be an event for, after the window.
+/// The kernel clears page tables in ascending order. So the action was in the window if the last
+/// page is still in the page table afterwards; a processor may still see a page that no longer is.
+/// `act` returns the cookie for which an event must follow after the window.
 fn beside(act: impl Fn(&Bench) -> Outcome<u64>) -> Outcome {
     let bench = Bench::new(LONG)?;
     let end_page = bench.area.page(LONG - 1);
@@ -583,7 +584,7 @@ fn gap_copy_on_write() -> Outcome {
         let write = |offset| {
             go.wait();
             mem::write_byte(page.start + offset, 1);
-            // The write went to the copy, whoever made that.
+            // The write went to the copy, whichever thread made it.
             bench.counter.get()
         };
         let (one, two) = thread::scope(|scope| {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An ordinary user does all that the device allows, and others do not pay for it.
+//! An ordinary user does everything the device allows, and others do not pay for it.
 //!
-//! Times are only ever compared with others of the same run. What takes a constant is told from what
-//! grows with what the user has by far: the bounds here leave room for what else the machine does.
+//! Times are compared only with times of the same run. The bounds leave room for other load: they
+//! distinguish a constant cost from one that grows with what the user has.
 
 use std::{
     fs::{
@@ -41,29 +41,29 @@ use crate::{
 };
 
 table! {
-    hostile_changes_cost_little: "a change that hits any number of regions costs about what 128 cost",
+    hostile_changes_cost_little: "a change that hits many regions costs about as much as one that hits 128",
     hostile_forks_cost_little: "so does a fork",
-    hostile_truncate_costs_little: "so does root's truncation of a file that the user maps",
-    hostile_waiters_cost_little: "a change costs about the same with thousands of waiters",
-    hostile_open_does_not_hold_up: "three processes open in a loop: other devices open as fast",
-    hostile_open_ends: "opens with 60,000 mappings and a timer of 1 kHz all succeed",
+    hostile_truncate_costs_little: "so does a truncation by root of a file that the user has mapped",
+    hostile_waiters_cost_little: "a change with thousands of waiters costs about as much as with few",
+    hostile_open_does_not_hold_up: "three processes open the device in a loop: another device opens as fast as before",
+    hostile_open_ends: "with 60,000 mappings and a 1 kHz timer, every open succeeds",
     hostile_exit_is_quick: "exit with 3,000 files takes no more than 5 times as long as with eventfds",
-    hostile_memory_is_limited: "regions without end take no more memory than may be locked",
-    hostile_memory_comes_back: "with the limit lifted, all comes back when the process is killed",
+    hostile_memory_is_limited: "endless registering takes no more memory than may be locked",
+    hostile_memory_comes_back: "without the limit, all memory is freed when the process is killed",
     hostile_read_heeds_signals: "a long read returns what it has when a signal comes",
-    hostile_unload_beside_close: "the module is unloaded as soon as nobody uses it, again and again",
+    hostile_unload_beside_close: "unloading the module races with the last close, repeatedly",
 }
 
-/// Who may lock as much as there is.
+/// A limit on locked memory that is never reached.
 const UNLIMITED: u64 = u64::MAX;
 
-/// How many regions a change queues by itself.
+/// How many regions a change visits.
 const FEW: u64 = 128;
 
-/// How many times more something may take that should take the same: times are never exact.
+/// How many times more something may take that should take the same; times are never exact.
 const SLACK: u32 = 40;
 
-/// So many regions that it would show if each cost something, as far as the machine makes them soon.
+/// Enough regions that a cost for each would show, if the machine can register them soon.
 fn many() -> Outcome<u64> {
     Ok(possible_in(Duration::from_millis(500))?.clamp(1 << 14, 1 << 20))
 }
@@ -80,13 +80,13 @@ fn about_the_same(what: &str, seen: Duration, usual: Duration) -> Outcome {
     )
 }
 
-/// Reads all there is, by reads that take little memory.
+/// Reads everything, with reads that take little memory.
 fn drain(device: &Device) -> Outcome {
     while !read_if_any(device, 512)?.is_empty() {}
     Ok(())
 }
 
-/// The shortest of some times, since nothing makes a thing quicker than it is.
+/// The shortest of several times, since disturbances only make things slower.
 fn shortest(mut time: impl FnMut() -> Outcome<Duration>) -> Outcome<Duration> {
     let mut shortest = Duration::MAX;
     for _ in 0..harness::rounds(5) {
@@ -101,7 +101,7 @@ fn timed<T>(call: impl FnOnce() -> Outcome<T>) -> Outcome<Duration> {
     Ok(began.elapsed())
 }
 
-/// What an ordinary user's process measures with few regions, and with many of a layout.
+/// What a process of an ordinary user measures with few regions, and with many of a layout.
 fn few_and_many<const N: usize>(
     layout: Layout,
     many: u64,
@@ -130,13 +130,14 @@ fn hostile_changes_cost_little() -> Outcome {
         let [few, all] = few_and_many(layout, many, |crowd| {
             let time = |reads: bool, change: &dyn Fn() -> io::Result<()>| {
                 shortest(|| {
-                    // The first hit after all was read, or one of what is queued already.
+                    // The first hit after everything was read, or a hit of regions that are queued
+                    // already.
                     crowd.populate();
                     if reads {
                         drain(&crowd.bench.device)?;
                     }
                     let time = timed(|| Ok(change()?))?;
-                    // At once, before anything else is put there.
+                    // At once, before anything else is mapped there.
                     mem::map_over(&crowd.pages())?;
                     Ok(time)
                 })
@@ -162,12 +163,12 @@ fn hostile_forks_cost_little() -> Outcome {
     let many = many()?;
     let [[few], [all]] = few_and_many(Layout::Overlapping, many, |crowd| {
         let time = shortest(|| {
-            // A write to what a fork has made copy on write is a change, too.
+            // A write to a page that a fork has made copy-on-write is a change, too.
             crowd.populate();
             drain(&crowd.bench.device)?;
             let mut child = 0;
             let time = timed(|| {
-                // SAFETY: The child does nothing but end.
+                // SAFETY: The child only ends.
                 match check(unsafe { libc::fork() })? {
                     // SAFETY: As above.
                     0 => unsafe { libc::_exit(0) },
@@ -181,7 +182,7 @@ fn hostile_forks_cost_little() -> Outcome {
         })?;
         Ok([time])
     })?;
-    // To fork takes long by itself, so that what is added shows less.
+    // A fork takes long by itself, so the added cost shows less.
     let most = few * 5;
     let what = format!("fork of {many} regions");
     expect::that(
@@ -193,7 +194,7 @@ fn hostile_forks_cost_little() -> Outcome {
 }
 
 fn hostile_truncate_costs_little() -> Outcome {
-    /// So many files of the device each cost something.
+    /// Enough files that a cost for each would show.
     const FILES: u64 = 4;
     let many = many()? / FILES;
     let time = |count: u64| -> Outcome<Duration> {
@@ -224,7 +225,7 @@ fn hostile_truncate_costs_little() -> Outcome {
         let again = shortest(truncate)?;
         child.tell()?;
         child.join()?;
-        // The first is measured once only, so it may have been held up by anything.
+        // The first is measured only once, so anything may have delayed it.
         Ok(first.min(again * SLACK).max(again))
     };
     let few = time(FEW)?;
@@ -236,7 +237,7 @@ fn hostile_truncate_costs_little() -> Outcome {
 }
 
 fn hostile_waiters_cost_little() -> Outcome {
-    /// Sets of epoll, and how often the file is in each.
+    /// Epoll sets, and how often the file is in each.
     const SETS: usize = 4;
     const ITEMS: u64 = 3000;
     process::set_limit(libc::RLIMIT_NOFILE, ITEMS + 1000).or_skip("so many files")?;
@@ -255,7 +256,7 @@ fn hostile_waiters_cost_little() -> Outcome {
             let time = shortest(|| {
                 mem::write_byte(bench.area.all().start, 1);
                 let time = timed(|| Ok(mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?))?;
-                // Whoever wakes them, none of them is left out.
+                // None is left out, whoever wakes it.
                 for set in &sets {
                     let mut ready = 0;
                     process::eventually(|| {
@@ -266,7 +267,7 @@ fn hostile_waiters_cost_little() -> Outcome {
                 }
                 number += 1;
                 bench.reads(&[hit(1, &bench.area.all()), last(number)])?;
-                // The sets are to find that out before the next hit.
+                // The sets have to notice that before the next hit.
                 for set in &sets {
                     expect::same("items that are ready", count_ready(set, items as usize)?, 0)?;
                 }
@@ -283,13 +284,13 @@ fn hostile_waiters_cost_little() -> Outcome {
         )
     })?;
     child.hear()?;
-    // So that it is not held up by whoever wakes the others in its place.
+    // So that it is not delayed by the thread that wakes the waiters.
     process::set_priority(child.pid(), 1).or_skip("real-time priority")?;
     child.tell()?;
     child.join()
 }
 
-/// A set of epoll with all these files in it.
+/// An epoll set with all these files in it.
 fn epoll_of(files: &[File]) -> io::Result<OwnedFd> {
     // SAFETY: The file was just opened and is nobody else's.
     let set = unsafe { OwnedFd::from_raw_fd(check(libc::epoll_create1(libc::EPOLL_CLOEXEC))?) };
@@ -311,25 +312,25 @@ fn epoll_of(files: &[File]) -> io::Result<OwnedFd> {
     Ok(set)
 }
 
-/// How many files in a set are ready now.
+/// How many files of a set are ready.
 fn count_ready(set: &OwnedFd, most: usize) -> io::Result<usize> {
     let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; most];
     let fd = set.as_raw_fd();
-    // SAFETY: There is room for so many events.
+    // SAFETY: There is room for that many events.
     let count = check(unsafe { libc::epoll_wait(fd, events.as_mut_ptr(), most as i32, 0) })?;
     Ok(count as usize)
 }
 
-/// How many mappings these processes have.
+/// The number of mappings of these processes.
 const MAPPINGS: u64 = 60_000;
 
-/// Lets processes have so many mappings and somewhat more.
+/// Allows processes a few more mappings than that.
 fn allow_mappings() -> Outcome<Setting> {
     let most = (MAPPINGS + 5000).to_string();
     Setting::change("/proc/sys/vm/max_map_count", &most).or_skip("so many mappings")
 }
 
-/// Makes so many mappings, which stay.
+/// Creates these mappings, which stay.
 fn make_mappings() -> io::Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let start = mem::map(None, MAPPINGS * PAGE, libc::PROT_NONE, flags, None)?;
@@ -344,9 +345,9 @@ fn hostile_open_does_not_hold_up() -> Outcome {
     const OTHER: &str = "/dev/cpu_dma_latency";
     const OPENERS: u64 = 3;
     const OPENS: usize = 200;
-    /// How many times longer it may take.
+    /// How much longer an open may take.
     const TIMES: u32 = 3;
-    /// What is opened in a loop.
+    /// What is opened in the loop.
     const NOTHING: u8 = 1;
     const DEVICE: u8 = 2;
     open()?;
@@ -385,14 +386,19 @@ fn hostile_open_does_not_hold_up() -> Outcome {
         times.sort_unstable();
         Ok(times[OPENS * 9 / 10])
     };
-    // By turns, since the machine has other things to do at times.
+    // Alternately, since the machine may be busy at times.
     let [mut usual, mut seen] = [Duration::MAX; 2];
     for _ in 0..3 {
         usual = usual.min(nearly_longest(NOTHING)?);
         seen = seen.min(nearly_longest(DEVICE)?);
     }
     for opener in &openers {
-        expect::that("the opener", opener.is_alive()?, "it to go on", "its end")?;
+        expect::that(
+            "the opener",
+            opener.is_alive()?,
+            "a running process",
+            "its end",
+        )?;
     }
     expect::that(
         OTHER,
@@ -401,16 +407,16 @@ fn hostile_open_does_not_hold_up() -> Outcome {
         format_args!("{seen:?}"),
     )?;
     harness::note(format_args!(
-        "{seen:?} beside {OPENERS} that open, {usual:?} else"
+        "{seen:?} beside {OPENERS} openers, {usual:?} without"
     ));
     Ok(())
 }
 
 fn hostile_open_ends() -> Outcome {
     const OPENS: u64 = 1000;
-    /// What all of it may take, if each takes what the first one takes.
+    /// The time for all opens, if each takes as long as the first.
     const TIME: Duration = Duration::from_secs(5);
-    /// What it may take at most.
+    /// The most that all opens may take.
     const MOST: Duration = Duration::from_secs(150);
     let _setting = allow_mappings()?;
     let child = as_ordinary_user(UNLIMITED, |line| {
@@ -454,7 +460,7 @@ fn hostile_open_ends() -> Outcome {
     Ok(())
 }
 
-/// Has `SIGALRM` come at this interval, or no more.
+/// Makes `SIGALRM` arrive at this interval, or stops it.
 fn set_timer(interval: Duration) -> io::Result<()> {
     let time = libc::timeval {
         tv_sec: 0,
@@ -510,9 +516,9 @@ fn hostile_exit_is_quick() -> Outcome {
 
 fn hostile_memory_is_limited() -> Outcome {
     const FILES: usize = 7;
-    /// The usual limit.
+    /// The default limit.
     const LIMIT: u64 = 8 << 20;
-    /// No region takes less than that.
+    /// The least memory that a region takes.
     const LEAST: u64 = 64;
     let group = Cgroup::new("hostile").or_skip("a memory cgroup")?;
     let child = Child::fork(|line| {
@@ -521,7 +527,7 @@ fn hostile_memory_is_limited() -> Outcome {
         process::become_user(100_000 + std::process::id()).or_skip("becoming an ordinary user")?;
         let files = (0..FILES).map(|_| open()).collect::<Outcome<Vec<_>>>()?;
         let mut count = 0;
-        // Until all of them refuse one more.
+        // Until all files refuse one more region.
         let mut refusals = 0;
         for file in files.iter().cycle() {
             match file.register(PAGE, 2 * PAGE, count) {
@@ -566,7 +572,7 @@ fn hostile_memory_is_limited() -> Outcome {
     Ok(())
 }
 
-/// Kilobytes of a line of `/proc/meminfo`.
+/// The kilobytes in a line of `/proc/meminfo`.
 fn meminfo(name: &str) -> Outcome<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let line = text
@@ -578,7 +584,7 @@ fn meminfo(name: &str) -> Outcome<u64> {
 
 fn hostile_memory_comes_back() -> Outcome {
     let slabs = || meminfo("SUnreclaim");
-    // At most half of what there is, and what can be registered soon.
+    // At most half of the available memory, and what can be registered soon.
     let most = possible_in(Duration::from_secs(5))?.min(meminfo("MemAvailable")? * 1024 / 2 / 192);
     let before = slabs()?;
     let child = as_ordinary_user(UNLIMITED, |line| {
@@ -595,12 +601,12 @@ fn hostile_memory_comes_back() -> Outcome {
     })?;
     child.hear()?;
     let taken = slabs()? - before;
-    expect::at_least("kB that regions take", taken, most * 64 / 1024)?;
+    expect::at_least("kB used by regions", taken, most * 64 / 1024)?;
     child.signal(libc::SIGKILL)?;
     expect::same("killed by", child.ended_by()?, Some(libc::SIGKILL))?;
     let comes_back = process::eventually(|| slabs().is_ok_and(|now| now < before + taken / 10));
     expect::that(
-        "kB that do not come back",
+        "kB not freed",
         comes_back,
         taken / 10,
         slabs()?.saturating_sub(before),
@@ -631,7 +637,7 @@ fn hostile_read_heeds_signals() -> Outcome {
             expect::events("reads", &seen, &crowd.events(round))?;
         }
         line.tell_number(shorter)?;
-        expect::at_least("reads that a signal has cut short", shorter, 1)
+        expect::at_least("reads cut short by a signal", shorter, 1)
     })
     .and_then(|child| {
         let shorter = child.hear_number()?;
@@ -654,7 +660,7 @@ fn hostile_unload_beside_close() -> Outcome {
                 let area = Guarded::new(1)?;
                 let page = area.all();
                 while mem::read_byte(done) == 0 {
-                    // The device is not there all the time.
+                    // The device does not exist all the time.
                     let Ok(device) = Device::open_nonblocking() else {
                         thread::sleep(Duration::from_micros(200));
                         continue;
@@ -673,7 +679,7 @@ fn hostile_unload_beside_close() -> Outcome {
         .collect::<io::Result<Vec<_>>>()?;
     for _ in 0..harness::rounds(15) {
         let removed = process::eventually(|| Module::remove().is_ok());
-        expect::that("the module", removed, "to be unloaded", "that it is busy")?;
+        expect::that("the module", removed, "to be unloaded", "busy")?;
         expect::success("loading the module", module.load(""))?;
     }
     mem::write_byte(done, 1);

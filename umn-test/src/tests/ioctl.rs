@@ -17,21 +17,21 @@ use crate::uapi::{
 };
 
 table! {
-    ioctl_numbers: "the three commands have the numbers that V2 had",
-    ioctl_register_layout: "REGISTER_REGION reads its fields at the offsets that V2 had",
+    ioctl_numbers: "the three commands have the numbers of V2",
+    ioctl_register_layout: "REGISTER_REGION reads its fields at the offsets of V2",
     ioctl_unknown: "anything else gives ENOTTY",
     ioctl_unknown_in_another_process: "ENOTTY comes before EPERM",
     ioctl_compat: "a 32-bit system call has the same numbers and layouts",
-    exchange_grants_a_subset: "EXCHANGE_FEATURES grants no more than was wanted, nor what is not there",
+    exchange_grants_a_subset: "EXCHANGE_FEATURES grants only features that were requested and exist",
     exchange_twice: "EXCHANGE_FEATURES after EXCHANGE_FEATURES gives EINVAL",
     exchange_after_register: "EXCHANGE_FEATURES after REGISTER_REGION gives EINVAL",
     exchange_after_read: "EXCHANGE_FEATURES after a read gives EINVAL",
-    exchange_overtaken: "EXCHANGE_FEATURES that a REGISTER_REGION overtakes gives EINVAL",
-    exchange_bad_pointer: "a bad pointer gives EFAULT and does not use up the chance",
-    exchange_read_only_word: "a word that cannot be written gives EFAULT and keeps the chance",
+    exchange_overtaken: "EXCHANGE_FEATURES that is overtaken by REGISTER_REGION gives EINVAL",
+    exchange_bad_pointer: "a bad pointer gives EFAULT, and the call can be repeated",
+    exchange_read_only_word: "a read-only mask gives EFAULT, and the call can be repeated",
     register_bad_pointer: "a bad pointer gives EFAULT, and the file does not count as used",
-    register_taken_cookie: "a cookie that is registered gives EINVAL, and the region stays",
-    register_any_cookie: "any cookie is accepted, 0 and all ones too",
+    register_taken_cookie: "a cookie in use gives EINVAL, and the region stays",
+    register_any_cookie: "any cookie is accepted, including 0 and all ones",
     register_ignores_flags: "flags and reserved are ignored, whatever they hold",
     unregister_unknown: "an unknown cookie gives EINVAL",
     unregister_bad_pointer: "a bad pointer gives EFAULT",
@@ -98,12 +98,12 @@ fn ioctl_register_layout() -> Outcome {
     expect::same("LAST", record, wanted)
 }
 
-/// Numbers that are not those of a command.
+/// Numbers that are no command's.
 const UNKNOWN: &[u32] = &[
     0,
     1,
     0xffff_ffff,
-    // Right number; wrong direction, size or type.
+    // The right number, but a wrong direction, size or type.
     0x4004_5501,
     0x8004_5501,
     0xC008_5501,
@@ -113,14 +113,14 @@ const UNKNOWN: &[u32] = &[
     0x4004_5503,
     0x0000_5503,
     0x4008_5603,
-    // Right type, next number.
+    // The right type, but another number.
     0xC004_5500,
     0x4008_5504,
     libc::FIONREAD as u32,
     libc::TCGETS as u32,
 ];
 
-/// Expects each number that is no command's to give `ENOTTY`.
+/// Expects every unknown number to give `ENOTTY`.
 fn gives_enotty(device: &Device) -> Outcome {
     let mut space = [0u64; 8];
     for number in UNKNOWN {
@@ -144,12 +144,12 @@ fn ioctl_unknown_in_another_process() -> Outcome {
     Child::fork(|_| gives_enotty(&device))?.join()
 }
 
-/// A system call as a 32-bit program makes it.
+/// Makes a system call the way a 32-bit program does.
 #[cfg(target_arch = "x86_64")]
 fn compat_call(number: u32, arguments: [u32; 3]) -> i32 {
     let mut result = u64::from(number);
-    // SAFETY: The kernel checks the pointers; the tests pass those of their own memory. This is
-    // the entry for 32-bit programs, which keeps all registers but the one for the result.
+    // SAFETY: The kernel checks the pointers; the tests pass those of their own memory. This is the
+    // entry point for 32-bit programs, which preserves all registers except that of the result.
     unsafe {
         std::arch::asm!(
             "xchg {first}, rbx",
@@ -173,13 +173,13 @@ fn ioctl_compat() -> Outcome {
         slice, //
     };
 
-    /// Numbers of the calls in a 32-bit program.
+    /// Call numbers of 32-bit programs.
     const READ: u32 = 3;
     const GETPID: u32 = 20;
     const IOCTL: u32 = 54;
 
     let bench = Bench::new(1)?;
-    // Without support for 32-bit programs the kernel kills who tries.
+    // Without support for 32-bit programs, the kernel kills the process that tries.
     let probe = Child::fork(|_| {
         compat_call(GETPID, [0; 3]);
         Ok(())
@@ -188,7 +188,7 @@ fn ioctl_compat() -> Outcome {
         return Err(Failure::Skipped("no 32-bit system calls".into()));
     }
 
-    // Arguments have to lie where a 32-bit pointer can point to.
+    // Arguments must be where a 32-bit pointer can point.
     let low = mem::map(
         None,
         PAGE,
@@ -231,9 +231,9 @@ fn ioctl_compat() -> Outcome {
 #[cfg(not(target_arch = "x86_64"))]
 fn ioctl_compat() -> Outcome {
     let why = if cfg!(target_pointer_width = "32") {
-        "all calls of this program are 32-bit system calls"
+        "this program makes 32-bit system calls anyway"
     } else {
-        "only known how on x86-64"
+        "only implemented for x86-64"
     };
     Err(expect::Failure::Skipped(why.into()))
 }
@@ -246,10 +246,10 @@ fn exchange_grants_a_subset() -> Outcome {
     Ok(())
 }
 
-/// The features that there are.
+/// The features that exist.
 const FEATURES: u32 = 0;
 
-/// Expects that features can be negotiated no more.
+/// Expects that features cannot be negotiated any more.
 #[track_caller]
 fn too_late_to_exchange(device: &Device) -> Outcome {
     let mut mask = 0xffff_ffff_u32;
@@ -329,7 +329,7 @@ fn register_taken_cookie() -> Outcome {
     bench.hit(1)?;
     bench.counts(0)?;
     bench.hit(0)?;
-    // With an event queued it is no different.
+    // Nor with an event queued.
     expect::error("REGISTER_REGION", taken(), libc::EINVAL)?;
     bench.reads(&[hit(5, &first), last(1)])?;
     expect::success("unregister", bench.device.unregister(5))?;

@@ -5,18 +5,18 @@
 use super::prelude::*;
 
 table! {
-    counter_starts_at_zero: "the counter is 0 at first, and reads and registering do not move it",
+    counter_starts_at_zero: "the counter starts at 0, and neither read nor REGISTER_REGION moves it",
     counter_once_for_several_regions: "an invalidation of several regions counts once",
-    counter_when_all_are_queued: "an invalidation counts also where all it hits is queued already",
+    counter_when_all_are_queued: "an invalidation counts even if every region it hits is queued already",
     counter_only_for_hits: "an invalidation that hits no region does not count",
-    counter_moved_on_return: "after each of 1000 invalidations the counter has moved on return",
-    last_after_the_queue: "LAST follows the events where there is room",
-    last_after_a_full_buffer: "a buffer that filled exactly gets LAST from the next read",
+    counter_moved_on_return: "each of 1000 invalidations has moved the counter on return",
+    last_after_the_queue: "LAST follows the events if there is room",
+    last_after_a_full_buffer: "if the events fill the buffer exactly, the next read returns LAST",
     last_comes_once: "LAST is not repeated for the same counter",
-    last_carries_the_counter_at_that_instant: "LAST carries the counter when it is read",
-    last_after_unregister: "LAST comes where UNREGISTER removed the only event",
-    last_alone_is_readable: "poll reports a LAST that is owed",
-    last_for_every_counter: "every counter value is followed by a LAST with it or a later one",
+    last_carries_the_counter_at_that_instant: "LAST carries the counter at the time of the read",
+    last_after_unregister: "LAST follows if UNREGISTER removed the only event",
+    last_alone_is_readable: "poll reports a pending LAST",
+    last_for_every_counter: "every counter value is followed by a LAST with that value or a later one",
 }
 
 fn counter_starts_at_zero() -> Outcome {
@@ -109,7 +109,7 @@ fn last_comes_once() -> Outcome {
     bench.is_silent()?;
     bench.device.unregister(2)?;
 
-    // The same where it is all that a read has room for.
+    // The same if a read has room for nothing else.
     bench.hit(0)?;
     for record in [hit(1, &bench.area.all()), last(2)] {
         let events = bench.device.read_events(1)?;
@@ -124,7 +124,7 @@ fn last_carries_the_counter_at_that_instant() -> Outcome {
     let page = bench.area.all();
     let events = bench.device.read_events(1)?;
     expect::events("the first read", &events, &[hit(1, &page)])?;
-    // LAST 1 is owed now, but not delivered yet.
+    // LAST 1 is pending now.
     bench.hit(0)?;
     bench.reads(&[hit(1, &page), last(2)])?;
     bench.is_silent()
@@ -170,7 +170,7 @@ fn last_for_every_counter() -> Outcome {
             bench.watch(round % 3 + 1, &bench.area.page(round % 3))?;
         }
         let seen = bench.counter.get();
-        // A few reads of one record each are enough to hear of it.
+        // A few reads of one record each must return it.
         for _ in 0..4 {
             if reported < seen {
                 let event = bench.device.read_events(1)?[0];

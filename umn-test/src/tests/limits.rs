@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Limits, accounting, what can be seen from outside, and the module itself.
+//! Limits, accounting, what is visible from outside, and the module itself.
 
 use std::{
     fs,
@@ -14,22 +14,22 @@ use crate::module::{
 };
 
 table! {
-    limit_is_documented: "fdinfo tells the limit on regions",
-    limit_of_regions: "beyond the limit REGISTER_REGION gives ENOSPC; there is room after UNREGISTER",
+    limit_is_documented: "fdinfo shows the limit on regions",
+    limit_of_regions: "beyond the limit REGISTER_REGION gives ENOSPC; UNREGISTER makes room",
     limit_is_per_file: "the limit is per file",
-    memory_is_charged: "regions are charged to the opener's memory cgroup",
+    memory_is_charged: "regions are charged to the memory cgroup of the process that registers them",
     memory_is_given_back: "what was charged is given back at close",
-    fdinfo_tells: "fdinfo tells regions, queued events, counter and limit",
+    fdinfo_tells: "fdinfo shows regions, queued events, counter and limit",
     fdinfo_of_another_process: "fdinfo can be read by another process",
     module_is_busy: "the module cannot be unloaded while a file is open",
     module_is_busy_while_mapped: "nor while only the mapped counter is left",
     module_reloads: "the module can be unloaded and loaded many times",
 }
 
-/// The limit where the module's parameter says nothing else.
+/// The limit unless the module's parameter sets another.
 pub(super) const DEFAULT_LIMIT: u64 = 2_097_152;
 
-/// A number that fdinfo tells.
+/// A number in fdinfo.
 pub(super) fn fdinfo(text: &str, name: &str) -> Outcome<u64> {
     let prefix = format!("{name}:\t");
     text.lines()
@@ -42,7 +42,7 @@ pub(super) fn fdinfo_path(device: &Device) -> String {
     format!("/proc/self/fdinfo/{}", device.as_raw_fd())
 }
 
-/// What it tells.
+/// Its contents.
 pub(super) fn fdinfo_text(device: &Device) -> Outcome<String> {
     fs::read_to_string(fdinfo_path(device)).or_skip("no fdinfo")
 }
@@ -101,10 +101,10 @@ fn limit_is_documented() -> Outcome {
     expect::at_least("limit", fdinfo(&text, "limit")?, 1)
 }
 
-/// How many regions there may be in the tests of the limit.
+/// The number of regions in the tests of the limit.
 const FEW: u64 = 1000;
 
-/// Loads the module with a limit of [`FEW`] regions, unless it was loaded so.
+/// Loads the module with a limit of [`FEW`] regions, unless it has this limit already.
 fn few_regions() -> Outcome<Option<Unloaded>> {
     if fdinfo(&fdinfo_text(&open()?)?, "limit")? == FEW {
         return Ok(None);
@@ -151,20 +151,20 @@ fn limit_is_per_file() -> Outcome {
     Ok(())
 }
 
-/// How many regions the tests of accounting register.
+/// The number of regions in the tests of accounting.
 const MANY: u64 = 20_000;
 
-/// The least that a region takes in kernel memory.
+/// The least kernel memory that a region takes.
 const REGION_SIZE: u64 = 64;
 
-/// What a cgroup is charged with, before, while and after a process in it has many regions.
+/// The charge of a cgroup before, while and after a process in it has many regions.
 fn charges() -> Outcome<[u64; 3]> {
     open()?;
     let group = Cgroup::new("charge").or_skip("a memory cgroup")?;
     let child = Child::fork(|line| {
         group.enter().or_skip("entering a memory cgroup")?;
         let bench = Bench::new(1)?;
-        // What the first region of all takes is not of interest.
+        // The memory of the very first region does not matter here.
         bench.watch(MANY, &bench.area.all())?;
         line.tell()?;
         line.hear()?;
@@ -191,7 +191,7 @@ fn charges() -> Outcome<[u64; 3]> {
     let during: u64 = charge()?;
     child.tell()?;
     child.hear()?;
-    // What was closed is freed a little later.
+    // A closed file is freed a little later.
     let much = MANY * REGION_SIZE / 2;
     process::eventually(|| charge().is_ok_and(|after| after + much <= during));
     let after = charge()?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory that a file needs is charged to its opener as locked memory.
+//! The memory of a file is charged to its opener as locked memory.
 
 use std::{
     env,
@@ -28,28 +28,28 @@ use super::{
 };
 
 table! {
-    locked_limit: "beyond RLIMIT_MEMLOCK REGISTER_REGION gives ENOMEM, and the file goes on",
-    locked_limit_of_files: "files count, each with all that it needs",
-    locked_limit_of_nothing: "who may lock nothing cannot use the device, and is told ENOMEM",
-    locked_in_fdinfo: "fdinfo tells what is charged: more for more regions, less for less",
-    locked_unregistered: "what is unregistered can be registered again",
-    locked_by_all_processes: "the limit is for all of a user's processes together",
-    locked_by_others: "what another user has is nothing to this one",
-    locked_with_privilege: "CAP_IPC_LOCK exempts, and does so for as long as the file is open",
-    locked_and_closed: "close gives everything back",
+    locked_limit: "beyond RLIMIT_MEMLOCK REGISTER_REGION gives ENOMEM, and the file still works",
+    locked_limit_of_files: "files are charged, too, each with all its memory",
+    locked_limit_of_nothing: "a user who may lock nothing cannot use the device, and gets ENOMEM",
+    locked_in_fdinfo: "fdinfo shows the charge: more for more regions, less for fewer",
+    locked_unregistered: "after UNREGISTER as many regions can be registered again",
+    locked_by_all_processes: "all processes of a user share the limit",
+    locked_by_others: "other users do not share the limit",
+    locked_with_privilege: "CAP_IPC_LOCK exempts a file for as long as it is open",
+    locked_and_closed: "close returns the whole charge",
     locked_and_exited: "so does exit",
     locked_and_killed: "so does death by a signal",
     locked_and_executed: "so does exec, though the file stays open",
-    locked_while_queued: "exit gives back what nothing is queued for; the rest goes when it is read",
+    locked_while_queued: "exit returns the charge of idle regions; that of the others is returned by reads",
 }
 
-/// How much the user in these tests may lock.
+/// The limit on locked memory in these tests.
 const LIMIT: u64 = 1 << 20;
 
-/// No region takes less than that.
+/// The least memory that a region takes.
 const LEAST: u64 = 64;
 
-/// What a file is charged with, in bytes.
+/// The charge of a file in bytes.
 fn locked(device: &Device) -> Outcome<u64> {
     let text = fdinfo_text(device)?;
     let kilobytes = text.lines().find_map(|line| {
@@ -123,7 +123,7 @@ fn locked_limit_of_files() -> Outcome {
         };
         expect::error("one file more", Err::<(), _>(error), libc::ENOMEM)?;
         expect::at_least("files", files.len() as u64, 16)?;
-        // Each of them is as good as any, and room for one is room for another.
+        // Every one of them works, and closing one makes room for another.
         let bench = Bench::over(files.swap_remove(0), Guarded::new(1)?)?;
         bench.watch_pages()?;
         bench.hit(0)?;
@@ -135,7 +135,7 @@ fn locked_limit_of_files() -> Outcome {
     .join()
 }
 
-/// A file with a region, which nothing hits.
+/// A file with a region that nothing hits.
 fn open_and_register() -> std::io::Result<Device> {
     let device = Device::open_nonblocking()?;
     device.register(PAGE, 2 * PAGE, 0)?;
@@ -224,7 +224,7 @@ fn locked_by_all_processes() -> Outcome {
     })?;
     let second = as_ordinary_user(LIMIT, |line| {
         line.hear()?;
-        // There may be room for one or the other, where what is charged are whole pages.
+        // Whole pages are charged, so there may be room for a few regions.
         let few = fill_new()?;
         line.tell()?;
         line.hear()?;
@@ -287,11 +287,12 @@ fn locked_with_privilege() -> Outcome {
     .join()
 }
 
-/// Opens a file and fills it, with so many regions at least, though that may take a moment.
+/// Opens a file and registers at least `least` regions, for which room may appear only after a
+/// moment.
 fn fill_with(least: u64) -> Outcome<(Device, u64)> {
     let mut filled = None;
     process::eventually(|| {
-        // What was tried with before has to go, too.
+        // Earlier attempts have to be freed, too.
         if filled.take().is_some() {
             thread::sleep(Duration::from_millis(50));
         }
@@ -307,8 +308,8 @@ fn fill_with(least: u64) -> Outcome<(Device, u64)> {
     }
 }
 
-/// Expects that a user can register as many regions as before, soon after a process has ended in
-/// some way that had all that is allowed.
+/// Expects that a user can register as many regions as before, soon after a process that had used
+/// up the limit has ended in some way.
 fn is_given_back(end: impl Fn(Device) -> Outcome) -> Outcome {
     let mut first = 0;
     for _ in 0..4 {
@@ -316,7 +317,7 @@ fn is_given_back(end: impl Fn(Device) -> Outcome) -> Outcome {
             let (device, count) = fill_with(first)?;
             line.tell_number(count)?;
             end(device)?;
-            // So that it is not its end that gives something back.
+            // So that the charge is not returned by the end of that process.
             expect::at_least("regions", fill_with(count)?.1, count)
         })?;
         let count = child.hear_number()?;
@@ -354,7 +355,7 @@ fn locked_and_killed() -> Outcome {
 }
 
 fn locked_and_executed() -> Outcome {
-    // Who executes another program with the file open has as much again.
+    // A process that executes another program with the file open gets the charge back.
     as_ordinary_user(LIMIT, |line| {
         let device = open()?;
         fill(&device)?;
@@ -382,7 +383,7 @@ fn locked_and_executed() -> Outcome {
 }
 
 fn locked_while_queued() -> Outcome {
-    /// Hit, and more than a change queues by itself.
+    /// Hit, and more than a change visits.
     const QUEUED: u64 = 2000;
     let child = as_ordinary_user(8 * LIMIT, |line| {
         let crowd = Crowd::new(Layout::Identical, QUEUED)?;
@@ -423,7 +424,7 @@ fn locked_while_queued() -> Outcome {
     expect::same("records", events.len() as u64, QUEUED + 1)?;
     let read = falls_below(QUEUED * LEAST);
     expect::that(
-        "locked, when all is read",
+        "locked, after everything was read",
         read,
         "a few pages",
         locked(&device)?,

@@ -15,25 +15,25 @@ use std::{
 use super::prelude::*;
 
 table! {
-    mmap_lengths: "lengths of one page after rounding are accepted, clients map 8 bytes",
+    mmap_lengths: "lengths up to one page are accepted; clients map 8 bytes",
     mmap_wrong_length: "a length of more than a page gives EINVAL",
     mmap_wrong_offset: "an offset gives EINVAL",
-    mmap_writable: "shared and writable gives EACCES, private and writable too",
+    mmap_writable: "a writable mapping gives EACCES, shared or private",
     mmap_made_writable: "mprotect to writable fails with EACCES",
     mmap_private: "a private read-only mapping shows the live counter",
-    mmap_rest_is_zero: "all of the page but the counter is zero",
+    mmap_rest_is_zero: "the page is zero except for the counter",
     mmap_several: "several mappings all show the counter",
     mmap_counters_of_two_files: "mappings of two files show two counters",
     mmap_unmapped_and_mapped_again: "the counter can be unmapped and mapped again",
     mmap_dont_need: "the mapping survives MADV_DONTNEED",
-    mmap_by_others: "another process cannot map it; what it inherited stays readable",
+    mmap_by_others: "another process cannot map it; an inherited mapping stays readable",
     mmap_does_not_grow: "mremap cannot make the mapping longer",
     mmap_can_move: "mremap can move the mapping",
     mmap_protection_none: "the mapping can be made unreadable and readable again",
     mmap_watched: "a watched counter mapping, and its munmap",
 }
 
-/// Maps a file of the device at will.
+/// Maps a file of the device with any arguments.
 fn map(device: &Device, length: usize, access: i32, flags: i32, offset: i64) -> io::Result<u64> {
     let fd = device.as_raw_fd();
     // SAFETY: A new mapping, where the kernel likes.
@@ -45,14 +45,14 @@ fn map(device: &Device, length: usize, access: i32, flags: i32, offset: i64) -> 
     }
 }
 
-/// Maps the counter as clients do.
+/// Maps the counter like a client.
 fn map_page(device: &Device, flags: i32) -> io::Result<Range<u64>> {
     map(device, 8, libc::PROT_READ, flags, 0).map(|at| at..at + PAGE)
 }
 
-/// The word at an address.
+/// The number at an address.
 fn word(address: u64) -> u64 {
-    // SAFETY: The tests pass words of pages that they have mapped.
+    // SAFETY: The tests pass addresses in pages that they have mapped.
     unsafe { &*(address as *const AtomicU64) }.load(Ordering::Acquire)
 }
 
@@ -180,7 +180,7 @@ fn mmap_dont_need() -> Outcome {
     for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
         let page = map_page(&bench.device, flags)?;
         bench.hit(0)?;
-        // The advice may be refused; what counts is that the next load finds the counter.
+        // The advice may be refused; what counts is that the next load sees the counter.
         let _ = mem::advise(&page, libc::MADV_DONTNEED);
         expect::same("the counter", word(page.start), bench.counter.get())?;
         bench.hit(0)?;
@@ -196,7 +196,7 @@ fn mmap_by_others() -> Outcome {
         for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
             expect::error("mmap", map_page(device, flags), libc::EPERM)?;
         }
-        // What is wrong with it besides is not told first.
+        // EPERM takes precedence over other errors.
         let written = map(device, 8, libc::PROT_WRITE, libc::MAP_SHARED, 0);
         expect::one_of("writable mmap", written, &[libc::EPERM, libc::EACCES])
     };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The self-tests, by subject, and what they have in common.
+//! The tests by subject, and what they share.
 
-#[cfg(target_pointer_width = "64")] // as the demonstration is
+#[cfg(target_pointer_width = "64")] // like the demonstration
 mod caches;
 mod causes;
 mod clients;
@@ -118,22 +118,22 @@ pub fn all() -> Vec<Test> {
     .concat()
 }
 
-/// An open file that does not block.
+/// Opens a file for non-blocking reads.
 fn open() -> Outcome<Device> {
     Device::open_nonblocking().or_skip("no /dev/ummunotify to open")
 }
 
-/// An open file that blocks.
+/// Opens a file for blocking reads.
 fn open_blocking() -> Outcome<Device> {
     Device::open().or_skip("no /dev/ummunotify to open")
 }
 
-/// Runs part of a test in a child that is an ordinary user, whose limit on locked memory is `locked`
-/// bytes.
+/// Runs part of a test in a child that is an ordinary user, with a limit on locked memory of
+/// `locked` bytes.
 ///
-/// It is a user that only this test's children are, so that nobody else's memory counts.
+/// Only children of this test have that user, so nobody else's memory counts.
 fn as_ordinary_user(locked: u64, body: impl FnOnce(&Channel) -> Outcome) -> Outcome<Child> {
-    /// Above all users that there may be.
+    /// Above all users that may exist.
     const FIRST: u32 = 100_000;
     open()?;
     let user = FIRST + std::process::id();
@@ -144,7 +144,7 @@ fn as_ordinary_user(locked: u64, body: impl FnOnce(&Channel) -> Outcome) -> Outc
     })?)
 }
 
-/// Reads from a file that does not block; nothing where nothing is there.
+/// Reads from a non-blocking file; returns nothing if there is nothing.
 fn read_if_any(device: &Device, most: usize) -> io::Result<Vec<Event>> {
     match device.read_events(most) {
         Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(vec![]),
@@ -160,17 +160,17 @@ struct Bench {
 }
 
 impl Bench {
-    /// A file that does not block, and small private pages that are there.
+    /// A non-blocking file, and small private pages that are populated.
     fn new(pages: u64) -> Outcome<Self> {
         Self::over(open()?, Guarded::new(pages)?)
     }
 
-    /// The same with a file that blocks.
+    /// The same with a blocking file.
     fn blocking(pages: u64) -> Outcome<Self> {
         Self::over(open_blocking()?, Guarded::new(pages)?)
     }
 
-    /// A file and memory of the caller's choice.
+    /// With the given file and memory.
     fn over(device: Device, area: Guarded) -> Outcome<Self> {
         let counter = device.map_counter()?;
         Ok(Self {
@@ -187,7 +187,7 @@ impl Bench {
         Ok(bench)
     }
 
-    /// Watches each page of the area; the first with cookie 1, the next with 2, and so on.
+    /// Watches each page of the area, with cookies 1, 2, …
     fn watch_pages(&self) -> Outcome {
         for page in 0..self.area.pages() {
             self.watch(page + 1, &self.area.page(page))?;
@@ -204,7 +204,7 @@ impl Bench {
         )
     }
 
-    /// Invalidates a page, which stays mapped, and without any doubt about how often.
+    /// Invalidates a page exactly once; it stays mapped.
     fn hit(&self, page: u64) -> io::Result<()> {
         mem::advise(&self.area.page(page), libc::MADV_DONTNEED)?;
         mem::write_byte(self.area.page(page).start, Guarded::content(page));
@@ -217,16 +217,16 @@ impl Bench {
         expect::same("the counter", self.counter.get(), expected)
     }
 
-    /// Expects one read of room enough to return these records.
+    /// Expects one read with enough room to return exactly these records.
     #[track_caller]
     fn reads(&self, expected: &[Event]) -> Outcome {
         let seen = expect::success("read", self.device.read_events(expected.len() + 2))?;
         expect::events("read", &seen, expected)
     }
 
-    /// Reads all that is there, however the file is opened; expects LAST to carry the counter.
+    /// Reads everything, from either kind of file; expects LAST to carry the counter.
     ///
-    /// Where one thread reads while another changes mappings, a change may count once more when it
+    /// If one thread reads while another changes mappings, a change may count once more when it
     /// ends. So tests with several threads do not know what is left.
     #[track_caller]
     fn drain(&self) -> Outcome<Vec<Event>> {
@@ -241,7 +241,7 @@ impl Bench {
         Ok(seen)
     }
 
-    /// Expects that there is nothing to read, on a file that does not block.
+    /// Expects that there is nothing to read from a non-blocking file.
     #[track_caller]
     fn is_silent(&self) -> Outcome {
         expect::error(

@@ -25,19 +25,19 @@ use super::prelude::*;
 table! {
     open_read_only: "O_RDONLY opens, blocking or not",
     open_write_modes: "any write mode gives EINVAL",
-    open_node: "the device is a character device called ummunotify that everybody may open",
-    open_as_ordinary_user: "a process without privilege opens it and is told of its events",
-    open_interrupted: "a signal during open does not make it fail",
-    open_by_io_uring: "io_uring opens it while signals come: none of the opens fails",
-    open_many_files: "256 files in one process, each with its own region, all hit by one munmap",
+    open_node: "the node is a character device called ummunotify that every user may open",
+    open_as_ordinary_user: "an unprivileged process can open it and gets its events",
+    open_interrupted: "open does not fail if a signal arrives",
+    open_by_io_uring: "io_uring opens it while signals arrive, and no open fails",
+    open_many_files: "256 files in one process, each with a region, all hit by one munmap",
     open_files_are_independent: "cookies, events, LAST and counters of two files are separate",
-    open_same_inode_other_state: "a duplicate of a file is the same file, a second open is not",
+    open_same_inode_other_state: "a duplicated descriptor shares the file's state, a second open does not",
     open_close_on_exec_flag: "O_CLOEXEC is honoured",
-    close_with_regions: "closing with 1000 regions and queued events, and changing the memory later",
-    close_while_mapped: "a counter mapping keeps the file: the counter still counts after the close",
+    close_with_regions: "closing with 1000 regions and queued events, then changing the memory",
+    close_while_mapped: "a mapping of the counter keeps the file: it still counts after close",
 }
 
-/// Opens the device with flags of the test's choice.
+/// Opens the device with the given flags.
 fn open_flags(flags: i32) -> io::Result<Device> {
     let path = CString::new(device::PATH)?;
     // SAFETY: `path` is a C string.
@@ -74,7 +74,7 @@ fn open_node() -> Outcome {
     let node = fs::metadata(device::PATH).or_skip("no /dev/ummunotify")?;
     expect::same("character device", node.file_type().is_char_device(), true)?;
     let mode = node.permissions().mode() & 0o444;
-    expect::same("who may read", format!("{mode:o}"), "444".into())?;
+    expect::same("the mode", format!("{mode:o}"), "444".into())?;
     let names = fs::read_to_string("/proc/misc").or_skip("no /proc/misc")?;
     let listed = names
         .lines()
@@ -100,13 +100,13 @@ fn open_as_ordinary_user() -> Outcome {
 fn open_interrupted() -> Outcome {
     open()?;
     process::catch_signal(libc::SIGUSR1, 0)?;
-    // While the kernel waits for the name of the file, it is too early for a system call to fail.
+    // While the kernel waits for the file name, the system call cannot fail yet.
     let path = Absent::new()?;
     let tid = Tid::default();
     let opened = thread::scope(|scope| -> Outcome<_> {
         let opener = scope.spawn(|| {
             tid.set();
-            // SAFETY: What the page is going to hold is a C string.
+            // SAFETY: The page will contain a C string.
             check(unsafe { libc::open(path.pointer().cast(), libc::O_RDONLY) })
         });
         path.is_awaited()?;
@@ -159,7 +159,7 @@ fn open_by_io_uring() -> Outcome {
             io::Result::Ok(())
         });
         let mut open_one = |number: u64| -> Outcome {
-            // By this thread where that is possible, or else by one of the kernel's.
+            // By this thread if possible, or else by one of the kernel's.
             let flags = [Flags::empty(), Flags::ASYNC][number as usize % 2];
             let entry = opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr())
                 .flags(libc::O_RDONLY | libc::O_NONBLOCK | libc::O_CLOEXEC)

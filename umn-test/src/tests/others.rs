@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Invalidations that are not the caller's doing: by other threads, by other processes, and by the
-//! kernel on its own account.
+//! Invalidations that the caller does not cause: by other threads, by other processes, and by the
+//! kernel itself.
 
 use std::{
     fs,
@@ -36,19 +36,19 @@ use super::{
 
 table! {
     other_thread_unmaps: "another thread's munmap",
-    other_process_truncates: "another process shortens the mapped file",
+    other_process_truncates: "another process truncates the mapped file",
     other_process_punches_hole: "another process punches a hole into the mapped file",
     other_process_pages_out: "another process: process_madvise(MADV_PAGEOUT)",
     other_process_collapses: "another process: process_madvise(MADV_COLLAPSE)",
-    other_process_dontneed: "another process: process_madvise(MADV_DONTNEED), where allowed",
+    other_process_dontneed: "another process: process_madvise(MADV_DONTNEED), if allowed",
     other_process_moves_pages: "another process moves a page to another node",
     other_process_soft_dirty: "another process writes clear_refs",
-    other_process_writes_memory: "a debugger's write to a page that is copied on write",
-    kernel_reclaims: "reclaim: each page that went to swap was reported",
-    kernel_merges: "KSM merges a page, and a write takes it apart again",
-    kernel_collapses: "khugepaged makes a huge page",
-    kernel_compacts: "compaction: each page that was moved was reported",
-    kernel_balances: "NUMA balancing: each page that was moved was reported",
+    other_process_writes_memory: "a debugger writes to a copy-on-write page",
+    kernel_reclaims: "reclaim: each page that was swapped out is reported",
+    kernel_merges: "KSM merges a page, and a write unshares it",
+    kernel_collapses: "khugepaged collapses pages into a huge page",
+    kernel_compacts: "compaction: each page that was moved is reported",
+    kernel_balances: "NUMA balancing: each page that was moved is reported",
 }
 
 fn other_thread_unmaps() -> Outcome {
@@ -63,7 +63,7 @@ fn other_thread_unmaps() -> Outcome {
     bench.reads(&[hit(2, &page), last(1)])
 }
 
-/// Expects events of the second of three watched pages alone.
+/// Expects events of only the second of three watched pages.
 #[track_caller]
 fn only_the_second(bench: &Bench) -> Outcome {
     expect::at_least("the counter", bench.counter.get(), 1)?;
@@ -98,7 +98,7 @@ fn other_process_punches_hole() -> Outcome {
 
 /// A process that gives advice on one range of its parent's memory.
 ///
-/// It gives it each time the parent tells it to, and tells the error number or 0.
+/// It does so each time the parent asks it to, and answers with the error number or 0.
 fn adviser(advice: i32) -> io::Result<Child> {
     let parent = std::process::id();
     in_another_process(move |line| {
@@ -126,7 +126,7 @@ fn adviser(advice: i32) -> io::Result<Child> {
     })
 }
 
-/// Has the adviser act; what went wrong there is an error here.
+/// Makes the adviser act; fails if the adviser itself fails.
 fn advised(child: &Child, range: &std::ops::Range<u64>) -> Outcome<io::Result<()>> {
     child.tell_number(range.start)?;
     child.tell_number(range.end - range.start)?;
@@ -143,7 +143,7 @@ fn dismiss(child: Child) -> Outcome {
     child.join()
 }
 
-/// Makes an outcome an error of a call, as far as it was one.
+/// Turns an outcome into the result of a call, if it was one.
 fn flatten(result: Outcome<io::Result<()>>) -> io::Result<()> {
     result.unwrap_or_else(|failure| Err(io::Error::other(format!("{failure:?}"))))
 }
@@ -198,7 +198,7 @@ fn other_process_moves_pages() -> Outcome {
         if page == 0 {
             return Ok(());
         }
-        // A page that is busy for the moment is no error.
+        // That a page is busy at the moment is not an error.
         let _ = move_page(parent, page, Some(node as i32));
         line.tell()?;
     })?;
@@ -240,7 +240,7 @@ fn other_process_writes_memory() -> Outcome {
         memory.write_all_at(&[42], at).or_skip("writing there")
     })?;
     let bench = Bench::new(3)?;
-    // What holds the pages, so that a write has to copy them.
+    // Another process that has the pages, so that a write must copy them.
     let holder = Child::fork(|line| Ok(line.hear()?))?;
     bench.watch_pages()?;
     let page = bench.area.page(1);
@@ -253,9 +253,10 @@ fn other_process_writes_memory() -> Outcome {
     holder.join()
 }
 
-/// Expects all pages to be reported for which `changed` says so; cookies are pages, plus 1.
+/// Expects every page for which `changed` returns true to be reported; cookies are page numbers
+/// plus 1.
 ///
-/// Returns how many that were. Others may be reported too.
+/// Returns how many there were. Others may be reported, too.
 fn all_reported(bench: &Bench, changed: impl Fn(usize) -> bool) -> Outcome<usize> {
     let mut reported = vec![false; bench.area.pages() as usize];
     for event in bench.drain()? {
@@ -288,12 +289,12 @@ fn kernel_reclaims() -> Outcome {
         }
         Err(Failure::new(
             "memory.reclaim",
-            "some page to go",
-            "all stay",
+            "some pages swapped out",
+            "none",
         ))
     })?;
     while child.hear_number()? == 1 {
-        // It fails where it finds less than that.
+        // It fails if the kernel finds less than that.
         match group.write("memory.reclaim", "2M") {
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
             result => result.or_skip("memory.reclaim")?,
@@ -331,7 +332,7 @@ fn kernel_merges() -> Outcome {
     }
     let scans = fs::read_to_string("/sys/kernel/mm/ksm/full_scans")?;
     let seen = format!("two, after {} scans of all memory", scans.trim());
-    expect::that("KSM", merged, "two pages to become one", seen)?;
+    expect::that("KSM", merged, "two merged pages", seen)?;
     only_the_second(&bench)?;
 
     let before = bench.counter.get();
@@ -366,7 +367,7 @@ fn kernel_compacts() -> Outcome {
     const BLOCKS: u64 = 16;
     let bench = Bench::new(BLOCKS * HUGE / PAGE)?;
     bench.watch_pages()?;
-    // What is freed is to be free at once, rather than kept by a processor for the next use.
+    // Freed pages must be available at once instead of staying on per-processor lists.
     let at_once = "/proc/sys/vm/percpu_pagelist_high_fraction";
     let _setting = Setting::change(at_once, "1000").or_skip("compaction")?;
     let hole = |page: u64| page % 4 != 0;
@@ -398,7 +399,7 @@ fn kernel_balances() -> Outcome {
     let _setting = Setting::change(switch, "1").or_skip("NUMA balancing")?;
     let node = other_node(bench.area.all().start)?;
     for page in 0..bench.area.pages() {
-        // Away from where the process runs, so that it pays to move it back.
+        // Away from where the process runs, so that moving it back pays off.
         let _ = move_page(0, bench.area.page(page).start, Some(node));
     }
     bench.watch_pages()?;

@@ -24,33 +24,33 @@ use crate::harness;
 
 table! {
     poll_reports_readable: "POLLIN and POLLRDNORM when a read would return something",
-    poll_on_a_blocking_file: "poll is no different on a file that blocks",
-    poll_wakes: "poll sleeps until an event comes",
-    poll_wakes_many: "one event wakes forty sleepers, each with a set of epoll or without",
+    poll_on_a_blocking_file: "poll works the same on a blocking file",
+    poll_wakes: "poll sleeps until there is an event",
+    poll_wakes_many: "one event wakes forty sleepers, each with or without an epoll set",
     poll_and_close: "closing the file while another thread polls it",
     select_reports_readable: "select",
-    epoll_level: "level-triggered epoll reports as long as something is there",
+    epoll_level: "level-triggered epoll reports while there is something to read",
     epoll_edge: "edge-triggered epoll reports the first event after each read",
     epoll_edge_loses_nothing: "reading up to LAST at each edge reads everything in the end",
-    epoll_exclusive: "exclusive waiters are woken, and none sleeps on what nobody reads",
+    epoll_exclusive: "exclusive waiters are all woken, so none sleeps while there is something to read",
     poll_multishot: "a multishot poll of io_uring reports the first event after each read",
-    epoll_wakes: "epoll_wait sleeps until an event comes",
-    epoll_and_close: "closing a file that epoll watches, and changing the memory later",
+    epoll_wakes: "epoll_wait sleeps until there is an event",
+    epoll_and_close: "closing a file that epoll watches, then changing the memory",
     sigio_once_until_read: "F_SETOWN and O_ASYNC: SIGIO on the first event after each read",
     sigio_loses_nothing: "reading up to LAST at each SIGIO reads everything in the end",
-    sigio_with_information: "F_SETSIG: the signal of choice, with POLL_IN and the descriptor",
+    sigio_with_information: "F_SETSIG: the chosen signal, with POLL_IN and the descriptor",
     sigio_switched_off: "no signal after O_ASYNC is cleared",
     sigio_and_close: "closing a file with O_ASYNC set",
 }
 
 const READABLE: i16 = libc::POLLIN | libc::POLLRDNORM;
 
-/// What poll says at once.
+/// What poll reports at once.
 fn polled(device: &Device) -> io::Result<i16> {
     device.poll(READABLE | libc::POLLOUT | libc::POLLPRI, Duration::ZERO)
 }
 
-/// The states of a queue, and what poll says in each.
+/// The states of a queue, and what poll reports in each.
 fn check_poll(bench: &Bench) -> Outcome {
     let is = |what, expected| expect::same(what, polled(&bench.device)?, expected);
     is("poll at first", 0)?;
@@ -60,7 +60,7 @@ fn check_poll(bench: &Bench) -> Outcome {
     is("poll with an event", READABLE)?;
     is("poll again", READABLE)?;
     bench.device.read_events(1)?;
-    is("poll with LAST owed", READABLE)?;
+    is("poll with LAST pending", READABLE)?;
     bench.reads(&[last(1)])?;
     is("poll with nothing left", 0)?;
     bench.hit(0)?;
@@ -79,7 +79,7 @@ fn poll_on_a_blocking_file() -> Outcome {
     check_poll(&Bench::blocking(1)?)
 }
 
-/// A time that is over only where a wake-up went missing.
+/// A timeout that is reached only if a wake-up was lost.
 const LONG: Duration = Duration::from_secs(20);
 
 fn poll_wakes() -> Outcome {
@@ -98,7 +98,7 @@ fn poll_wakes() -> Outcome {
 }
 
 fn poll_wakes_many() -> Outcome {
-    /// More than a change wakes by itself.
+    /// More than a change wakes directly.
     const SLEEPERS: usize = 40;
     let bench = Bench::one_page()?;
     for round in 1..=3 {
@@ -216,7 +216,7 @@ impl Epoll {
         Ok(())
     }
 
-    /// Waits; returns what is reported for the file, 0 when time ran out.
+    /// Waits; returns what is reported for the file, or 0 on timeout.
     fn wait(&self, time: Duration) -> io::Result<u32> {
         let mut event = libc::epoll_event { events: 0, u64: 0 };
         let fd = self.0.as_raw_fd();
@@ -235,7 +235,7 @@ fn epoll_level() -> Outcome {
     is("epoll with an event", libc::EPOLLIN)?;
     is("epoll again", libc::EPOLLIN)?;
     bench.device.read_events(1)?;
-    is("epoll with LAST owed", libc::EPOLLIN)?;
+    is("epoll with LAST pending", libc::EPOLLIN)?;
     bench.reads(&[last(1)])?;
     is("epoll with nothing left", 0)
 }
@@ -253,13 +253,13 @@ fn epoll_edge() -> Outcome {
         is("epoll again", 0)?;
         bench.hit(1)?;
         is("epoll with another event, before a read", 0)?;
-        // Any read is enough for the next edge, though it leaves something.
+        // Any read arms the next edge, even if it leaves something.
         expect::events("read", &bench.device.read_events(1)?, &[first])?;
-        is("epoll after a read of a part", 0)?;
+        is("epoll after a partial read", 0)?;
         bench.hit(0)?;
         is("epoll with an event after that", libc::EPOLLIN)?;
         bench.reads(&[second, first, last(4 * round + 3)])?;
-        // So is one that takes no more than LAST.
+        // So does one that returns only LAST.
         bench.hit(0)?;
         is("epoll with an event", libc::EPOLLIN)?;
         expect::events("read", &bench.device.read_events(1)?, &[first])?;
@@ -269,11 +269,12 @@ fn epoll_edge() -> Outcome {
     Ok(())
 }
 
-/// Changes mappings again and again, while `tell` says when there is something to read; expects that
-/// in the end all has been read.
+/// Changes mappings repeatedly, while `ready` indicates when there is something to read; expects
+/// that everything was read in the end.
 ///
-/// `tell` returns whether there may be something, or that it has waited for long and was not told.
-fn loses_nothing(bench: &Bench, mut tell: impl FnMut() -> Outcome<bool>) -> Outcome {
+/// `ready` returns whether there may be something; if not, it has waited for a long time without
+/// being notified.
+fn loses_nothing(bench: &Bench, mut ready: impl FnMut() -> Outcome<bool>) -> Outcome {
     const CHANGES: u64 = 3000;
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -281,7 +282,7 @@ fn loses_nothing(bench: &Bench, mut tell: impl FnMut() -> Outcome<bool>) -> Outc
             for change in 0..harness::rounds(CHANGES) {
                 bench.hit(change % bench.area.pages())?;
                 if change % 16 == 0 {
-                    // So that the reader gets to the end at times.
+                    // So that the reader catches up at times.
                     thread::sleep(Duration::from_micros(change % 300));
                 }
             }
@@ -291,10 +292,10 @@ fn loses_nothing(bench: &Bench, mut tell: impl FnMut() -> Outcome<bool>) -> Outc
         let mut told = 0;
         loop {
             let ends = done.load(Ordering::Acquire);
-            if !tell()? {
+            if !ready()? {
                 let counter = bench.counter.get();
-                let seen = format!("a LAST with {told}, then no sign");
-                // Unless the counter moves just now.
+                let seen = format!("LAST with {told}, then no notification");
+                // Unless the counter is moving right now.
                 let sees_all = told == counter || !done.load(Ordering::Acquire);
                 expect::that("the end", sees_all, format_args!("{counter}"), seen)?;
                 if ends {
@@ -313,8 +314,8 @@ fn loses_nothing(bench: &Bench, mut tell: impl FnMut() -> Outcome<bool>) -> Outc
     })
 }
 
-/// How long one waits for a sign that was lost.
-const SIGN: Duration = Duration::from_secs(1);
+/// How long to wait for a notification that was lost.
+const NOTIFICATION: Duration = Duration::from_secs(1);
 
 /// Pages with so many regions that a read takes several steps.
 fn crowded_pages() -> Outcome<Bench> {
@@ -328,7 +329,7 @@ fn crowded_pages() -> Outcome<Bench> {
 fn epoll_edge_loses_nothing() -> Outcome {
     let bench = crowded_pages()?;
     let epoll = Epoll::of(&bench.device, libc::EPOLLIN | libc::EPOLLET)?;
-    loses_nothing(&bench, || Ok(epoll.wait(SIGN)? != 0))
+    loses_nothing(&bench, || Ok(epoll.wait(NOTIFICATION)? != 0))
 }
 
 fn epoll_exclusive() -> Outcome {
@@ -400,7 +401,7 @@ fn poll_multishot() -> Outcome {
                 libc::POLLIN.into(),
             )?;
             let more = io_uring::cqueue::more(entry.flags());
-            expect::that("the poll", more, "it to go on", "its end")?;
+            expect::that("the poll", more, "more completions", "its end")?;
         }
         Ok(done.len())
     };
@@ -446,7 +447,7 @@ fn epoll_and_close() -> Outcome {
     mem::unmap(&area.all())?;
     expect::same("epoll", epoll.wait(Duration::from_millis(10))?, 0)?;
 
-    // The set is as good as before.
+    // The set still works.
     let next = Bench::one_page()?;
     epoll.add(&next.device, libc::EPOLLIN)?;
     next.hit(0)?;
@@ -457,7 +458,7 @@ fn epoll_and_close() -> Outcome {
 /// `F_SETSIG` of `asm-generic/fcntl.h`, which the crate `libc` lacks.
 const F_SETSIG: i32 = 10;
 
-/// Asks for signals at events; an own signal with its information in place of `SIGIO`, if given.
+/// Requests signals on events: a chosen signal with information, or `SIGIO`.
 fn ask_for_signals(device: &Device, own: Option<i32>) -> io::Result<()> {
     let fd = device.as_raw_fd();
     // SAFETY: The calls take no pointers.
@@ -481,16 +482,16 @@ fn sigio_once_until_read() -> Outcome {
     process::catch_signal(libc::SIGIO, 0)?;
     let is = |what, expected| expect::same(what, process::caught().count, expected);
     bench.hit(0)?;
-    is("signals unasked", 0)?;
+    is("signals before O_ASYNC", 0)?;
     ask_for_signals(&bench.device, None)?;
-    // Whoever asks was not told of what is there already.
+    // What is there already when O_ASYNC is set causes no signal.
     bench.hit(0)?;
     is("signals with an event", 1)?;
     bench.hit(0)?;
     bench.hit(1)?;
     is("signals with others, before a read", 1)?;
     bench.device.read_events(1)?;
-    is("signals after a read of a part", 1)?;
+    is("signals after a partial read", 1)?;
     bench.hit(1)?;
     is("signals with an event after that", 2)?;
     bench.hit(1)?;
@@ -503,13 +504,13 @@ fn sigio_once_until_read() -> Outcome {
         is("signals with another, before a read", count)?;
         bench.device.read_events(8)?;
     }
-    // What hits nothing does not signal, nor does it use up the signal that is due.
+    // A change that hits nothing causes no signal, and does not use up the one that is due.
     bench.device.unregister(1)?;
     bench.hit(0)?;
     is("signals", 6)?;
     bench.hit(1)?;
     is("signals", 7)?;
-    // Nothing is queued any more, but LAST is still to be read.
+    // The queue is empty, but LAST is still to be read.
     bench.device.unregister(2)?;
     bench.watch(1, &bench.area.page(0))?;
     bench.hit(0)?;
@@ -517,16 +518,16 @@ fn sigio_once_until_read() -> Outcome {
     bench.device.read_events(8)?;
     bench.hit(0)?;
     is("signals", 8)?;
-    // A stranger's read is none.
+    // A stranger's read does not count.
     Child::fork(|_| expect::error("read", bench.device.read_events(4), libc::EPERM))?.join()?;
-    is("signals, with all of it hit by the fork", 8)
+    is("signals, after the fork has hit everything", 8)
 }
 
 fn sigio_loses_nothing() -> Outcome {
     let bench = crowded_pages()?;
     // SAFETY: All-zero bytes are an empty set.
     let mut signals: libc::sigset_t = unsafe { zeroed() };
-    // SAFETY: The set is valid. No other thread has the signal unblocked.
+    // SAFETY: The set is valid. All other threads block the signal.
     unsafe {
         libc::sigaddset(&mut signals, libc::SIGIO);
         check(libc::sigprocmask(
@@ -537,7 +538,7 @@ fn sigio_loses_nothing() -> Outcome {
     }
     ask_for_signals(&bench.device, None)?;
     let time = libc::timespec {
-        tv_sec: SIGN.as_secs() as _,
+        tv_sec: NOTIFICATION.as_secs() as _,
         tv_nsec: 0,
     };
     loses_nothing(&bench, || {

@@ -21,18 +21,18 @@ use std::{
 use super::prelude::*;
 
 table! {
-    stale_check_after_munmap: "after munmap the counter has moved, whatever other threads do",
+    stale_check_after_munmap: "munmap has moved the counter on return, whatever other threads do",
     stale_event_after_munmap: "after munmap the event can be read, whatever other threads do",
     threads_count_exactly: "invalidations by four threads are all counted",
-    threads_read_each_event_once: "four readers share the events, none is lost and none twice",
+    threads_read_each_event_once: "four readers share the events; none is lost or read twice",
     threads_last_ends_a_read: "no record follows LAST in a read, whatever other threads do",
-    threads_hammer: "registering, unregistering, reading and changing, all at once",
+    threads_hammer: "registering, unregistering, reading and changing mappings at the same time",
     threads_open_and_close: "opening and closing while other threads change mappings",
-    threads_do_not_wait_for_more: "who has read something does not sleep while others take the rest",
-    threads_two_files: "two files, each told of everything",
+    threads_do_not_wait_for_more: "a reader that has something to return does not sleep while others take the rest",
+    threads_two_files: "two files, each notified of everything",
 }
 
-/// Runs `work` while other threads run each of `others` over and over.
+/// Runs `work` while other threads run each of `others` repeatedly.
 fn beside(others: &[&(dyn Fn() -> Outcome + Sync)], work: impl FnOnce() -> Outcome) -> Outcome {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -62,7 +62,7 @@ fn busy(device: &Device, cookie: u64, area: &Guarded) -> Outcome {
     Ok(device.unregister(cookie)?)
 }
 
-/// How long the tests with several threads go on.
+/// Duration of the tests with several threads.
 const WHILE: Duration = Duration::from_millis(800);
 
 /// Maps a page of memory where one was unmapped.
@@ -116,7 +116,7 @@ fn stale_event_after_munmap() -> Outcome {
     })
 }
 
-/// How many threads the next tests have.
+/// The number of threads in the following tests.
 const THREADS: u64 = 4;
 
 fn threads_count_exactly() -> Outcome {
@@ -134,7 +134,7 @@ fn threads_count_exactly() -> Outcome {
             .into_iter()
             .try_for_each(|thread| thread.join().expect("the thread does not panic"))
     })?;
-    // Nobody read or registered meanwhile, so each counts once.
+    // Nobody read or registered in between, so each counts once.
     bench.counts(THREADS * ROUNDS)?;
     expect::same("records", bench.drain()?.len() as u64, THREADS + 1)
 }
@@ -146,7 +146,7 @@ fn threads_read_each_event_once() -> Outcome {
         bench.watch(cookie, &bench.area.all())?;
     }
     mem::unmap(&bench.area.all())?;
-    // All is queued before the first reads.
+    // Everything is queued before the first read.
     let read_all = || -> io::Result<Vec<Event>> {
         let mut seen = vec![];
         loop {
@@ -211,7 +211,7 @@ fn threads_do_not_wait_for_more() -> Outcome {
             while bench.device.poll(libc::POLLIN, Duration::ZERO)? != 0 {
                 thread::yield_now();
             }
-            // Nothing is left. Whoever still sleeps now came too late for anything.
+            // Nothing is left. A thread that still sleeps came too late for anything.
             thread::sleep(Duration::from_millis(20));
             while !readers.iter().all(|reader| reader.is_finished()) {
                 bench.hit(1)?;
@@ -223,7 +223,7 @@ fn threads_do_not_wait_for_more() -> Outcome {
                     event.kind == EVENT_INVAL && event.user_cookie_counter == REGIONS
                 };
                 let slept = events.len() > 2 && events.iter().any(|event| later(&event));
-                expect::same("slept with records in hand", slept, false)?;
+                expect::same("sleeping readers with records", slept, false)?;
             }
             Ok(())
         })?;
@@ -256,7 +256,7 @@ fn threads_hammer() -> Outcome {
         thread::sleep(WHILE);
         Ok(())
     })?;
-    // The noise is over; everything is as it should be.
+    // The other threads have ended; everything must work as before.
     bench.drain()?;
     for cookie in 100..108 {
         let _ = bench.device.unregister(cookie);
@@ -310,7 +310,11 @@ fn threads_two_files() -> Outcome {
     beside(&[&read], || {
         for round in 1..=ROUNDS {
             mem::advise(&page, libc::MADV_DONTNEED)?;
-            expect::same("the counter nobody reads for", counters[0].get(), round)?;
+            expect::same(
+                "the counter of the file nobody reads",
+                counters[0].get(),
+                round,
+            )?;
             expect::at_least("the other counter", counters[1].get(), round)?;
         }
         Ok(())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reads: how much they return, when they wait, and that none loses anything.
+//! Reads: how much they return, when they wait, and that none of them loses anything.
 
 use std::{
     collections::HashSet,
@@ -15,28 +15,28 @@ use super::prelude::*;
 
 table! {
     read_nothing_nonblocking: "O_NONBLOCK: nothing queued gives EAGAIN",
-    read_nonblocking_set_later: "O_NONBLOCK set with F_SETFL counts from then on",
-    read_blocks_until_an_event: "a blocking read sleeps until an event comes",
-    read_wakes_for_last: "a blocking read returns a LAST that is owed",
+    read_nonblocking_set_later: "O_NONBLOCK set with F_SETFL takes effect at once",
+    read_blocks_until_an_event: "a blocking read sleeps until there is an event",
+    read_wakes_for_last: "a blocking read returns a pending LAST",
     read_interrupted: "a signal interrupts a blocking read with EINTR",
     read_restarted: "SA_RESTART restarts a blocking read",
     read_and_close: "closing the file while another thread reads: the event still wakes it",
-    read_killed: "SIGKILL ends a sleeping reader, and the others go on",
-    read_several_sleepers: "several sleeping readers all get something in the end",
-    read_many_sleepers: "forty sleeping readers all get something in the end",
+    read_killed: "SIGKILL ends a sleeping reader; others continue",
+    read_several_sleepers: "several sleeping readers all get something",
+    read_many_sleepers: "forty sleeping readers all get something",
     read_count_zero: "a read of no bytes returns 0",
     read_short_buffer: "a buffer shorter than a record gives EINVAL and loses nothing",
     read_whole_records: "a buffer of 33 to 63 bytes gets one record",
     read_as_many_as_fit: "a read returns as many records as fit",
-    read_huge: "100,000 events in one read",
+    read_huge: "20,000 events in one read",
     read_bad_pointer: "a bad pointer gives EFAULT and loses nothing",
-    read_half_bad_buffer: "48 writable bytes get 32, and nothing is lost",
-    read_bad_after_many: "a buffer that ends after many records gets those, and nothing is lost",
-    read_read_only_buffer: "a buffer that may not be written gives EFAULT and loses nothing",
-    read_faults_buffer_in: "a buffer that is not populated yet is brought in",
-    read_into_watched_memory: "the buffer itself lies in a watched region and is copied on write",
+    read_half_bad_buffer: "a buffer with 48 writable bytes gets 32, and nothing is lost",
+    read_bad_after_many: "a buffer that becomes unwritable after many records gets those, and nothing is lost",
+    read_read_only_buffer: "a read-only buffer gives EFAULT and loses nothing",
+    read_faults_buffer_in: "a buffer that is not populated yet is faulted in",
+    read_into_watched_memory: "the buffer itself is in a watched region and copied on write",
     read_iovecs: "readv over several buffers",
-    read_iovec_straddled: "readv with a record over two buffers, and over many",
+    read_iovec_straddled: "readv with a record split over two buffers, and over many",
     read_iovec_half_bad: "readv with a bad second buffer returns whole records and loses nothing",
     read_iovec_never_sleeps_twice: "readv of several buffers returns once it has something",
     read_nowait: "preadv2 with RWF_NOWAIT does not wait on a blocking file",
@@ -69,7 +69,7 @@ fn read_nonblocking_set_later() -> Outcome {
     bench.is_silent()
 }
 
-/// Starts a blocking read in another thread, runs `wake` while it sleeps, returns what it read.
+/// Starts a blocking read in another thread and calls `wake` while it sleeps; returns what it read.
 fn read_asleep(bench: &Bench, wake: impl FnOnce() -> Outcome) -> Outcome<Vec<Event>> {
     let tid = Tid::default();
     thread::scope(|scope| {
@@ -152,7 +152,7 @@ fn read_and_close() -> Outcome {
     bench.watch_pages()?;
     let fd = bench.device.as_raw_fd();
     let events = read_asleep(&bench, || {
-        // SAFETY: The number is not used again: the file that owns it is forgotten below.
+        // SAFETY: The descriptor is not used again: the file that owns it is forgotten below.
         check(unsafe { libc::close(fd) })?;
         Ok(bench.hit(0)?)
     })?;
@@ -197,7 +197,7 @@ fn read_several_sleepers() -> Outcome {
         for tid in &tids {
             tid.asleep_in(libc::SYS_read)?;
         }
-        // Two events for each.
+        // Two events for each reader.
         mem::unmap(&area.all())?;
         let mut seen = vec![];
         for reader in readers {
@@ -214,7 +214,7 @@ fn read_several_sleepers() -> Outcome {
 }
 
 fn read_many_sleepers() -> Outcome {
-    /// More than a change wakes by itself.
+    /// More than a change wakes directly.
     const READERS: usize = 40;
     let bench = Bench::blocking(1)?;
     bench.watch_pages()?;
@@ -233,14 +233,14 @@ fn read_many_sleepers() -> Outcome {
         for tid in &tids {
             tid.asleep_in(libc::SYS_read)?;
         }
-        // Each gives something to two of them at most.
+        // Each change gives something to two of them at most.
         let all = process::eventually(|| {
             let _ = bench.hit(0);
             readers.iter().all(|reader| reader.is_finished())
         });
         if !all {
-            // They sleep for ever, and are waited for.
-            return Err(Failure::new("readers", "their end", "that some sleep on"));
+            // They sleep for ever, so joining them would hang.
+            return Err(Failure::new("readers", "their end", "some still asleep"));
         }
         readers.into_iter().try_for_each(|reader| {
             let events = reader.join().expect("the reader does not panic")?;
@@ -345,7 +345,7 @@ fn read_huge() -> Outcome {
     bench.is_silent()
 }
 
-/// Three events are queued: two INVAL and the LAST that will follow.
+/// Queues two INVAL records, which LAST will follow.
 fn two_queued() -> Outcome<Bench> {
     let bench = Bench::new(2)?;
     bench.watch_pages()?;
@@ -353,7 +353,7 @@ fn two_queued() -> Outcome<Bench> {
     Ok(bench)
 }
 
-/// Expects that all of [`two_queued`] is there.
+/// Expects all of [`two_queued`].
 #[track_caller]
 fn still_has_two(bench: &Bench) -> Outcome {
     bench.reads(&[
@@ -376,7 +376,7 @@ fn read_bad_pointer() -> Outcome {
     still_has_two(&bench)
 }
 
-/// A buffer of which only the first bytes are mapped.
+/// A buffer of which only the first `writable` bytes are mapped.
 fn buffer_with_end(writable: u64) -> Outcome<*mut c_void> {
     let pages = writable.div_ceil(PAGE);
     Ok((Guarded::new(pages)?.all().end - writable) as *mut c_void)
@@ -407,7 +407,7 @@ fn read_bad_after_many() -> Outcome {
     let bench = Bench::new(PAGES)?;
     bench.watch_pages()?;
     mem::unmap(&bench.area.all())?;
-    // Into the middle of a record, beyond the first page.
+    // The end is in the middle of a record, beyond the first page.
     let writable = PAGE + 20 * 32 + 8;
     let read = bench
         .device
@@ -429,11 +429,11 @@ fn read_read_only_buffer() -> Outcome {
     still_has_two(&bench)
 }
 
-/// The records that a read left in memory that is not Rust's.
+/// The records that a read left in memory that Rust does not own.
 fn records_at(address: *mut c_void, bytes: usize) -> Vec<Event> {
     let first: *const Event = address.cast();
     (0..bytes / size_of::<Event>())
-        // SAFETY: The callers have mapped and read that many bytes there.
+        // SAFETY: The callers have mapped the memory and read that many bytes into it.
         .map(|index| unsafe { first.add(index).read_unaligned() })
         .collect()
 }
@@ -441,7 +441,7 @@ fn records_at(address: *mut c_void, bytes: usize) -> Vec<Event> {
 fn read_faults_buffer_in() -> Outcome {
     let bench = two_queued()?;
     let buffer = Guarded::unpopulated(2)?;
-    // Over the boundary of two pages, neither of which is there.
+    // Across the boundary of two pages, neither of which is populated.
     let address = (buffer.page(1).start - 40) as *mut c_void;
     let read = expect::success("read", bench.device.read_raw(address, 96))?;
     expect::same("bytes read", read, 96)?;
@@ -458,7 +458,7 @@ fn read_into_watched_memory() -> Outcome {
     let buffer = bench.area.page(1);
     bench.watch(1, &bench.area.page(0))?;
     bench.watch(2, &buffer)?;
-    // As long as the child lives, a write to the buffer copies its page.
+    // While the child lives, a write to the buffer copies its page.
     let child = Child::fork(|line| Ok(line.hear()?))?;
     let before = bench.counter.get();
     expect::at_least("the counter after fork", before, 1)?;
@@ -484,7 +484,7 @@ fn read_into_watched_memory() -> Outcome {
     child.join()
 }
 
-/// `readv` into memory of any kind; returns the bytes read.
+/// `readv` into any memory; returns the number of bytes read.
 fn read_vector(device: &Device, buffers: &[(*mut c_void, usize)]) -> io::Result<usize> {
     let iov: Vec<libc::iovec> = buffers
         .iter()
@@ -493,12 +493,12 @@ fn read_vector(device: &Device, buffers: &[(*mut c_void, usize)]) -> io::Result<
             iov_len: *iov_len,
         })
         .collect();
-    // SAFETY: The kernel checks the buffers; what it may write there is the caller's to allow.
+    // SAFETY: The kernel checks the buffers; the caller allows it to write there.
     let read = check(unsafe { libc::readv(device.as_raw_fd(), iov.as_ptr(), iov.len() as i32) })?;
     Ok(read as usize)
 }
 
-/// `readv` into pieces of one array; returns what was read.
+/// `readv` into pieces of one array; returns the records.
 fn read_pieces(device: &Device, sizes: &[usize]) -> Outcome<Vec<Event>> {
     let mut space = vec![0u8; sizes.iter().sum()];
     let mut at = space.as_mut_ptr();
@@ -574,7 +574,7 @@ fn read_iovec_never_sleeps_twice() -> Outcome {
     mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?;
     let events = read_pieces(&bench.device, &[32, 32, 32, 32, 32])?;
     expect::same("records of a blocking readv", events.len(), 3)?;
-    // The same where a blocking read has had to wait.
+    // The same if a blocking read has had to wait.
     let tid = Tid::default();
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
@@ -601,7 +601,7 @@ fn read_nowait() -> Outcome {
     };
     let read = || {
         let fd = bench.device.as_raw_fd();
-        // SAFETY: The buffer is alive, and any bytes make an `Event`.
+        // SAFETY: The buffer is alive, and any bytes are a valid `Event`.
         check(unsafe { libc::preadv2(fd, &iov, 1, -1, libc::RWF_NOWAIT) })
     };
     expect::error("preadv2 of an empty queue", read(), libc::EAGAIN)?;
@@ -639,7 +639,7 @@ fn read_io_uring() -> Outcome {
         let length = size_of_val(&space) as u32;
         let entry = opcode::Read::new(fd, address.cast(), length).build();
         let submit = |ring: &mut IoUring, wait| -> io::Result<Option<i32>> {
-            // SAFETY: The buffer lives until the request is complete: the ring goes first.
+            // SAFETY: The buffer outlives the request, since the ring is dropped first.
             unsafe { ring.submission().push(&entry) }.expect("the queue has room");
             ring.submit_and_wait(wait)?;
             Ok(ring.completion().next().map(|done| done.result()))
@@ -651,7 +651,7 @@ fn read_io_uring() -> Outcome {
         let wanted = [hit(1, &page), last(1)];
         expect::events("a read after the event", &records_at(address, 64), &wanted)?;
 
-        // The ring waits on a file that does not block, too, or else says that there is nothing.
+        // On a non-blocking file, the ring either waits or reports that there is nothing.
         let early = submit(&mut ring, 0)?;
         if !blocking && early == Some(-libc::EAGAIN) {
             continue;

@@ -1,33 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which ranges can be regions, which invalidations hit them, and what their events say.
+//! Which ranges can be regions, which invalidations hit them, and what their events contain.
 
 use std::ops::Range;
 
 use super::prelude::*;
 
 table! {
-    region_of_a_byte: "a region of one byte is hit by its page, and the hint is the byte",
-    region_not_aligned: "regions with odd bounds are hit by the pages they touch, hints clamped",
-    region_not_mapped: "a region may be registered before there is a mapping",
-    region_in_the_kernel: "a region at addresses no program can have is accepted",
+    region_of_a_byte: "a change to its page hits a region of one byte, and the hint is that byte",
+    region_not_aligned: "regions that are not page-aligned are hit by changes to their pages; hints are clamped",
+    region_not_mapped: "a region may be registered before anything is mapped there",
+    region_in_the_kernel: "a region at kernel addresses is accepted",
     region_overlapping: "overlapping, nested and identical regions are all hit",
-    region_of_everything: "the range 0 to 2^64-1 is a region, and the hint is what was invalidated",
-    region_with_end_at_start: "end equal to start watches the byte at start",
+    region_of_everything: "the range 0 to 2^64-1 can be a region; the hint is the invalidated range",
+    region_with_end_at_start: "end equal to start watches one byte",
     region_with_end_before_start: "end before start gives EINVAL and registers nothing",
-    region_across_mappings: "a region over several mappings and holes",
-    region_beyond_the_others: "a region below or above all others is watched as they are",
-    region_at_tagged_addresses: "a tag in an address is ignored where the processor ignores it",
-    region_at_address_zero: "changes at address 0, whose end the kernel may not tell, are told once",
-    region_next_door: "what touches the neighbouring bytes alone does not hit",
+    region_across_mappings: "a region may span several mappings and holes",
+    region_beyond_the_others: "a region below or above all others is hit like any other",
+    region_at_tagged_addresses: "a tag in an address is ignored if the processor ignores it",
+    region_at_address_zero: "changes at address 0, whose end the kernel may not report, are reported once",
+    region_next_door: "a change next to a region does not hit it",
     event_hint_is_clamped: "the hint of a first hit is the invalidated part of the region",
-    event_hint_of_what_is_large: "the hint tells what is below 512 GiB, wherever in the region that is",
-    event_second_hit_is_whole: "a hit of a queued region clears HINT and tells the whole region",
-    event_at_most_one_per_region: "a thousand hits make one event",
+    event_hint_of_what_is_large: "the hint covers changes of less than 512 GiB, anywhere in the region",
+    event_second_hit_is_whole: "a second hit before the read clears HINT and reports the whole region",
+    event_at_most_one_per_region: "a thousand hits queue one event",
     event_again_after_read: "a region stays armed; after a read the next hit has a hint again",
-    event_for_each_region: "one invalidation makes an event for each region it hits",
+    event_for_each_region: "one invalidation queues an event for each region it hits",
     event_order: "events come in the order of the first hits",
-    event_many_regions: "10,000 regions: exactly those are reported that an invalidation touches",
+    event_many_regions: "10,000 regions: exactly those that an invalidation overlaps are reported",
 }
 
 /// A part of a range, in bytes from its start.
@@ -49,7 +49,7 @@ fn region_of_a_byte() -> Outcome {
     bench.device.unregister(1)?;
     bench.device.unregister(2)?;
 
-    // Each as all that is watched.
+    // Each as the only region.
     for (cookie, byte) in [(2, first), (3, last_byte)] {
         bench.watch(cookie, &byte)?;
         bench.hit(1)?;
@@ -184,7 +184,7 @@ fn region_across_mappings() -> Outcome {
     bench.reads(&[hit(1, &bench.area.page(5)), last(1)])?;
     mem::unmap(&bench.area.page(0))?;
     bench.reads(&[hit(1, &bench.area.page(0)), last(2)])?;
-    // From the second page to the last there are mappings and holes.
+    // From the second page to the last, there are mappings and holes.
     mem::unmap(&bench.area.span(1..6))?;
     let events = bench.device.read_events(2)?;
     expect::same("cookie", events[0].user_cookie_counter, 1)?;
@@ -202,7 +202,7 @@ fn region_beyond_the_others() -> Outcome {
     Ok(())
 }
 
-/// Has the processor ignore tags in addresses, where it can; returns one.
+/// Makes the processor ignore tags in addresses, if it can; returns a tag.
 fn tag() -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
@@ -221,7 +221,7 @@ fn region_at_tagged_addresses() -> Outcome {
     let tag = tag();
     let bench = Bench::new(2)?;
     let page = bench.area.page(0);
-    // What has a tag that is none is an address of nothing.
+    // With an invalid tag, it is the address of nothing.
     let other = if tag == 0 { 0x15 << 57 } else { tag };
     let tagged = page.start | other..page.end | other;
     bench.watch(1, &tagged)?;
@@ -235,7 +235,7 @@ fn region_at_tagged_addresses() -> Outcome {
         return expect::error("the end without the tag", mixed, libc::EINVAL);
     }
     bench.counts(1)?;
-    // Hints have the tag, or they have none.
+    // Hints either keep the tag or have none.
     let hint_tag = match bench.device.read_events(1)?.first() {
         Some(event) => event.hint_start & tag,
         None => 0,
@@ -274,7 +274,8 @@ fn region_at_address_zero() -> Outcome {
         mem::protect(&(0..2 * PAGE), access)?;
         counter += 1;
         bench.reads(&[hit(1, &first), last(counter)])?;
-        // Regions that come and are read after it are not taken for ones that came during it.
+        // Regions that are registered and read afterwards must not be taken for ones that were
+        // during it.
         bench.watch(3, &first)?;
         bench.hit(0)?;
         counter += 1;
@@ -355,7 +356,7 @@ fn event_second_hit_is_whole() -> Outcome {
     bench.hit(2)?;
     bench.counts(2)?;
     bench.reads(&[whole(1, &region), last(2)])?;
-    // The same page twice is no different.
+    // A second hit of the same page makes no difference.
     bench.hit(3)?;
     bench.hit(3)?;
     bench.hit(3)?;
@@ -429,7 +430,7 @@ fn event_many_regions() -> Outcome {
     let pages = REGIONS * STEP / PAGE + 1;
     let bench = Bench::over(super::open()?, Guarded::new(pages)?)?;
     let region = |index: u64| part(&bench.area.all(), index * STEP..index * STEP + 100);
-    // In an order that is neither up nor down.
+    // In an order that is neither ascending nor descending.
     for index in (0..REGIONS).map(|index| index * 7919 % REGIONS) {
         bench.watch(index, &region(index))?;
     }
@@ -447,7 +448,7 @@ fn event_many_regions() -> Outcome {
         let wanted: Vec<u64> = (0..REGIONS)
             .filter(|index| region(*index).start < hint.end && hint.start < region(*index).end)
             .collect();
-        expect::same("which regions are hit", seen == wanted, true)?;
+        expect::same("the right regions are hit", seen == wanted, true)?;
     }
     bench.counts(4)
 }

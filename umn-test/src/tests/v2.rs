@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The test that the V2 patch shipped, and how existing programs use the device.
+//! The test that came with the V2 patch, and how existing programs use the device.
 
 use std::{
     collections::{
@@ -20,12 +20,12 @@ use super::prelude::*;
 use crate::harness;
 
 table! {
-    v2_self_test: "the self-test that the V2 patch shipped",
+    v2_self_test: "the self-test that came with the V2 patch",
     client_reads_one_event_at_a_time: "a client that reads one event at a time, blocking",
     client_reads_128_events_at_a_time: "a client that reads 128 events at a time",
     client_passes_inclusive_ends: "a client that passes the last address as end",
     client_reuses_cookies_at_once: "a client that registers a cookie again right after it is free",
-    client_unregisters_in_a_batch: "a client that unregisters while it works off a batch of events",
+    client_unregisters_in_a_batch: "a client that unregisters while it processes a batch of events",
     client_has_heap_pointers_as_cookies: "a client whose cookies are pointers to its own records",
     client_counts_its_cookies_up: "a client that never uses a cookie twice",
     client_finds_by_hint: "a client that drops what overlaps the hint range",
@@ -33,10 +33,10 @@ table! {
     client_waits_until_last: "the same with reads that block and return one event each",
     client_checks_the_counter_first: "a client that reads only when the counter has moved",
     client_never_negotiates: "a client that opens, registers and reads, and nothing else",
-    client_splices: "splice of the device is refused, and takes nothing",
+    client_splices: "splice from the device is refused, and consumes nothing",
 }
 
-/// In the words of `uapi-v2.md`, and with its constants: nothing here is from our helpers.
+/// Follows the published description of V2 literally, without any of our helpers.
 fn v2_self_test() -> Outcome {
     let device = Device::open().or_skip("no /dev/ummunotify to open")?;
     expect::success("EXCHANGE_FEATURES", device.exchange_features(0xa5a5_5a5a))?;
@@ -185,12 +185,12 @@ fn lost_cookie() -> expect::Failure {
 fn client_counts_its_cookies_up() -> Outcome {
     let bench = Bench::new(1)?;
     let page = bench.area.all();
-    // A cookie has 64 bits, also where a client's counter begins with fewer.
+    // A cookie has 64 bits, even if a client's counter has fewer at first.
     let first = u64::from(u32::MAX) - 20;
     bench.watch(first, &page)?;
     for (round, cookie) in (1..=40).zip(first..) {
         bench.hit(0)?;
-        // An event that is still queued goes with its region.
+        // A queued event is discarded with its region.
         if round % 2 == 0 {
             bench.reads(&[hit(cookie, &page), last(round)])?;
         }
@@ -204,7 +204,7 @@ fn client_counts_its_cookies_up() -> Outcome {
 
 fn client_finds_by_hint() -> Outcome {
     let bench = Bench::new(8)?;
-    // One region for all, while the client keeps what it has cached by address.
+    // One region for everything; the client finds its entries by address.
     bench.watch(1, &bench.area.all())?;
     let mut cached: Vec<u64> = (0..8).map(|page| bench.area.page(page).start).collect();
     mem::unmap(&bench.area.span(3..5))?;
@@ -225,7 +225,7 @@ fn client_spins_until_last() -> Outcome {
     thread::scope(|scope| {
         let reader = scope.spawn(|| -> Outcome {
             let mut reported = 0;
-            // V2 could leave the client in question here for ever.
+            // V2 could leave the client waiting here for ever.
             while reported != bench.counter.get() || !done.load(Ordering::Acquire) {
                 match read_if_any(&bench.device, 1)?.first() {
                     Some(event) if event.kind == EVENT_LAST => reported = event.user_cookie_counter,
@@ -238,7 +238,7 @@ fn client_spins_until_last() -> Outcome {
         let changed = (0..harness::rounds(300)).try_for_each(|round| -> Outcome {
             let page = round % 4;
             bench.hit(page)?;
-            // The only queued event may vanish in this way.
+            // The only queued event may be discarded this way.
             bench.device.unregister(page + 1)?;
             bench.watch(page + 1, &bench.area.page(page))
         });
@@ -264,7 +264,7 @@ fn client_waits_until_last() -> Outcome {
             bench.hit(0)?;
             bench.device.unregister(1)?;
             bench.watch(1, &bench.area.page(0))?;
-            // There is something to read for as long as the counter was not reported.
+            // There is something to read until the counter was reported.
             let wanted = bench.counter.get();
             loop {
                 let event = bench.device.read_events(1)?[0];
