@@ -10,11 +10,11 @@ use std::{
 
 fn main() {
     println!("cargo:rerun-if-changed=../cdylib.rs");
-    // libfabric unloads a provider that has nothing to provide, and UCX keeps addresses of functions.
+    // libfabric unloads a provider that provides nothing, and UCX keeps addresses of functions.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
 
-    // The standard library asks for libgcc_s, to print where a panic came from. The static one of
-    // the compiler does as well.
+    // The standard library links to libgcc_s for backtraces of panics. The compiler's static
+    // library will do.
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     let script = out.join("libgcc_s.so");
     if fs::write(&script, "INPUT(-lgcc_eh)\n").is_ok() {

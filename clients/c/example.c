@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * A cache of pinned memory with umn_cache.h: the same as the crate's, in C. Its table is the simplest
- * that there is.
+ * A cache of pinned memory on umn_cache.h. It does the same as the crate's cache, in C, with the
+ * simplest possible table.
  */
 
 #include <stdlib.h>
@@ -12,7 +12,7 @@
 struct entry {
 	void *start;
 	size_t length;
-	uint64_t cookie; /* 0: nothing is pinned */
+	uint64_t cookie; /* 0 if nothing is pinned */
 	uint64_t pin;
 	uint64_t last_use;
 };
@@ -25,7 +25,7 @@ struct example {
 	uint64_t next_cookie;
 	uint64_t now;
 	int has_once;
-	uint64_t once; /* what the last call has pinned for one use */
+	uint64_t once; /* pinned by the last call for one use */
 	size_t capacity;
 	struct entry entries[];
 };
@@ -65,7 +65,7 @@ static void drop(struct umn_cache *cache, uint64_t cookie)
 			drop_entry(example, &example->entries[i]);
 }
 
-/* A place for a new entry, if need be that of the one that was not used for the longest time. */
+/* Returns a free entry, if necessary by evicting the least recently used one. */
 static struct entry *make_room(struct example *example)
 {
 	struct entry *oldest = &example->entries[0];
@@ -105,7 +105,7 @@ int example_get(struct example *example, void *start, size_t length, uint64_t *p
 		}
 	}
 
-	/* Another place may become free while it is pinned, but this one stays so. */
+	/* Pinning may free other entries; this one stays free. */
 	entry = make_room(example);
 	cookie = example->next_cookie++;
 	result = umn_cache_pin(&example->cache, start, length, cookie, pin);

@@ -7,7 +7,7 @@
 
 struct example;
 
-/* How memory is pinned, and unpinned. */
+/* Functions that pin and unpin memory. */
 typedef int (*example_pin)(void *adapter, void *start, size_t length, uint64_t *pin);
 typedef void (*example_unpin)(void *adapter, uint64_t pin);
 
@@ -15,8 +15,8 @@ typedef void (*example_unpin)(void *adapter, uint64_t pin);
 struct example *example_open(size_t capacity, example_pin pin, example_unpin unpin, void *adapter);
 
 /*
- * Finds what is pinned of this memory, or pins it. The pin is valid until the next call. Returns 1 if it
- * was found, 0 if not, or a negative error.
+ * Returns in `pin` the pin of this memory, from the cache or a new one. It is valid until the next
+ * call. The result is 1 for a hit, 0 for a miss, or a negative error.
  */
 int example_get(struct example *example, void *start, size_t length, uint64_t *pin);
 

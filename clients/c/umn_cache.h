@@ -1,24 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * Keeps a cache of pinned memory true, with /dev/ummunotify.
+ * Keeps a cache of pinned memory coherent, with /dev/ummunotify.
  *
- * The table of what is pinned is the caller's, and so are the functions that pin and unpin. This is
- * the protocol between them and the device:
+ * The caller provides the table of pinned memory and the functions that pin and unpin. This header
+ * has the protocol between these and the device:
  *
  *	if (umn_cache_changed(cache))		before each look-up: one load
- *		umn_cache_update(cache);	calls drop() for what is not true any more
- *	...look it up; if it is not there:
+ *		umn_cache_update(cache);	calls drop() for stale entries
+ *	...look it up; if it is not found:
  *	umn_cache_pin(cache, start, length, cookie, &pin);
  *
- * Memory is watched before it is pinned. What changes meanwhile is pinned again before the first pin
- * is let go: some ways to pin change mappings themselves, but have nothing left to change then. What
- * still changes after some rounds is used once, and not kept.
+ * Memory is watched before it is pinned. If it changes in between, it is pinned again before the
+ * first pin is released: some ways to pin change mappings themselves, but then have nothing left to
+ * change. Memory that still changes after several rounds is used once and not cached.
  *
- * All but umn_cache_changed() is called with a lock of the caller held. Errors are negative. After one
- * of umn_cache_update() nothing in the cache may be used; it fails in a forked child, which has to open
- * a cache of its own.
+ * The caller must hold a lock of its own for every function except umn_cache_changed(). Errors are
+ * negative. After an error of umn_cache_update(), nothing in the cache may be used. It fails in a
+ * forked child, which has to open its own cache.
  *
- * example.c has a whole cache.
+ * example.c is a complete cache.
  */
 #ifndef UMN_CACHE_H
 #define UMN_CACHE_H
@@ -36,26 +36,29 @@
 #endif
 
 struct umn_cache {
-	/* Set by the caller. A cookie is used for one pin only, so that drop() may be told one that is gone. */
+	/*
+	 * Set by the caller. Each cookie is used for one pin only, since drop() may be called for one
+	 * that is gone already.
+	 */
 	int (*pin)(struct umn_cache *cache, void *start, size_t length, uint64_t *pin);
 	void (*unpin)(struct umn_cache *cache, uint64_t pin);
 	void (*drop)(struct umn_cache *cache, uint64_t cookie); /* unpins, and calls umn_cache_forget() */
 	/* Set by umn_cache_open(). */
 	int fd;
 	const uint64_t *counter;
-	uint64_t *seen;		/* one more than the counter up to which all is known; 0 in a forked child */
-	uint64_t pinning;	/* the cookie of what is being pinned */
+	uint64_t *seen;		/* one more than the counter of the last update; 0 in a forked child */
+	uint64_t pinning;	/* the cookie of the memory that is being pinned */
 	int changed_meanwhile;
 };
 
-/* Something may have changed. This may be called without the lock, and makes no system call. */
+/* Returns whether something may have changed. Needs no lock and makes no system call. */
 static inline int umn_cache_changed(const struct umn_cache *cache)
 {
 	return __atomic_load_n(cache->counter, __ATOMIC_ACQUIRE) + 1 !=
 	       __atomic_load_n(cache->seen, __ATOMIC_ACQUIRE);
 }
 
-/* Calls drop() for all that has changed. */
+/* Calls drop() for everything that has changed. */
 static inline int umn_cache_update(struct umn_cache *cache)
 {
 	struct ummunotify_event events[32];
@@ -69,7 +72,7 @@ static inline int umn_cache_update(struct umn_cache *cache)
 		if (length < 0 && errno == EINTR)
 			continue;
 		if (length < 0 && errno == EAGAIN) {
-			/* The driver of 2010 has no LAST if the only event went away with its region. */
+			/* The driver of 2010 sends no LAST if the only event was unregistered. */
 			__atomic_store_n(cache->seen, now + 1, __ATOMIC_RELEASE);
 			return 0;
 		}
@@ -90,7 +93,7 @@ static inline int umn_cache_update(struct umn_cache *cache)
 	}
 }
 
-/* Stops watching what was pinned. */
+/* Stops watching memory that was pinned. */
 static inline int umn_cache_forget(struct umn_cache *cache, uint64_t cookie)
 {
 	__u64 argument = cookie;
@@ -99,8 +102,9 @@ static inline int umn_cache_forget(struct umn_cache *cache, uint64_t cookie)
 }
 
 /*
- * Pins memory under a new cookie, which is not 0. Returns 1 if it may be kept; 0 if it may be used once,
- * because a limit is reached or it changes all the time, and is then to be unpinned.
+ * Pins memory under a new cookie, which must not be 0. Returns 1 if the pin may be cached. Returns
+ * 0 if it may be used once and must then be released, because a limit is reached or the memory
+ * changes all the time.
  */
 static inline int umn_cache_pin(struct umn_cache *cache, void *start, size_t length, uint64_t cookie,
 				uint64_t *pin)

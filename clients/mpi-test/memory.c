@@ -35,7 +35,7 @@ const char *const change_name[CHANGES] = {
 };
 
 /*
- * A system call that nobody between here and the kernel sees.
+ * A system call that no library can intercept.
  */
 static long raw(long number, long a, long b, long c, long d, long e, long f)
 {
@@ -221,8 +221,8 @@ bool moves_pages(enum change change)
 }
 
 /*
- * New memory at the address of the buffer, which nothing is mapped at. Another thread may have
- * been given that address meanwhile; then it is elsewhere.
+ * Maps new memory at the address of the buffer, where nothing is mapped. If another thread has been
+ * given that address in the meantime, the buffer moves elsewhere.
  */
 static void map_again(struct buffer *buffer, bool is_raw)
 {
@@ -250,7 +250,7 @@ void change_buffer(struct buffer *buffer, enum change change)
 		break;
 	case FREE:
 	case RAW_FREE:
-		/* The pages of a file would be the same again. */
+		/* A file would have the same pages again, so use its other half. */
 		buffer->flipped = buffer->file >= 0 && !buffer->flipped;
 		if (unmap(is_raw, start, length))
 			give_up("munmap");

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * Memory that changes under its address, in all the ways in which programs do that.
+ * Memory whose mapping changes in all the ways in which programs change it.
  */
 
 #ifndef MEMORY_H
@@ -12,12 +12,12 @@
 /* What may be done to a buffer between two messages. */
 enum change {
 	NOTHING,
-	/* By the functions of the C library, which libraries intercept. */
+	/* By functions of the C library, which libraries can intercept. */
 	FREE,
 	REPLACE,
 	DISCARD,
 	MOVE_OVER,
-	/* The same by the system call itself, as run-times of other languages and allocators do. */
+	/* The same by bare system calls, as language run-times and allocators do. */
 	RAW_FREE,
 	RAW_REPLACE,
 	RAW_DISCARD,
@@ -26,15 +26,15 @@ enum change {
 	BARRIER,
 	EVACUATE,
 	FLIP,
-	/* By another process, to a file that both have mapped. */
+	/* By another process, to a file that both map. */
 	PUNCH,
 	TRUNCATE,
-	/* A child, which ends at once; the parent writes to what they share. */
+	/* A child that ends at once; the parent writes to the pages they share. */
 	FORK,
 	CHANGES
 };
 
-/* What it is in terms of system calls. */
+/* The system calls of each change. */
 extern const char *const change_name[CHANGES];
 
 struct buffer {
@@ -44,22 +44,22 @@ struct buffer {
 	bool flipped;	/* the second half of the file is mapped */
 };
 
-/* Changes files on behalf of others. There is to be one before there are threads. */
+/* Starts the process that changes files for the ranks. Call before starting threads. */
 void start_other_process(void);
 
-/* Maps a buffer; of a file, if `shared`. */
+/* Maps a buffer; if `shared`, of a file. */
 void map_buffer(struct buffer *buffer, size_t length, bool shared);
 
-/* Can this be done to such a buffer? */
+/* Returns whether a change is possible for such a buffer. */
 bool change_applies(enum change change, bool shared);
 
-/* Does the buffer have other pages after it? */
+/* Returns whether the buffer has other pages after a change. */
 bool moves_pages(enum change change);
 
-/* After that the buffer holds anything, and may be elsewhere. */
+/* Makes a change. Afterwards the contents are undefined and the address may differ. */
 void change_buffer(struct buffer *buffer, enum change change);
 
-/* Says what is wrong and ends the program, with all its ranks. */
+/* Prints what is wrong and aborts all ranks. */
 void give_up(const char *what) __attribute__((noreturn));
 
 #endif

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Do messages arrive as they were sent, when the memory that they are sent from and received into
- * changes between them?
+ * Do messages arrive as they were sent, if the memory they are sent from and received into changes
+ * between them?
  *
- * Ranks are in pairs, and each pair has as many conversations as there are threads. Both ends of a
- * conversation draw the same random numbers, so that each knows what the other does. A message goes
- * from one buffer to another, either way; before it, one of the two buffers changes, or not. The
- * sender writes what nobody has written before; the receiver wipes its buffer, and afterwards looks
- * at every byte.
+ * Ranks form pairs, and each pair has as many conversations as there are threads. Both ends of a
+ * conversation draw the same random numbers, so each knows what the other does. A message goes from
+ * a buffer of one rank to a buffer of the other, in either direction. Before it, one of the two
+ * buffers may change. The sender writes data that was never written before. The receiver wipes its
+ * buffer first, and checks every byte afterwards.
  *
- * A message that is wrong is the fault of the receiver's buffer if that was not written to at all,
- * else of the sender's. A buffer may stay at fault for long, whatever is done to it meanwhile, so
- * that is put down to the change before it was first seen. For that the receiver tells the sender.
+ * If a message is wrong and the receiver's buffer was not written to at all, the receiver's buffer
+ * is at fault, otherwise the sender's. A buffer may stay at fault for a long time, whatever happens
+ * to it meanwhile, so the fault is attributed to the change before it was first seen. The receiver
+ * reports this to the sender.
  */
 
 #define _GNU_SOURCE
@@ -28,12 +29,12 @@
 #include <string.h>
 #include <unistd.h>
 
-#define BUFFERS 8	/* of each end of a conversation; every other one is of a file */
+#define BUFFERS 8	/* at each end of a conversation; every other one maps a file */
 #define MAX_THREADS 64
 
 enum side { SENDER, RECEIVER, SIDES };
 
-/* What became of the messages, by the change of the buffer at each side. */
+/* Results of messages, by side and by change of the buffer. */
 struct counts {
 	unsigned long messages, wrong;
 	unsigned long by[SIDES][CHANGES], wrong_by[SIDES][CHANGES];
@@ -45,7 +46,7 @@ static struct {
 	size_t size;
 	unsigned int threads;
 	bool quiet;		/* nothing changes */
-	const char *end;	/* how the last rank ends half way */
+	const char *end;	/* how the last rank ends before the others are done */
 } options = { .messages = 200, .seed = 1, .size = 256 << 10, .threads = 1 };
 
 static int rank, ranks;
@@ -75,7 +76,7 @@ static uint64_t draw(uint64_t *state)
 	return mix(*state += 0x9e3779b97f4a7c15);
 }
 
-/* The words of a message follow from a number that is its own. */
+/* The words of a message are derived from its number. */
 static uint64_t word_at(uint64_t message, long index)
 {
 	return message + (uint64_t)index * 0x9e3779b97f4a7c15;
@@ -89,7 +90,7 @@ static void fill(void *start, size_t length, uint64_t message)
 		at[i] = word_at(message, i);
 }
 
-/* The first word that is not what `fill` wrote, or -1. */
+/* Returns the index of the first word that `fill` did not write, or -1. */
 static long differs(const void *start, size_t length, uint64_t message)
 {
 	const uint64_t *at = start;
@@ -106,7 +107,7 @@ struct conversation {
 	unsigned int thread;
 	uint64_t random;
 	struct buffer buffer[BUFFERS];
-	/* What buffers are at fault for, of the rank with the even number and of the other. */
+	/* The change that each buffer's fault is attributed to, by rank of the pair. */
 	enum change blamed[2][BUFFERS];
 	bool at_fault[2][BUFFERS];
 	struct counts counts;
@@ -116,7 +117,7 @@ static enum change draw_change(uint64_t *random, bool shared)
 {
 	enum change change;
 
-	/* Nothing in half of the cases, so that a cache can be of use. */
+	/* Nothing in half of the cases, so that a cache is useful. */
 	if (draw(random) & 1)
 		return NOTHING;
 	do
@@ -145,7 +146,7 @@ static void transfer(void *start, size_t length, bool is_sender, int peer, unsig
 		MPI_Recv(start, (int)length, MPI_BYTE, peer, (int)thread, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
 }
 
-/* Its memory is known to be what it should be. */
+/* The buffer's registration is known to be good. */
 static void clear(enum change *blamed, bool *at_fault)
 {
 	*blamed = NOTHING;
@@ -161,8 +162,8 @@ static void exchange(struct conversation *it, bool counts)
 	enum side changed = choice >> 24 & 1 ? SENDER : RECEIVER;
 	enum side mine = (rank & 1) == owner[SENDER] ? SENDER : RECEIVER;
 	/*
-	 * All buffers are as long as the longest message. A longer message than those before is a
-	 * reason to register a buffer again, so where nothing changes that does not either.
+	 * All buffers are as long as the longest message. A longer message than before is a reason
+	 * to register a buffer again, so if nothing is to change, the length does not either.
 	 */
 	size_t length = options.size + (options.quiet ? 0 : index[SENDER] * 4096);
 	struct buffer *buffer = &it->buffer[index[mine]];
@@ -192,7 +193,7 @@ static void exchange(struct conversation *it, bool counts)
 	}
 	transfer(&fault, sizeof(fault), mine == RECEIVER, peer, it->thread);
 
-	/* What was sent to a buffer that does not receive may be right or wrong. */
+	/* If the receiver's buffer is at fault, nothing is known of the sender's. */
 	if (fault >= 0)
 		*at_fault[fault] = true;
 	if (fault < 0)
@@ -246,9 +247,9 @@ static void run_phase(struct conversation *all, unsigned long from, unsigned lon
 	MPI_Barrier(MPI_COMM_WORLD);
 }
 
-/* --- what is said ---------------------------------------------------------------------------- */
+/* --- output ---------------------------------------------------------------------------------- */
 
-/* How often an adapter has been told of memory, as a probe in the kernel counts; see scripts/mpi. */
+/* The number of registrations, counted by a kernel probe; see scripts/mpi. */
 static long registrations(void)
 {
 	FILE *profile = fopen("/sys/kernel/tracing/kprobe_profile", "r");
@@ -285,14 +286,14 @@ static void __attribute__((noreturn)) usage(FILE *to, int status)
 	      "Pairs of ranks send messages from and into memory that changes, and check every byte.\n"
 	      "\n"
 	      "  --messages N   in each conversation (200)\n"
-	      "  --warm-up N    and before that, which are not counted (0)\n"
+	      "  --warm-up N    before those, not counted (0)\n"
 	      "  --threads N    conversations of each pair (1)\n"
 	      "  --size BYTES   of the shortest message (262144)\n"
-	      "  --seed N       what is random follows from it (1)\n"
+	      "  --seed N       of the random numbers (1)\n"
 	      "  --quiet        nothing changes\n"
-	      "  --end HOW      the last rank ends half way: abort, kill, exit\n"
+	      "  --end HOW      end the last rank early: abort, kill, exit\n"
 	      "\n"
-	      "Exit status: 0 all arrived as they were sent, 1 some did not, 2 it could not be tried.\n", to);
+	      "Exit status: 0 all arrived as they were sent, 1 some did not, 2 error.\n", to);
 	exit(status);
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! The part of libfabric's binary interface that a memory monitor needs, as of version 1.13; it has
-//! not changed since.
+//! The part of libfabric's binary interface that a memory monitor needs. It has not changed since
+//! version 1.13.
 
 use std::{
     ffi::{
@@ -12,57 +12,58 @@ use std::{
     mem::offset_of, //
 };
 
-/// `FI_VERSION(1, 13)`: the version that asks for nothing newer.
+/// `FI_VERSION(1, 13)`: the oldest version with everything that is needed.
 pub const VERSION: u32 = (1 << 16) | 13;
 
 /// `FI_CLASS_MEM_MONITOR`.
 pub const CLASS_MEM_MONITOR: usize = 23;
 
-/// `struct fi_ops`: what can be done with any object.
+/// `struct fi_ops`: the operations of any object.
 #[repr(C)]
 pub struct FiOps {
-    /// Bytes of the structure.
+    /// Size of the structure in bytes.
     pub size: usize,
-    /// Ends the object.
+    /// Closes the object.
     pub close: Option<unsafe extern "C" fn(*mut Fid) -> c_int>,
-    /// Ties another object to it.
+    /// Binds another object to it.
     pub bind: Option<unsafe extern "C" fn(*mut Fid, *mut Fid, u64) -> c_int>,
 }
 
-/// `struct fid`: what each object starts with.
+/// `struct fid`: the start of every object.
 #[repr(C)]
 pub struct Fid {
     /// One of `FI_CLASS_*`.
     pub class: usize,
-    /// Belongs to libfabric once the monitor is imported.
+    /// Owned by libfabric once the monitor is imported.
     pub context: *mut c_void,
     /// Likewise.
     pub ops: *const FiOps,
 }
 
-/// `struct fi_ops_mem_monitor`: what libfabric calls. Errors are negative.
+/// `struct fi_ops_mem_monitor`: the functions that libfabric calls. Errors are negative.
 #[repr(C)]
 pub struct ExportOps {
-    /// Bytes of the structure.
+    /// Size of the structure in bytes.
     pub size: usize,
-    /// Before anything is subscribed to.
+    /// Called before the first subscription.
     pub start: unsafe extern "C" fn(*mut MemMonitor) -> c_int,
-    /// When nothing is any more.
+    /// Called after the last subscription has ended.
     pub stop: unsafe extern "C" fn(*mut MemMonitor),
-    /// Something was pinned. With an error it is not cached, but unsubscribed from all the same.
+    /// Called after memory was pinned. On error it is not cached, but `unsubscribe` is called all
+    /// the same.
     pub subscribe: unsafe extern "C" fn(*mut MemMonitor, *const c_void, usize) -> c_int,
-    /// What was subscribed to leaves the cache.
+    /// Called when subscribed memory leaves the cache.
     pub unsubscribe: unsafe extern "C" fn(*mut MemMonitor, *const c_void, usize),
-    /// Whether what was subscribed to may be used.
+    /// Returns whether subscribed memory may be used.
     pub valid: unsafe extern "C" fn(*mut MemMonitor, *const c_void, usize) -> bool,
 }
 
-/// `struct fi_ops_mem_notify`: what libfabric offers.
+/// `struct fi_ops_mem_notify`: the functions that libfabric provides.
 #[repr(C)]
 pub struct ImportOps {
-    /// Bytes of the structure.
+    /// Size of the structure in bytes.
     pub size: usize,
-    /// Has libfabric drop all that overlaps the range.
+    /// Makes libfabric drop everything that overlaps the range.
     pub notify: Option<unsafe extern "C" fn(*mut MemMonitor, *const c_void, usize)>,
 }
 
@@ -71,9 +72,9 @@ pub struct ImportOps {
 pub struct MemMonitor {
     /// The object.
     pub fid: Fid,
-    /// What libfabric calls.
+    /// The functions that libfabric calls.
     pub export_ops: *const ExportOps,
-    /// What it offers, once the monitor is imported.
+    /// The functions that it provides, once the monitor is imported.
     pub import_ops: *const ImportOps,
 }
 
@@ -88,8 +89,8 @@ pub type FiOpen = unsafe extern "C" fn(
     context: *mut c_void,
 ) -> c_int;
 
-/// `ofi_monitor_import`, which is libfabric's own, and visible only in providers that carry a copy
-/// of its cache.
+/// `ofi_monitor_import`: internal to libfabric, and visible only in providers that have their own
+/// copy of its cache.
 pub type MonitorImport = unsafe extern "C" fn(*mut Fid) -> c_int;
 
 const _: () = {

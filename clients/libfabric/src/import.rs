@@ -2,9 +2,9 @@
 
 //! Finds libfabric in the process, and makes it use the monitor.
 //!
-//! This library is not linked to libfabric, since it would bring a copy along that the program does
-//! not use: some MPI libraries have one of their own, by another name. Whatever is loaded and has
-//! `fi_open` is one. Its providers may be libraries that each carry a copy of the cache.
+//! This library is not linked to libfabric, since that would load a copy that the program does not
+//! use: some MPI libraries bring one of their own, under another name. Any loaded library that has
+//! `fi_open` is a libfabric. Its providers may be libraries that each have a copy of the cache.
 
 use std::{
     cell::UnsafeCell,
@@ -47,12 +47,12 @@ use crate::{
 
 /// A monitor for one copy of libfabric's cache.
 struct Monitor {
-    /// libfabric writes to it while it is imported, and reads it ever after.
+    /// libfabric writes to it during the import, and only reads it afterwards.
     fid: UnsafeCell<MemMonitor>,
     imported: AtomicBool,
 }
 
-// SAFETY: Until it is imported it belongs to the thread that set `LOADED`, then to libfabric.
+// SAFETY: Before the import it belongs to the thread that holds `LOADED`, afterwards to libfabric.
 unsafe impl Sync for Monitor {}
 
 impl Monitor {
@@ -75,12 +75,12 @@ impl Monitor {
 /// Enough for libfabric and those of its providers that have a cache.
 static MONITORS: [Monitor; 8] = [const { Monitor::new() }; 8];
 
-/// The libraries that have a monitor, or do not take one.
+/// The libraries that have a monitor or do not accept one.
 static LOADED: Mutex<Vec<CString>> = Mutex::new(Vec::new());
 
-/// Makes each libfabric that is loaded use the monitor, if the device can be opened.
+/// Makes each loaded libfabric use the monitor, if the device can be opened.
 pub fn import() {
-    // Whoever has it is at this already.
+    // Another thread is doing this already.
     let Ok(mut known) = LOADED.try_lock() else {
         return;
     };
@@ -114,7 +114,7 @@ pub fn import() {
                 say!("{} uses {}", name.to_string_lossy(), ummunotify::PATH);
             }
             error => say!(
-                "{} does not take a memory monitor: {}",
+                "{} does not accept a memory monitor: {}",
                 name.to_string_lossy(),
                 io::Error::from_raw_os_error(-error)
             ),
@@ -123,18 +123,18 @@ pub fn import() {
     }
 }
 
-/// Has libfabric drop what overlaps a range. It must not be called from what libfabric calls.
+/// Makes libfabric drop whatever overlaps a range. Must not be called from libfabric's callbacks.
 pub fn notify(range: &Range<u64>) {
     for monitor in &MONITORS {
         if !monitor.imported.load(Ordering::Acquire) {
             continue;
         }
         let fid = monitor.fid.get();
-        // SAFETY: It was imported, after which libfabric does not change it any more.
+        // SAFETY: It was imported, and libfabric does not change it after that.
         let notify = unsafe { (*fid).import_ops.as_ref() }.and_then(|ops| ops.notify);
         if let Some(notify) = notify {
             let length = (range.end - range.start).max(1);
-            // SAFETY: This is how it is meant to be called, from a thread that holds no lock.
+            // SAFETY: This is the intended use, from a thread that holds no lock.
             unsafe { notify(fid, range.start as *const c_void, length as usize) };
         }
     }
@@ -154,7 +154,7 @@ fn may_be_used() -> io::Result<()> {
     }
 }
 
-/// A copy of libfabric's cache, and how to give it a monitor.
+/// A copy of libfabric's cache, and how to import a monitor into it.
 enum Copy {
     /// By the public interface.
     Public(FiOpen),
@@ -163,7 +163,7 @@ enum Copy {
 }
 
 impl Copy {
-    /// The copy in one of the libraries that are loaded. It stays loaded from then on.
+    /// Finds a copy in one of the loaded libraries, which stays loaded from then on.
     fn find(name: &CStr, loaded: &[CString]) -> Option<Self> {
         // The program itself has no name.
         let path = if name.is_empty() {
@@ -177,7 +177,7 @@ impl Copy {
             return None;
         }
         let copy = if let Some(symbol) = own_symbol(handle, name, loaded, c"fi_open") {
-            // SAFETY: This is the type of the function of this name.
+            // SAFETY: The function of this name has this type.
             Some(Self::Public(unsafe {
                 mem::transmute::<*mut c_void, FiOpen>(symbol)
             }))
@@ -202,7 +202,7 @@ impl Copy {
             Self::Public(open) => open,
         };
         let mut cache: *mut Fid = ptr::null_mut();
-        // SAFETY: As the function is meant to be called.
+        // SAFETY: The arguments are as the function requires.
         let error = unsafe {
             open(
                 abi::VERSION,
@@ -217,8 +217,8 @@ impl Copy {
         if error != 0 {
             return error;
         }
-        // SAFETY: libfabric has made it, and both functions are meant to be called like this; the
-        // monitor is a valid one, and lives for ever.
+        // SAFETY: libfabric has made the object, and both functions are called as intended. The
+        // monitor is valid and never freed.
         unsafe {
             let Some(ops) = cache.as_ref().and_then(|cache| cache.ops.as_ref()) else {
                 return -libc::ENOSYS;
@@ -232,7 +232,7 @@ impl Copy {
     }
 }
 
-/// A symbol of a library, and not of one that it is linked to.
+/// Finds a symbol of a library itself, not of one that it is linked to.
 fn own_symbol(
     handle: *mut c_void,
     library: &CStr,
@@ -245,15 +245,15 @@ fn own_symbol(
         return None;
     }
     let mut info = mem::MaybeUninit::<libc::Dl_info>::zeroed();
-    // SAFETY: The first call fills the structure, which is fine as zeroes, too; what it names is a C
-    // string if it is not null.
+    // SAFETY: The first call fills the structure, for which zeroes are valid, too. The name in it
+    // is a C string or null.
     let owner = unsafe {
         libc::dladdr(symbol, info.as_mut_ptr());
         let info = info.assume_init();
         (!info.dli_fname.is_null()).then(|| CStr::from_ptr(info.dli_fname))
     };
     let is_own = if library.is_empty() {
-        // What the program itself is called here depends on how it was started.
+        // The name of the program itself depends on how it was started.
         !loaded.iter().any(|it| owner == Some(it))
     } else {
         owner == Some(library)
@@ -261,14 +261,14 @@ fn own_symbol(
     is_own.then_some(symbol)
 }
 
-/// The names of what is loaded. The program itself has an empty one.
+/// The names of the loaded objects. That of the program itself is empty.
 fn loaded() -> Vec<CString> {
     unsafe extern "C" fn add(
         info: *mut libc::dl_phdr_info,
         _: libc::size_t,
         names: *mut c_void,
     ) -> c_int {
-        // SAFETY: `names` is what is given below, and `info` what the caller says.
+        // SAFETY: `names` is the vector passed below, and the caller passes a valid `info`.
         let (names, name) = unsafe { (&mut *names.cast::<Vec<CString>>(), (*info).dlpi_name) };
         if !name.is_null() {
             // SAFETY: It is a C string.
@@ -277,12 +277,12 @@ fn loaded() -> Vec<CString> {
         0
     }
     let mut names = Vec::new();
-    // SAFETY: `add` takes what is given to it.
+    // SAFETY: `add` expects the vector that is passed to it.
     unsafe { libc::dl_iterate_phdr(Some(add), (&raw mut names).cast()) };
     names
 }
 
-/// Prints what was counted when the process ends, and takes leave of libfabric.
+/// At exit, prints the counts and detaches from libfabric.
 fn at_exit() {
     static ONCE: Once = Once::new();
     static PROCESS: AtomicU32 = AtomicU32::new(0);
@@ -293,13 +293,13 @@ fn at_exit() {
         }
         COUNTS.print();
         if !monitor::end() {
-            // A domain is open still, and is closed after this or not at all.
+            // A domain is still open; it is closed later or not at all.
             return;
         }
         for monitor in &MONITORS {
             if monitor.imported.swap(false, Ordering::AcqRel) {
                 let fid = monitor.fid.get().cast::<Fid>();
-                // SAFETY: It was imported, so that these are libfabric's own functions.
+                // SAFETY: It was imported, so these are libfabric's own functions.
                 unsafe {
                     (*fid)
                         .ops

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! `libummunotify-fi.so`: has libfabric learn of changed mappings from `/dev/ummunotify`.
+//! `libummunotify-fi.so`: makes libfabric use `/dev/ummunotify` to find out about changed mappings.
 //!
-//! libfabric keeps memory registered with network adapters, and has a *memory monitor* tell it when
-//! what is registered is not what is mapped any more. This library brings a monitor of its own, by
-//! the interface that libfabric 1.13 and later have for it (`rdma/fi_ext.h`).
+//! libfabric keeps memory registered with network adapters. A *memory monitor* notifies it when
+//! registered memory is no longer what is mapped. This library provides a monitor through the
+//! interface that libfabric 1.13 and later have for that purpose (`rdma/fi_ext.h`).
 //!
-//! It gets into a process in one of these ways:
+//! It is loaded into a process in one of these ways:
 //!
 //! - as a file in the directory where libfabric looks for providers;
 //! - in a directory that `FI_PROVIDER_PATH` names, or in `/etc/libfabric.conf`;
 //! - by `LD_PRELOAD`.
 //!
-//! Without the device, or if it may not be opened, it does nothing, and libfabric uses what it would
-//! use without it. With `UMMUNOTIFY_LOG=1` it says on standard error what it does, and at the end
-//! how often; otherwise it prints nothing.
+//! If the device does not exist or may not be opened, the library does nothing, and libfabric works
+//! as it does without it. With `UMMUNOTIFY_LOG=1` it logs its actions to standard error, and counts
+//! at the end; otherwise it prints nothing.
 //!
 //! - [`regions`]: which registrations are still true. This is the file to read.
 //! - [`monitor`]: what libfabric calls, and the thread that tells libfabric what to unpin.
@@ -57,13 +57,13 @@ extern "C" fn at_load() {
 type Scandir =
     unsafe extern "C" fn(*const c_char, *mut c_void, *const c_void, *const c_void) -> c_int;
 
-/// Where the library is preloaded, and libfabric comes later: it looks through its directory of
-/// providers when it is used for the first time, after its monitors are there and before any
-/// domain is. Elsewhere this symbol is nobody's business.
+/// For the case that the library is preloaded and libfabric is loaded later: on first use,
+/// libfabric scans its provider directory, after its monitors are set up and before any domain
+/// exists. Other callers are passed through.
 ///
 /// # Safety
 ///
-/// As for the function of the same name in libc, which does the work.
+/// As for libc's function of the same name, which does the work.
 #[no_mangle]
 pub unsafe extern "C" fn scandir(
     directory: *const c_char,
@@ -72,7 +72,7 @@ pub unsafe extern "C" fn scandir(
     compare: *const c_void,
 ) -> c_int {
     import::import();
-    // SAFETY: The name is a C string, and what has it in libc is of this type.
+    // SAFETY: The name is a C string, and libc's function has this type.
     let real = unsafe {
         mem::transmute::<*mut c_void, Option<Scandir>>(libc::dlsym(
             libc::RTLD_NEXT,

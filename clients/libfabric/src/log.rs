@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! What is printed, if `UMMUNOTIFY_LOG` is set, and what is counted for it.
+//! Log output, if `UMMUNOTIFY_LOG` is set, and the counts in it.
 
 use std::{
     env,
@@ -16,13 +16,13 @@ use std::{
     },
 };
 
-/// Prints a line, if it was asked for.
+/// Prints a line if the log is on.
 macro_rules! say {
     ($($what:tt)*) => { $crate::log::print(format_args!($($what)*)) };
 }
 pub(crate) use say;
 
-/// Whether something is to be printed.
+/// Whether the log is on.
 pub fn is_on() -> bool {
     static ON: OnceLock<bool> = OnceLock::new();
     *ON.get_or_init(|| {
@@ -30,16 +30,16 @@ pub fn is_on() -> bool {
     })
 }
 
-/// Prints a line with one call, so that those of several processes do not mix.
+/// Prints a line with one call, so that lines of several processes do not mix.
 pub fn print(what: Arguments<'_>) {
     if is_on() {
         let line = format!("ummunotify-fi[{}]: {what}\n", process::id());
-        // Nothing can be done where standard error is closed.
+        // If standard error is closed, nothing can be done.
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
 }
 
-/// How often something was done.
+/// How often something happened.
 pub struct Count(AtomicU64);
 
 impl Count {
@@ -47,7 +47,7 @@ impl Count {
         Self(AtomicU64::new(0))
     }
 
-    /// Once more.
+    /// Adds one.
     #[inline]
     pub fn add_one(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -58,21 +58,21 @@ impl Count {
     }
 }
 
-/// What is counted.
+/// The counts.
 pub struct Counts {
-    /// Look-ups of what may be used.
+    /// Look-ups of memory that may be used.
     pub hits: Count,
-    /// Look-ups of what has changed.
+    /// Look-ups of memory that has changed.
     pub changed: Count,
-    /// Look-ups of what may have changed between being pinned and being watched.
+    /// Look-ups of memory that may have changed between being pinned and being watched.
     pub unproven: Count,
-    /// What libfabric has registered, and meant to keep.
+    /// Registrations that libfabric made and meant to cache.
     pub registrations: Count,
-    /// Of those, how many it could not, because they cannot be watched.
+    /// Those that it could not cache, because they cannot be watched.
     pub refused: Count,
     /// Events read from the device.
     pub events: Count,
-    /// What libfabric was told to unpin.
+    /// Ranges that libfabric was notified to unpin.
     pub evictions: Count,
 }
 

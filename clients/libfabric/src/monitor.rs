@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! What libfabric calls, and the thread that tells libfabric what to unpin.
+//! The functions that libfabric calls, and the thread that notifies libfabric.
 //!
-//! libfabric asks whether a registration is valid before each use of it, with a lock of its own held.
-//! The answer is found at once, by the mapped counter and [`regions`](crate::regions); nothing that
-//! was over when it asked is missed. Telling libfabric to drop something takes the same lock, so a
-//! thread does it. Nothing depends on when, save how long memory stays pinned that nobody uses.
+//! Before each use, libfabric asks whether a registration is valid, and holds a lock of its own.
+//! The answer is computed at once from the mapped counter and [`regions`](crate::regions), so no
+//! change that was complete is missed. Notifying libfabric to drop something takes the same lock,
+//! so a thread does it. Its timing matters only for how long unused memory stays pinned.
 //!
-//! In a forked child nothing is valid, and nothing can be subscribed to, so that libfabric does not
-//! keep what it registers.
+//! In a forked child nothing is valid and subscriptions fail, so libfabric does not cache what it
+//! registers.
 
 use std::{
     ffi::{
@@ -79,11 +79,11 @@ pub static EXPORT_OPS: ExportOps = ExportOps {
     valid,
 };
 
-/// For so many milliseconds libfabric is left to find out by itself. What is looked up again within
-/// them is registered again at once, and the thread has less to do.
+/// Milliseconds to wait before notifying libfabric. Memory that is looked up again in that time is
+/// registered again at once, which leaves less to do for the thread.
 const DELAY: c_int = 50;
 
-/// What there is while libfabric has a domain with a cache.
+/// What exists while libfabric has a domain with a cache.
 struct Active {
     checker: Checker,
     doubtful: Arc<AtomicUsize>,
@@ -92,33 +92,34 @@ struct Active {
     bell: File,
     /// Whether the thread is awake, or about to be.
     awake: AtomicBool,
-    /// Whether it is not to wait until it does its work.
+    /// Whether it must do its work without delay.
     urgent: AtomicBool,
-    /// Whether it is to end.
+    /// Whether it must end.
     ending: AtomicBool,
 }
 
-/// The one that there is, as of [`Arc::into_raw`].
+/// The only instance, from [`Arc::into_raw`].
 static ACTIVE: AtomicPtr<Active> = AtomicPtr::new(ptr::null_mut());
 
-/// How many monitors were started, and the thread. There is more than one monitor where there is
-/// more than one copy of libfabric.
+/// The number of started monitors, and the thread. There are several monitors if there are several
+/// copies of libfabric.
 static STARTED: Mutex<(usize, Option<JoinHandle<()>>)> = Mutex::new((0, None));
 
-/// The last moment of the regions that there were.
+/// The last moment of the previous [`Regions`].
 static LAST_MOMENT: AtomicU64 = AtomicU64::new(0);
 
-/// Whether the process is about to end.
+/// Whether the process is exiting.
 static AT_EXIT: AtomicBool = AtomicBool::new(false);
 
-/// No more will libfabric be told to drop something. Returns whether it has no domain with a cache.
+/// Stops notifying libfabric. Returns whether it has no domain with a cache.
 pub fn end() -> bool {
     AT_EXIT.store(true, Ordering::Release);
     ACTIVE.load(Ordering::Acquire).is_null()
 }
 
 fn active() -> Option<&'static Active> {
-    // SAFETY: It is valid until `stop`, which libfabric calls when nobody calls anything else.
+    // SAFETY: It is valid until `stop`, which libfabric never calls concurrently with other
+    // functions.
     unsafe { ACTIVE.load(Ordering::Acquire).as_ref() }
 }
 
@@ -155,10 +156,10 @@ unsafe extern "C" fn stop(_: *mut MemMonitor) {
     if active.is_null() {
         return;
     }
-    // SAFETY: It is what `start` has stored there, and nobody else has taken it.
+    // SAFETY: `start` has stored it there, and nobody else has taken it.
     let active = unsafe { Arc::from_raw(active) };
     if active.checker.is_inherited() {
-        // The thread is not in this process, and may have had the lock when this was forked.
+        // The thread is not in this process, and may have held the lock during the fork.
         std::mem::forget((active, thread));
         return;
     }
@@ -179,10 +180,10 @@ unsafe extern "C" fn subscribe(_: *mut MemMonitor, start: *const c_void, length:
     match result {
         Ok(()) => 0,
         Err(error) => {
-            // It is not the only one, but one line will do.
+            // There may be more, but one line is enough.
             static ONCE: Once = Once::new();
             ONCE.call_once(|| {
-                say!("cannot watch {length} bytes at {start:?}: {error}; what cannot be watched is not kept registered");
+                say!("cannot watch {length} bytes at {start:?}: {error}; memory that cannot be watched is not cached");
             });
             -error.raw_os_error().unwrap_or(libc::EIO)
         }
@@ -199,8 +200,8 @@ unsafe extern "C" fn valid(_: *mut MemMonitor, start: *const c_void, length: usi
     let Some(active) = active() else {
         return false;
     };
-    // Nothing has changed, and nothing is in doubt. The order matters: what was read of the device
-    // up to this value of the counter is among the doubtful.
+    // Nothing has changed, and nothing is doubtful. The order matters: regions whose events were
+    // read up to this value of the counter are among the doubtful ones.
     if !active.checker.changed() && active.doubtful.load(Ordering::Acquire) == 0 {
         COUNTS.hits.add_one();
         return true;
@@ -208,7 +209,7 @@ unsafe extern "C" fn valid(_: *mut MemMonitor, start: *const c_void, length: usi
     active.works() && active.is_valid(range(start, length))
 }
 
-/// The addresses of what libfabric names by its start and length.
+/// The range that libfabric describes by start and length.
 fn range(start: *const c_void, length: usize) -> Range<u64> {
     let start = start as u64;
     start..start.saturating_add(length as u64)
@@ -221,7 +222,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Active {
     fn start() -> io::Result<(Arc<Self>, JoinHandle<()>)> {
         let watcher = Watcher::open()?;
-        // SAFETY: This makes a new descriptor, or returns -1.
+        // SAFETY: The call creates a descriptor or returns -1.
         let bell = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if bell < 0 {
             return Err(io::Error::last_os_error());
@@ -248,8 +249,8 @@ impl Active {
         Ok((active, thread))
     }
 
-    /// Whether this is its process. In a forked child nothing is known, and a lock may be held by a
-    /// thread that is not there.
+    /// Whether this is the process that opened the device. In a forked child nothing is known, and
+    /// a thread that does not exist there may hold a lock.
     fn works(&self) -> bool {
         !self.checker.is_inherited()
     }
@@ -265,7 +266,7 @@ impl Active {
         answer == Answer::Valid
     }
 
-    /// Has the thread do its work, soon or at once.
+    /// Makes the thread do its work, soon or at once.
     fn wake(&self, urgent: bool) {
         let was_awake = self.awake.swap(true, Ordering::AcqRel);
         let more_urgent = urgent && !self.urgent.swap(true, Ordering::AcqRel);
@@ -275,11 +276,11 @@ impl Active {
     }
 
     fn ring(&self) {
-        // It cannot fail but for being rung already, as often as 64 bits can count.
+        // This fails only if the counter would overflow.
         let _ = (&self.bell).write(&1u64.to_ne_bytes());
     }
 
-    /// The thread.
+    /// The body of the thread.
     fn run(&self) {
         let device = lock(&self.regions).device();
         while !self.ending.load(Ordering::Acquire) {
@@ -308,7 +309,7 @@ impl Active {
         }
     }
 
-    /// Waits for the bell, or for something to read from the device.
+    /// Waits for the bell, or for events of the device.
     fn wait(&self, device: Option<c_int>, limit: c_int) {
         let mut files = [self.bell.as_raw_fd(), device.unwrap_or(-1)].map(|fd| libc::pollfd {
             fd,
@@ -317,15 +318,15 @@ impl Active {
         });
         // SAFETY: These are two valid `pollfd`; one with a negative descriptor is ignored.
         unsafe { libc::poll(files.as_mut_ptr(), files.len() as libc::nfds_t, limit) };
-        // Whether it was rung does not matter.
+        // It does not matter whether the bell was rung.
         let _ = (&self.bell).read(&mut [0; size_of::<u64>()]);
     }
 }
 
-/// A thread that no signal of the program is ever delivered to.
+/// Starts a thread that never handles the program's signals.
 fn spawn_without_signals(main: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: The first call fills the set that the second one uses; that fills the other.
+    // SAFETY: The first call fills the set that the second one uses, which fills the other.
     unsafe {
         libc::sigfillset(all.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());

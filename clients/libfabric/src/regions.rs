@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! Which registrations are still true.
+//! Decides which registrations are valid.
 //!
-//! libfabric does not say when it pins. It looks up a range, and is told whether what it has for it
-//! is valid; if it has nothing valid, it pins the range, and subscribes to it **after that**. A change
-//! in between must not be missed. So this is what is known:
+//! libfabric does not announce that it pins memory. It looks up a range and asks whether its
+//! registration is valid. If it has no valid one, it pins the range and subscribes to it
+//! **afterwards**. A change in between must not be missed. This is what is known:
 //!
-//! - A range is *clean since* some moment: since it was watched, or since its last change was read.
-//! - Before a thread pins it may have asked whether something is valid. So what it subscribes to
-//!   was *pinned after* the last time it asked.
+//! - A range is *clean since* some moment: since it was first watched, or since its last change was
+//!   read.
+//! - A thread may have asked whether something is valid before it pinned. So memory that it
+//!   subscribes to was *pinned after* the last time it asked.
 //!
-//! What was pinned while the range was clean is true, and the rest is not known to be. That is all
-//! of it. The first subscription to a range never is known to be true, since nobody watched while
+//! A registration is valid if it was pinned while the range was clean; otherwise it is doubtful.
+//! The first subscription to a range is always doubtful, since nobody watched while it was pinned.
+//! The first look-up answers "invalid", libfabric pins again, and from then on the registration is
+//! valid. A range stays watched for a while after its last subscription has ended, so that this
+//! happens once, and not after each change.
 //! it was pinned. The first look-up of it says no, libfabric pins again, and from then on it is.
 //! A range stays watched for a while after nobody subscribes to it any more, so that this happens
 //! once, and not after each change.
 //!
-//! Moments are numbers. Several domains may subscribe to the same range and cannot be told apart, so
-//! the one that was pinned first counts.
+//! Moments are numbers. Several domains may subscribe to the same range and cannot be told apart,
+//! so the one that pinned first counts.
 
 use std::{
     cell::Cell,
@@ -52,10 +56,10 @@ use crate::log::{
     COUNTS, //
 };
 
-/// How many ranges stay watched that nobody subscribes to.
+/// How many ranges without subscriptions stay watched.
 const IDLE: usize = 4096;
 
-/// A point in time: it is later the greater it is.
+/// A point in time; later ones are greater.
 pub type Moment = u64;
 
 thread_local! {
@@ -63,7 +67,7 @@ thread_local! {
     static ASKED: Cell<Moment> = const { Cell::new(0) };
 }
 
-/// What tells of changes: the device, or a test.
+/// The source of changes: the device, or a test.
 pub trait Watch {
     /// As [`Watcher::watch`].
     fn watch(&self, range: Range<u64>, cookie: u64) -> io::Result<()>;
@@ -93,21 +97,21 @@ impl Watch for Watcher {
     }
 }
 
-/// A range that is, or was of late, subscribed to.
+/// A range that is subscribed to, or was recently.
 struct Region {
     range: Range<u64>,
-    /// Subscriptions.
+    /// The number of subscriptions.
     users: u32,
-    /// Whether the device watches it. If not, nothing is known.
+    /// Whether the device watches it. If not, nothing is known about it.
     watched: bool,
-    /// Whether it has changed since the first of its users subscribed.
+    /// Whether it has changed since its first subscription.
     changed: bool,
-    /// Whether it is among those that libfabric is to drop.
+    /// Whether libfabric is to be notified to drop it.
     to_drop: bool,
     clean_since: Moment,
-    /// Of all that is pinned of it, the moment after which that was pinned.
+    /// The moment after which its oldest pin was made.
     pinned_after: Moment,
-    /// Without users: since when.
+    /// If it has no subscriptions: since when.
     idle_since: Moment,
 }
 
@@ -121,45 +125,45 @@ impl Region {
     }
 }
 
-/// All of them.
+/// All regions.
 pub struct Regions<W> {
     watcher: W,
-    /// By cookie; where there is none the cookie is free.
+    /// By cookie; `None` if the cookie is free.
     regions: Vec<Option<Region>>,
     free: Vec<usize>,
     by_range: HashMap<(u64, u64), usize, BuildHasherDefault<Fold>>,
     idle: BTreeMap<Moment, usize>,
-    /// What is to be dropped by libfabric, since it is not true.
+    /// Doubtful regions that libfabric is to be notified to drop.
     to_drop: Vec<usize>,
     now: Moment,
     /// Whether the device has failed.
     failed: bool,
-    /// How many are in use and not true. Where there are none, and nothing has changed, a look-up
-    /// need not know what is looked up.
+    /// The number of doubtful regions in use. If it is 0 and nothing has changed, every look-up is
+    /// valid.
     doubtful: Arc<AtomicUsize>,
 }
 
 impl Regions<Watcher> {
-    /// The device, to wait for something to read.
+    /// The device's descriptor, to poll it.
     pub fn device(&self) -> RawFd {
         self.watcher.as_fd().as_raw_fd()
     }
 }
 
-/// Whether what is pinned may be used, and what is to be done about it.
+/// Whether a registration may be used, and what to do otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It may.
+    /// It may be used.
     Valid,
-    /// It may not.
+    /// It must not be used.
     Invalid,
-    /// It may not, and since several caches have it, asking again would not help before all of them
-    /// have dropped it.
+    /// It must not be used. Several caches have it, so it stays invalid until all of them have
+    /// dropped it.
     InvalidForSeveral,
 }
 
 impl<W: Watch> Regions<W> {
-    /// None. `now` must be no earlier than any moment of what was there before.
+    /// Creates an empty set. `now` must be no earlier than any moment of a previous one.
     pub fn new(watcher: W, doubtful: Arc<AtomicUsize>, now: Moment) -> Self {
         doubtful.store(0, Ordering::Release);
         Self {
@@ -185,17 +189,18 @@ impl<W: Watch> Regions<W> {
         self.failed
     }
 
-    /// Whether there is something for libfabric to drop.
+    /// Whether there is something to notify libfabric of.
     pub fn has_to_drop(&self) -> bool {
         !self.to_drop.is_empty()
     }
 
-    /// Reads what has changed. If the device fails, nothing is known any more, for good.
+    /// Reads what has changed. If the device fails, nothing is known from then on.
     pub fn catch_up(&mut self) {
         if !self.watcher.changed() || self.failed {
             return;
         }
-        // What was pinned before now, by who asked before now, was pinned before the change.
+        // Memory pinned before now, by a thread that asked before now, was pinned before the
+        // change.
         self.now += 1;
         loop {
             match self.watcher.next_change() {
@@ -204,7 +209,7 @@ impl<W: Watch> Regions<W> {
                 Err(error) => {
                     say!("the device failed: {error}; libfabric keeps no registrations any more");
                     self.failed = true;
-                    // So that each look-up comes here.
+                    // So that each look-up gets here.
                     self.doubtful.fetch_add(1, Ordering::Release);
                     return;
                 }
@@ -212,7 +217,7 @@ impl<W: Watch> Regions<W> {
         }
     }
 
-    /// Whether what is pinned at `range` may be used.
+    /// Whether the registration of `range` may be used.
     pub fn is_valid(&mut self, range: Range<u64>) -> Answer {
         self.catch_up();
         ASKED.set(self.now);
@@ -239,11 +244,12 @@ impl<W: Watch> Regions<W> {
         Answer::Invalid
     }
 
-    /// Something was pinned at `range`.
+    /// Memory was pinned at `range`.
     ///
     /// # Errors
     ///
-    /// Those of the device: what is pinned must not be kept. It has to be unsubscribed from even so.
+    /// Those of the device: the registration must not be cached. `unsubscribe` must be called even
+    /// then.
     pub fn subscribe(&mut self, range: Range<u64>) -> io::Result<()> {
         COUNTS.registrations.add_one();
         self.catch_up();
@@ -277,7 +283,7 @@ impl<W: Watch> Regions<W> {
         watched
     }
 
-    /// What was pinned at `range` will not be used any more.
+    /// A registration of `range` will not be used any more.
     pub fn unsubscribe(&mut self, range: Range<u64>) {
         let Some(&cookie) = self.by_range.get(&(range.start, range.end)) else {
             return;
@@ -304,12 +310,12 @@ impl<W: Watch> Regions<W> {
         }
     }
 
-    /// Takes what libfabric is to drop.
+    /// Takes the ranges that libfabric is to be notified of.
     pub fn take_to_drop(&mut self) -> Vec<Range<u64>> {
         let mut ranges = Vec::new();
         for cookie in mem::take(&mut self.to_drop) {
             if let Some(Some(region)) = self.regions.get_mut(cookie) {
-                // It may have been pinned again since.
+                // It may have been pinned again in the meantime.
                 if mem::take(&mut region.to_drop) && region.is_doubtful() {
                     ranges.push(region.range.clone());
                 }
@@ -318,7 +324,7 @@ impl<W: Watch> Regions<W> {
         ranges
     }
 
-    /// Adds a region without users, which is not watched.
+    /// Adds a region without subscriptions that is not watched.
     fn add(&mut self, range: Range<u64>) -> usize {
         let region = Region {
             range: range.clone(),
@@ -339,7 +345,7 @@ impl<W: Watch> Regions<W> {
         cookie
     }
 
-    /// Has the device watch a region, unless it does.
+    /// Makes the device watch a region, unless it does already.
     fn watch(&mut self, cookie: usize) -> io::Result<()> {
         let Some(region) = self.regions.get(cookie).and_then(Option::as_ref) else {
             return Ok(());
@@ -349,7 +355,7 @@ impl<W: Watch> Regions<W> {
         }
         let range = region.range.clone();
         while let Err(error) = self.watcher.watch(range.clone(), cookie as u64) {
-            // Perhaps there is room for this one if there are fewer that may not be needed again.
+            // There may be room if an idle region is dropped.
             let is_limit = matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOSPC));
             if !is_limit || !self.forget_oldest() {
                 COUNTS.refused.add_one();
@@ -365,12 +371,13 @@ impl<W: Watch> Regions<W> {
         Ok(())
     }
 
-    /// Stops watching what nobody subscribes to for the longest time; returns whether there was one.
+    /// Stops watching the region that has been idle for the longest time; returns whether there was
+    /// one.
     fn forget_oldest(&mut self) -> bool {
         let Some((_, cookie)) = self.idle.pop_first() else {
             return false;
         };
-        // There is no more to be done if the device refuses: what is read of it means nothing.
+        // An error does not matter: events with this cookie are ignored.
         let _ = self.watcher.unwatch(cookie as u64);
         self.remove(cookie);
         true
@@ -384,7 +391,7 @@ impl<W: Watch> Regions<W> {
         }
     }
 
-    /// A region has changed, which is to be known now.
+    /// A region has changed.
     fn changed(&mut self, cookie: usize) {
         COUNTS.events.add_one();
         let now = self.now;
@@ -404,15 +411,16 @@ impl<W: Watch> Regions<W> {
         }
     }
 
-    /// Changes a region, and keeps count of the doubtful ones.
+    /// Changes a region, and maintains the number of doubtful ones.
     fn update(&mut self, cookie: usize, change: impl FnOnce(&mut Region)) {
         let Some(Some(region)) = self.regions.get_mut(cookie) else {
             return;
         };
         let before = region.is_doubtful();
         change(region);
-        // The release pairs with the acquire of a look-up. The watcher takes the counter for known
-        // only after this, so who finds it standing still finds this region among the doubtful.
+        // The release pairs with the acquire of a look-up. The watcher marks the counter as read
+        // only after this, so a thread that finds the counter unchanged still finds this region
+        // among the doubtful ones.
         match (before, region.is_doubtful()) {
             (false, true) => self.doubtful.fetch_add(1, Ordering::Release),
             (true, false) => self.doubtful.fetch_sub(1, Ordering::Release),
@@ -421,7 +429,7 @@ impl<W: Watch> Regions<W> {
     }
 }
 
-/// A quick hash for pairs of addresses, which nobody chooses to make them collide.
+/// A fast hash for pairs of addresses, whose collisions nobody can profit from.
 #[derive(Default)]
 pub struct Fold(u64);
 
@@ -457,7 +465,7 @@ mod tests {
 
     use super::*;
 
-    /// Stands for the device: what changes is what the test says.
+    /// Takes the place of the device: a test says what changes.
     #[derive(Default)]
     struct Fake {
         watched: RefCell<BTreeSet<u64>>,
@@ -508,7 +516,7 @@ mod tests {
             self.watcher.changes.push_back(cookie);
         }
 
-        /// What libfabric does for a buffer; returns whether it found it.
+        /// Does what libfabric does for a buffer; returns whether it was a hit.
         fn look_up(&mut self, range: &Range<u64>) -> bool {
             let known = self
                 .by_range
@@ -535,7 +543,7 @@ mod tests {
         assert!(!regions.look_up(&ONE));
         assert_eq!(regions.doubtful(), 0);
         assert!(regions.look_up(&ONE));
-        // That happens once.
+        // This happens only once.
         regions.change(&ONE);
         assert!(!regions.look_up(&ONE));
         assert!(regions.look_up(&ONE));
@@ -547,7 +555,7 @@ mod tests {
         regions.look_up(&ONE);
         assert_eq!(regions.is_valid(ONE), Answer::Invalid);
         regions.unsubscribe(ONE);
-        // Here it is pinned.
+        // It is pinned here.
         regions.change(&ONE);
         regions.subscribe(ONE).unwrap();
         assert!(!regions.look_up(&ONE));
@@ -578,7 +586,7 @@ mod tests {
         regions.unsubscribe(ONE);
         regions.subscribe(ONE).unwrap();
         assert_eq!(regions.is_valid(ONE), Answer::InvalidForSeveral);
-        // Until all were dropped.
+        // Until all of them were dropped.
         assert_eq!(regions.take_to_drop(), [ONE]);
         regions.unsubscribe(ONE);
         regions.unsubscribe(ONE);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Tests libummunotify-fi.so without libfabric and without an adapter, where neither is to be had: the
- * program has libfabric's interface for memory monitors itself, and calls the library as libfabric's
- * cache does. Pinning is to remember how often the buffer's owner had changed it.
+ * Tests libummunotify-fi.so on machines without libfabric and without an adapter. The program
+ * provides libfabric's interface for memory monitors, and calls the library as libfabric's cache
+ * does. "Pinning" records how often the owner of a buffer had changed it.
  *
  * usage: direct LIBRARY [BUFFERS [LOOK-UPS]]
  */
@@ -34,7 +34,7 @@
 		} \
 	} while (0)
 
-/* --- libfabric, as far as a monitor knows it --------------------------------------------------- */
+/* --- libfabric, as a monitor sees it ----------------------------------------------------------- */
 
 struct fid;
 struct ops {
@@ -214,7 +214,7 @@ static void threads(void)
 	monitor->export_ops->stop(monitor);
 }
 
-/* As many buffers as can be, each 64 bytes. */
+/* As many buffers as possible, each of 64 bytes. */
 static void scale(size_t buffers)
 {
 	char *start = map(buffers * SMALL);
@@ -231,14 +231,14 @@ static void scale(size_t buffers)
 			check(!found || round == 2);
 			lost += !found && round == 2;
 		}
-	/* What has changed is dropped, and nothing else. */
+	/* Only buffers that have changed are dropped. */
 	before = notified;
 	check(madvise(start, PAGE, MADV_DONTNEED) == 0);
 	for (size_t i = PAGE / SMALL; i < count; i++) {
 		look_up(&entries[i], 0, &found);
 		lost += !found;
 	}
-	/* The kernel has reasons of its own to change a page, if few. */
+	/* The kernel itself changes a few pages. */
 	check(lost <= buffers / 1000);
 	check(!look_up(&entries[0], 1, &found) && !found);
 	for (int i = 0; i < 1000 && notified < before + PAGE / SMALL - 1; i++)
@@ -255,7 +255,7 @@ static void scale(size_t buffers)
 	monitor->export_ops->stop(monitor);
 }
 
-/* It changes mappings, if not what they map; see the driver's documentation. */
+/* It changes page tables; see the driver's documentation. */
 static void stop_numa_balancing(void)
 {
 	FILE *file = fopen("/proc/sys/kernel/numa_balancing", "w");
@@ -276,7 +276,7 @@ int main(int argc, char **arguments)
 	entries = calloc(buffers + THREADS * OWNED * 2, sizeof(*entries));
 	check(entries);
 	printf("KTAP version 1\n");
-	/* It finds this program by itself. */
+	/* The library finds this program by itself. */
 	check(dlopen(arguments[1], RTLD_NOW));
 	check(monitor);
 	threads();

@@ -4,9 +4,9 @@
  *
  * usage: fi-test DIRECTORY-OF-THE-LIBRARY [TEST...]
  *
- * Each test is a process of its own, which libfabric gets the library into by FI_PROVIDER_PATH. What
- * a registration has pinned is known by the page frames that were mapped when it was made: pinned
- * frames do not go away, so a registration is stale if others are mapped there now.
+ * Each test runs in a separate process, into which libfabric loads the library because of
+ * FI_PROVIDER_PATH. The test records the page frames that were mapped when a registration was made.
+ * Pinned frames stay, so the registration is stale if other frames are mapped later.
  */
 
 #define _GNU_SOURCE
@@ -53,10 +53,10 @@ static void fail(int line, const char *what)
 
 /* --- what is pinned --------------------------------------------------------------------------- */
 
-/* No buffer of a test that looks at frames is longer. */
+/* The length of the longest buffer whose frames are checked. */
 #define MOST_PAGES 4
 
-/* The frames that a registration has pinned, at the place that its key says. */
+/* The frames that registrations have pinned, indexed by key. */
 static struct pinned {
 	_Atomic uint32_t key;
 	uint64_t frames[MOST_PAGES];
@@ -64,17 +64,17 @@ static struct pinned {
 
 static struct pinned *pinned_by(uint32_t key)
 {
-	/* The lower bits of a key are drawn at random. */
+	/* The lower bits of a key are random. */
 	return &pinned[(key >> 8) % (1 << 20)];
 }
 
 static int pagemap;
 static _Atomic unsigned long registrations;
 
-/* What another thread of the program does when a buffer has just been pinned. */
+/* Called right after a buffer was pinned, in place of another thread. */
 static void (*_Atomic after_pin)(void *start, size_t length);
 
-/* Each process has to, since the file is about the one that has opened it. */
+/* Each process needs its own: the file describes the process that opened it. */
 static void open_pagemap(void)
 {
 	pagemap = open("/proc/self/pagemap", O_RDONLY);
@@ -91,7 +91,7 @@ static void frames(const void *start, size_t length, uint64_t *found)
 		found[i] &= (1UL << 55) - 1;
 }
 
-/* libibverbs calls the one of the functions below from the other. */
+/* libibverbs calls one of the functions below from the other. */
 static __thread int depth;
 
 static struct ibv_mr *made(struct ibv_mr *mr, void *start, size_t length)
@@ -195,8 +195,8 @@ static char *map(void *at, size_t length)
 }
 
 /*
- * Memory far below the addresses that the kernel chooses, so that nobody else gets between when it is
- * unmapped and mapped again.
+ * Memory far below the addresses that the kernel chooses, so that nobody else maps anything there
+ * between an munmap() and the next mmap().
  */
 static char *map_apart(size_t length)
 {
@@ -211,7 +211,7 @@ static void touch(char *start, size_t length)
 		start[i]++;
 }
 
-/* Puts other frames there, in one of the ways in which programs do so. */
+/* Maps other frames there, in one of the ways in which programs do so. */
 static void change(char *start, size_t length, unsigned int way)
 {
 	char *other;
@@ -263,7 +263,7 @@ static void *look_up(void *argument)
 	}
 	for (unsigned long i = 0; i < look_ups / THREADS; i++) {
 		char *buffer = buffers[draw(&state) % BUFFERS];
-		/* Two buffers of the same start, as far as a cache can tell. */
+		/* For a cache, these are two buffers with the same start. */
 		size_t length = (draw(&state) % 2 + 1) * MOST_PAGES / 2 * PAGE;
 		struct fid_mr *mr;
 
@@ -295,11 +295,11 @@ static void threads(void)
 {
 	look_up_with_threads();
 	check(stale == 0);
-	/* It still is a cache. */
+	/* It is still a cache. */
 	check(registrations < look_ups);
 }
 
-/* What is tested does happen without the library. */
+/* Without the library, registrations do go stale. */
 static void threads_without(void)
 {
 	look_up_with_threads();
@@ -328,7 +328,7 @@ static void change_after_pin(void)
 				after_pin = replace;
 			}
 			mr = reg(domain, buffer, 2 * PAGE);
-			/* It changed while it was being registered, at the caller's own peril. */
+			/* A change during the registration is the caller's fault. */
 			if (i != nth)
 				check(!is_stale(mr, buffer, 2 * PAGE));
 			done(mr);
@@ -354,7 +354,7 @@ static void two_domains(void)
 			done(mr);
 		}
 	}
-	/* When all is quiet, it is found again. */
+	/* Without changes, it becomes a hit again. */
 	for (int i = 0; i < 50 && registrations > 0; i++) {
 		usleep(20000);
 		registrations = 0;
@@ -369,7 +369,7 @@ static void two_domains(void)
 		check(fi_close(&domains[i]->fid) == 0);
 }
 
-/* A buffer that does not change is registered twice, and one that did once more. */
+/* A buffer is registered twice at first, and once after each change. */
 static void few_registrations(void)
 {
 	struct fid_domain *domain = open_domain();
@@ -386,14 +386,14 @@ static void few_registrations(void)
 			done(reg(domain, buffer, PAGE));
 	}
 	printf("%lu registrations\n", registrations);
-	/* And twice where the thread was quicker than the look-up, which is rare if all are awake. */
+	/* And twice if the thread was faster than the look-up, which is rare. */
 	check(registrations >= 22 && registrations <= 42);
 	check(fi_close(&domain->fid) == 0);
 }
 
 /*
- * What it costs to find a buffer, in nanoseconds; with --icount these are instructions. MOST_COST says
- * how many there may be.
+ * The cost of a hit in nanoseconds; with --icount, these are instructions. MOST_COST is the
+ * maximum.
  */
 static void cost(void)
 {
@@ -489,7 +489,7 @@ static void *exit_here(void *status)
 	exit((int)(uintptr_t)status);
 }
 
-/* Ends in the middle of everything; the status is what the caller expects. */
+/* Ends with everything in use; the caller expects the status. */
 static void end_by(int way)
 {
 	char *arguments[] = { "true", NULL };
@@ -551,8 +551,8 @@ static void ends(void)
 }
 
 /*
- * A child may do as it likes, and the parent goes on. libfabric itself does not survive a fork while
- * another thread has its locks, so a child that uses it comes of a parent without.
+ * A child may do anything, and the parent continues. libfabric itself does not survive a fork while
+ * another thread holds its locks, so the child that uses it has a parent that does not.
  */
 static void fork_while_in_use(void)
 {
@@ -575,7 +575,7 @@ static void fork_while_in_use(void)
 		}
 		child = fork();
 		if (child == 0) {
-			/* It has other frames, so that nothing of what its parent has pinned will do. */
+			/* It has other frames, so the parent's registrations are stale. */
 			if (i < 3) {
 				registrations = 0;
 				open_pagemap();
@@ -623,7 +623,7 @@ static void unload(void)
 	}
 }
 
-/* --- what keeps the library from its work ----------------------------------------------------- */
+/* --- when the library cannot work ------------------------------------------------------------- */
 
 static void works_uncached_or_not(void)
 {
@@ -661,7 +661,7 @@ static void may_exceed_limits(bool may)
 	check(syscall(SYS_capset, &header, sets) == 0);
 }
 
-/* More than a user may lock: what cannot be watched is not kept. The adapter has no limit here. */
+/* Beyond the locked-memory limit, memory is not cached. The adapter has no limit here. */
 static void limit_hit(void)
 {
 	const struct rlimit limit = { 40 * PAGE, 40 * PAGE };
@@ -703,7 +703,7 @@ static const struct test {
 	const char *name;
 	void (*run)(void);	/* none: late.c, which loads libfabric late */
 	int flags;
-	const char *says;	/* what the library has to say, at least */
+	const char *says;	/* a part of the library's log */
 } tests[] = {
 	{ "fi_threads_and_domains", threads, 0, "libfabric.so.1 uses /dev/ummunotify" },
 	{ "fi_without_it_is_stale", threads_without, WITHOUT, NULL },
@@ -720,7 +720,7 @@ static const struct test {
 	{ "fi_no_device", no_device, HIDE, "cannot open /dev/ummunotify: No such file" },
 	{ "fi_no_device_is_silent", no_device, HIDE | SILENT, NULL },
 	{ "fi_no_permission", no_permission, FORBID, "cannot open /dev/ummunotify: Permission denied" },
-	{ "fi_limit", limit_hit, 0, "what cannot be watched is not kept" },
+	{ "fi_limit", limit_hit, 0, "memory that cannot be watched is not cached" },
 	{ "fi_cost", cost, ON_DEMAND, NULL },
 	{ "fi_cost_without", cost, ON_DEMAND | WITHOUT, NULL },
 };
@@ -799,7 +799,7 @@ static bool run(const struct test *test, const char *directory)
 	return passed;
 }
 
-/* It changes mappings, and so has buffers registered again that have not changed. */
+/* It changes page tables, so unchanged buffers would be registered again. */
 static void stop_numa_balancing(void)
 {
 	FILE *file = fopen("/proc/sys/kernel/numa_balancing", "w");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * A program that is not linked to libfabric, but loads it, as MPI libraries do. The monitor is in its
- * place when libfabric has been used for the first time.
+ * A program that is not linked to libfabric but loads it at run time, as MPI libraries do. The
+ * monitor is in place after the first use of libfabric.
  */
 
 #include <dlfcn.h>

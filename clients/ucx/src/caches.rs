@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! The caches that were taken over, and how they learn what has changed.
+//! The caches that were taken over, and how they find out what has changed.
 //!
-//! - What a cache registers with an adapter is watched first.
-//! - Before each look-up the counter is compared with what it was when *this thread* last looked.
-//!   If it has moved, everything that changed is told to UCX, and the look-up finds nothing, so that
-//!   UCX looks again, with its lock held, after it has dropped that. It is not enough that another
-//!   thread has told UCX: a look-up may have seen before that that there is nothing to drop.
-//! - Memory that cannot be watched, for which there are limits, is dropped before each look-up.
+//! - Memory is watched before a cache registers it with an adapter.
+//! - Before each look-up, the counter is compared with its value when *this thread* last checked.
+//!   If it has moved, UCX is notified of everything that changed, and the look-up fails. UCX then
+//!   looks up again with its lock held, after it has dropped the changed memory. A notification by
+//!   another thread is not enough: the look-up may have seen the queue of changes before that.
+//! - Memory that cannot be watched, because of a limit, is dropped before each look-up.
 
 use std::{
     cell::Cell,
@@ -51,7 +51,7 @@ use crate::{
     },
 };
 
-/// A cache that was taken over. Free entries have the address 0.
+/// A cache that was taken over. The address is 0 if the entry is free.
 struct Cache {
     start: AtomicUsize,
     end: AtomicUsize,
@@ -69,7 +69,7 @@ static CACHES: [Cache; 64] = [const {
     }
 }; 64];
 
-/// The one that an address is in.
+/// The cache that contains an address.
 fn find(address: *const c_void) -> Option<&'static Cache> {
     CACHES.iter().find(|it| {
         let start = it.start.load(Ordering::Acquire);
@@ -77,9 +77,9 @@ fn find(address: *const c_void) -> Option<&'static Cache> {
     })
 }
 
-/// Makes a cache known, whose own functions are `ops`. Returns whether there is room.
+/// Adds a cache whose own functions are `ops`. Returns whether there was room.
 pub fn add(cache: *mut c_void, ops: &Ops) -> bool {
-    // SAFETY: UCX has allocated it; that says how long it is, whatever the version.
+    // SAFETY: UCX has allocated it. This returns its length, whatever the version.
     let length = unsafe { libc::malloc_usable_size(cache) };
     let start = cache as usize;
     let guard = lock();
@@ -98,40 +98,40 @@ pub fn add(cache: *mut c_void, ops: &Ops) -> bool {
     true
 }
 
-/// Forgets a cache that is gone.
+/// Removes a cache.
 pub fn remove(cache: *mut c_void) {
     if let Some(known) = find(cache) {
         known.start.store(0, Ordering::Release);
     }
 }
 
-/// What all caches share.
+/// State shared by all caches.
 struct Shared {
     process: u32,
     checker: Checker,
     counter: Counter,
     reader: Mutex<Reader>,
-    /// There is something that is dropped before each look-up.
+    /// Whether there is memory that is dropped before each look-up.
     unwatched: AtomicBool,
 }
 
 struct Reader {
     watcher: Watcher,
-    /// By cookie.
+    /// Memory that is not watched, by cookie.
     unwatched: Vec<(u64, Range<u64>)>,
-    /// The device failed, and what changes is not known any more.
+    /// Whether the device has failed, so that nothing is known any more.
     failed: bool,
 }
 
 static SHARED: OnceLock<io::Result<Shared>> = OnceLock::new();
 
-/// Serializes who adds a cache.
+/// Serializes adding caches.
 fn lock() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Opens the device, once.
+/// Opens the device on the first call.
 pub fn open() -> Result<(), &'static io::Error> {
     SHARED
         .get_or_init(|| {
@@ -158,7 +158,7 @@ fn shared() -> Option<&'static Shared> {
 }
 
 thread_local! {
-    /// The counter when this thread last looked.
+    /// The counter when this thread last checked.
     static SEEN: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -167,8 +167,8 @@ static CHANGES: Count = Count::new();
 static REGISTRATIONS: Count = Count::new();
 static UNWATCHED: Count = Count::new();
 
-/// To be called before something is looked up in what is at `address`. Returns whether it may have
-/// been dropped, if it is a cache that was taken over.
+/// Must be called before a look-up in the structure at `address`. Returns whether something may
+/// have been dropped, if it belongs to a cache that was taken over.
 #[inline]
 pub fn catch_up(ucx: &Ucx, address: *const c_void) -> bool {
     let Some(shared) = shared() else {
@@ -185,24 +185,25 @@ pub fn catch_up(ucx: &Ucx, address: *const c_void) -> bool {
 impl Shared {
     #[cold]
     fn drop_changed(&self, ucx: &Ucx) -> bool {
-        // SAFETY: UCX takes any range.
-        let tell = |range: &Range<u64>| unsafe {
+        // SAFETY: UCX accepts any range.
+        let report = |range: &Range<u64>| unsafe {
             let length = range.end.saturating_sub(range.start).max(1);
             (ucx.vm_munmap)(range.start as *mut c_void, length as usize);
         };
-        // In a forked child somebody who is not there may hold the lock.
+        // In a forked child, a thread that does not exist may hold the lock.
         if process::id() != self.process {
-            tell(&(0..u64::MAX));
+            report(&(0..u64::MAX));
             return true;
         }
         let now = self.counter.get();
         let mut reader = self.reader();
-        // With the lock held, so that whoever finds nothing to tell knows that it was told.
+        // With the lock held, so that a thread that finds nothing to report knows that it was
+        // reported.
         loop {
             match reader.watcher.next_change() {
                 Ok(Some(change)) => {
                     CHANGES.one_more();
-                    tell(&change.addresses());
+                    report(&change.addresses());
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -212,10 +213,10 @@ impl Shared {
             }
         }
         for (_, range) in &reader.unwatched {
-            tell(range);
+            report(range);
         }
         if reader.failed {
-            tell(&(0..u64::MAX));
+            report(&(0..u64::MAX));
         }
         SEEN.set(now);
         true
@@ -230,7 +231,7 @@ impl Shared {
         if let Err(error) = reader.watcher.watch(range.clone(), cookie) {
             if UNWATCHED.get() == 0 {
                 log::say(format_args!(
-                    "{range:#x?} and perhaps more cannot be watched, and is not cached: {error}"
+                    "{range:#x?} and maybe others cannot be watched and are not cached: {error}"
                 ));
             }
             UNWATCHED.one_more();
@@ -259,7 +260,7 @@ impl Reader {
     fn fail(&mut self, error: &io::Error) {
         if !self.failed {
             log::say(format_args!(
-                "{} fails, and nothing is cached any more: {error}",
+                "{} failed; nothing is cached any more: {error}",
                 ummunotify::PATH
             ));
         }
@@ -267,11 +268,11 @@ impl Reader {
     }
 }
 
-/// Takes the place of a cache's own `mem_reg`.
+/// Replaces a cache's own `mem_reg`.
 ///
 /// # Safety
 ///
-/// To be called by UCX only.
+/// Only UCX may call this.
 pub unsafe extern "C" fn mem_reg(
     context: *mut c_void,
     cache: *mut c_void,
@@ -282,7 +283,7 @@ pub unsafe extern "C" fn mem_reg(
     let Some((known, shared)) = find(cache).zip(shared()) else {
         return UNSUPPORTED;
     };
-    // SAFETY: UCX says what is to be registered.
+    // SAFETY: UCX passes the region to register.
     let range = unsafe { (*region).start..(*region).end };
     let cookie = region as u64;
     let is_parent = process::id() == shared.process;
@@ -290,7 +291,7 @@ pub unsafe extern "C" fn mem_reg(
         shared.watch(range, cookie);
     }
     REGISTRATIONS.one_more();
-    // SAFETY: It is what UCX would have called, with what it has given.
+    // SAFETY: This is the function that UCX would have called, with UCX's arguments.
     let status = unsafe {
         let own: Option<MemReg> =
             std::mem::transmute(known.mem_reg.load(Ordering::Relaxed) as *const c_void);
@@ -304,11 +305,11 @@ pub unsafe extern "C" fn mem_reg(
     status
 }
 
-/// Takes the place of a cache's own `mem_dereg`.
+/// Replaces a cache's own `mem_dereg`.
 ///
 /// # Safety
 ///
-/// To be called by UCX only.
+/// Only UCX may call this.
 pub unsafe extern "C" fn mem_dereg(
     context: *mut c_void,
     cache: *mut c_void,
@@ -330,7 +331,7 @@ pub unsafe extern "C" fn mem_dereg(
     }
 }
 
-/// Has the counts printed when the process ends, if they are wanted.
+/// Prints the counts when the process ends, if the log is on.
 pub fn print_at_exit() {
     extern "C" fn print() {
         if shared().is_some_and(|it| it.process == process::id()) {
@@ -352,8 +353,8 @@ pub fn print_at_exit() {
     }
 }
 
-/// The functions for a cache whose own are `ops`. They live as long as the process, since UCX
-/// keeps the address.
+/// The functions for a cache whose own are `ops`. They are never freed, since UCX keeps the
+/// address.
 pub fn functions(ops: &Ops) -> *const usize {
     let mut functions = *ops;
     let [reg, dereg, ..] = &mut functions;

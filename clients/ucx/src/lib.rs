@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! `libummunotify-ucx.so`, for `LD_PRELOAD`: has UCX learn of changed mappings from
-//! `/dev/ummunotify`.
+//! `libummunotify-ucx.so`, for `LD_PRELOAD`: makes UCX use `/dev/ummunotify` to find out about
+//! changed mappings.
 //!
 //! UCX keeps memory registered with network adapters. To find out what is unmapped, it overwrites
-//! the first instructions of `munmap` and others, which does not catch what programs do by system
-//! calls of their own or what others do to their files. UCX has no interface for somebody who knows
-//! better, but its libraries call each other in a way that lets a preloaded library in between.
+//! the first instructions of `munmap` and others. That misses bare system calls, and changes that
+//! other processes make to mapped files. UCX has no interface for another source of events, but its
+//! libraries call each other through symbols that a preloaded library can override.
 //!
-//! Where this library has taken over all caches, UCX overwrites nothing. It takes over caches of
-//! versions whose structures it knows ([`ucx::Layout`]) and leaves all others as they are; so it does
-//! without the device, or if it may not be opened. With `UMMUNOTIFY_LOG=1` it says on standard error
-//! which of these is the case, and at the end how often it did what; otherwise it prints nothing.
+//! If this library has taken over all caches, UCX overwrites nothing. It takes over caches of
+//! versions whose structures it knows ([`ucx::Layout`]) and leaves all others alone, as it does if
+//! the device does not exist or may not be opened. With `UMMUNOTIFY_LOG=1` it logs to standard
+//! error which of these is the case, and counts at the end; otherwise it prints nothing.
 //!
-//! - [`caches`]: which registrations are still true. This is the file to read.
+//! - [`caches`]: decides which registrations are valid. This is the file to read.
 //! - [`ucx`]: UCX's functions and structures.
 //! - [`log`]: what is printed.
 //!
-//! A process with two copies of UCX in it is beyond this library: it knows the first one only.
+//! Processes with two copies of UCX are not supported: the library knows only the first one.
 
 mod caches;
 mod log;
@@ -44,11 +44,11 @@ use crate::ucx::{
     VM_UNMAPPED, //
 };
 
-/// Called in place of UCX's function of that name, whenever it makes a cache.
+/// Replaces UCX's function of this name, which creates a cache.
 ///
 /// # Safety
 ///
-/// As for UCX's own, which is called with the same, or nearly so.
+/// As for UCX's own function, which is called with nearly the same arguments.
 #[no_mangle]
 pub unsafe extern "C" fn ucs_rcache_create(
     params: *const usize,
@@ -59,15 +59,15 @@ pub unsafe extern "C" fn ucs_rcache_create(
     let Some(ucx) = Ucx::get() else {
         return UNSUPPORTED;
     };
-    // SAFETY: The caller has a valid one, and a name.
+    // SAFETY: The caller passes valid parameters and a valid name.
     let (taken, name_text) = unsafe { (may_take(ucx, params), name_of(name)) };
     let (layout, own_params, ops) = match taken {
         Ok(taken) => taken,
         Err(why) => {
             log::say(format_args!(
-                "the cache \"{name_text}\" stays as it is: {why}"
+                "did not take over the cache \"{name_text}\": {why}"
             ));
-            // SAFETY: This is what the caller has asked for.
+            // SAFETY: These are the caller's arguments.
             return unsafe { (ucx.create)(params, name, statistics, cache) };
         }
     };
@@ -75,8 +75,8 @@ pub unsafe extern "C" fn ucs_rcache_create(
     if let Some(word) = new_params.get_mut(layout.ops) {
         *word = caches::functions(&ops) as usize;
     }
-    // SAFETY: The parameters are those of the caller, save the functions, which live for ever. UCX
-    // writes the cache to where the caller wants it.
+    // SAFETY: The parameters are the caller's, except for the functions, which are never freed. UCX
+    // writes the cache to the caller's variable.
     let status = unsafe {
         (ucx.set_external_event)(VM_UNMAPPED);
         let status = (ucx.create)(new_params.as_ptr(), name, statistics, cache);
@@ -86,9 +86,9 @@ pub unsafe extern "C" fn ucs_rcache_create(
     if status != OK {
         return status;
     }
-    // SAFETY: It was written just now.
+    // SAFETY: It was just written.
     let new = unsafe { *cache };
-    // SAFETY: It begins with a copy of the parameters.
+    // SAFETY: The cache begins with a copy of the parameters.
     let copy = unsafe { slice::from_raw_parts(new.cast::<usize>(), layout.ops + 2) };
     let is_as_known = copy.iter().eq(new_params.iter().take(layout.ops + 2));
     if is_as_known && caches::add(new, &ops) {
@@ -97,14 +97,14 @@ pub unsafe extern "C" fn ucs_rcache_create(
         return OK;
     }
     log::say(format_args!(
-        "the cache \"{name_text}\" is not as it should be, and is not used"
+        "the cache \"{name_text}\" has an unexpected layout and is not used"
     ));
-    // SAFETY: It was made just now, nobody uses it, and UCX can do without it.
+    // SAFETY: It was just created, nobody uses it, and UCX works without it.
     unsafe { (ucx.destroy)(new) };
     UNSUPPORTED
 }
 
-/// Whether a cache with these parameters may be taken over, and what is in them.
+/// Whether a cache with these parameters may be taken over; returns the parameters and functions.
 ///
 /// # Safety
 ///
@@ -114,10 +114,10 @@ unsafe fn may_take(
     params: *const usize,
 ) -> Result<(&'static Layout, Params, Ops), String> {
     let Some((major, minor, release)) = ucx.version() else {
-        return Err("nobody tells the version of UCX".into());
+        return Err("the version of UCX is unknown".into());
     };
     let Some(layout) = Layout::of(major, minor) else {
-        return Err(format!("UCX {major}.{minor}.{release} is not known"));
+        return Err(format!("UCX {major}.{minor}.{release} is not supported"));
     };
     // SAFETY: The caller vouches for it.
     let Some((params, ops)) = (unsafe { layout.read(params) }) else {
@@ -145,11 +145,11 @@ unsafe fn name_of(name: *const c_char) -> String {
         .into_owned()
 }
 
-/// Called in place of UCX's function of that name, whenever a cache goes.
+/// Replaces UCX's function of this name, which destroys a cache.
 ///
 /// # Safety
 ///
-/// As for UCX's own, which is called with the same.
+/// As for UCX's own function, which is called with the same argument.
 #[no_mangle]
 pub unsafe extern "C" fn ucs_rcache_destroy(cache: *mut c_void) {
     if let Some(ucx) = Ucx::get() {
@@ -159,14 +159,14 @@ pub unsafe extern "C" fn ucs_rcache_destroy(cache: *mut c_void) {
     }
 }
 
-/// Called in place of UCX's function of that name, unless [`ucs_pgtable_lookup`] was enough.
+/// Replaces UCX's function of this name, for versions that do not use [`ucs_pgtable_lookup`] alone.
 ///
-/// The number of arguments depends on the version. The last one is a word of the caller's stack, at
-/// worst, and passed on as it is.
+/// The number of arguments depends on the version. The last one may be a word of the caller's
+/// stack, which is passed on unchanged.
 ///
 /// # Safety
 ///
-/// As for UCX's own, which is called with the same.
+/// As for UCX's own function, which is called with the same arguments.
 #[no_mangle]
 pub unsafe extern "C" fn ucs_rcache_get(
     cache: *mut c_void,
@@ -185,12 +185,12 @@ pub unsafe extern "C" fn ucs_rcache_get(
     unsafe { (ucx.get)(cache, address, length, a, b, c, d) }
 }
 
-/// Called in place of UCX's function of that name, whenever something is looked up in a cache, among
-/// others. Where it finds nothing, UCX looks again in a safer way.
+/// Replaces UCX's function of this name, which is used for look-ups in caches, among others. If it
+/// finds nothing, UCX looks up again with its lock held.
 ///
 /// # Safety
 ///
-/// As for UCX's own, which is called with the same.
+/// As for UCX's own function, which is called with the same arguments.
 #[no_mangle]
 pub unsafe extern "C" fn ucs_pgtable_lookup(table: *const c_void, address: usize) -> *mut c_void {
     let Some(ucx) = Ucx::get() else {

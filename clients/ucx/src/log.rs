@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! What is printed, if `UMMUNOTIFY_LOG` is set, and what is counted for it.
+//! Log output, if `UMMUNOTIFY_LOG` is set, and the counts in it.
 
 use std::{
     env,
@@ -19,7 +19,7 @@ use std::{
     },
 };
 
-/// Whether anything is to be printed.
+/// Whether the log is on.
 pub fn is_on() -> bool {
     static ON: OnceLock<bool> = OnceLock::new();
     *ON.get_or_init(|| {
@@ -27,25 +27,25 @@ pub fn is_on() -> bool {
     })
 }
 
-/// Prints a line with a single system call, so that those of several processes do not mix.
+/// Prints a line with one system call, so that lines of several processes do not mix.
 pub fn say(what: Arguments<'_>) {
     if is_on() {
         let line = format!("ummunotify-ucx[{}]: {what}\n", process::id());
-        // Nothing can be done where standard error is closed.
+        // If standard error is closed, nothing can be done.
         let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 
-/// Something that is counted, if there is a log.
+/// A count, maintained only if the log is on.
 pub struct Count(AtomicU64);
 
 impl Count {
-    /// None so far.
+    /// Creates a count of 0.
     pub const fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
-    /// One more.
+    /// Adds one.
     #[inline]
     pub fn one_more(&self) {
         if is_on() {
@@ -53,7 +53,7 @@ impl Count {
         }
     }
 
-    /// How many there were.
+    /// Returns the count.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! UCX's own functions, and what is known of its structures.
+//! UCX's functions, and what is known about its structures.
 
 use std::{
     ffi::{
@@ -16,7 +16,7 @@ use std::{
     sync::OnceLock, //
 };
 
-/// `ucs_status_t`, which is packed.
+/// `ucs_status_t`, a packed enum.
 pub type Status = i8;
 
 /// `UCS_OK`.
@@ -25,7 +25,7 @@ pub const OK: Status = 0;
 pub const UNSUPPORTED: Status = -22;
 /// `UCM_EVENT_VM_UNMAPPED`.
 pub const VM_UNMAPPED: c_int = 1 << 17;
-/// All events that a cache of UCX may be told of; `ucm_event_type_t`.
+/// All events that UCX's caches can subscribe to; `ucm_event_type_t`.
 const EVENTS: c_int = 0x33_0000;
 
 /// `mem_reg` of `ucs_rcache_ops_t`.
@@ -34,7 +34,7 @@ pub type MemReg =
 /// `mem_dereg` of `ucs_rcache_ops_t`.
 pub type MemDereg = unsafe extern "C" fn(*mut c_void, *mut c_void, *const Region);
 
-/// How `ucs_rcache_region_t` begins: with `ucs_pgt_region_t`.
+/// The start of `ucs_rcache_region_t`, which is a `ucs_pgt_region_t`.
 #[repr(C)]
 pub struct Region {
     /// First address of the memory.
@@ -43,31 +43,31 @@ pub struct Region {
     pub end: u64,
 }
 
-/// As many functions as any version has in `ucs_rcache_ops_t`.
+/// The most functions that any version has in `ucs_rcache_ops_t`.
 pub const MAX_OPS: usize = 4;
-/// As many words as any version has in `ucs_rcache_params_t`.
+/// The most words that any version has in `ucs_rcache_params_t`.
 pub const MAX_PARAMS: usize = 10;
 
-/// `ucs_rcache_ops_t`: first `mem_reg`, then `mem_dereg`, and others.
+/// `ucs_rcache_ops_t`: `mem_reg`, `mem_dereg`, and others.
 pub type Ops = [usize; MAX_OPS];
 /// `ucs_rcache_params_t` in words.
 pub type Params = [usize; MAX_PARAMS];
 
-/// Where things are in the structures of some versions.
+/// Positions in the structures of some versions.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Words in `ucs_rcache_params_t`.
+    /// The number of words in `ucs_rcache_params_t`.
     pub params: usize,
-    /// The word of it with the events, in its lower half, and their priority.
+    /// The index of the word with the events, in its lower half, and their priority.
     pub events: usize,
-    /// The word of it that points to the functions.
+    /// The index of the word that points to the functions.
     pub ops: usize,
-    /// How many functions there are.
+    /// The number of functions.
     pub ops_count: usize,
 }
 
 impl Layout {
-    /// What is known of a version. The sources of each of these were looked at.
+    /// The layout of a version. Each of these was checked against the sources.
     pub fn of(major: c_uint, minor: c_uint) -> Option<&'static Self> {
         /// With `alignment` and `max_alignment` among the parameters.
         const ALIGNED: Layout = Layout {
@@ -96,14 +96,14 @@ impl Layout {
         }
     }
 
-    /// Copies the parameters, and the functions that they point to, if they look as they should.
+    /// Copies the parameters and the functions they point to, if they are plausible.
     ///
     /// # Safety
     ///
-    /// `params` points to a `ucs_rcache_params_t`, of whatever layout.
+    /// `params` points to a `ucs_rcache_params_t` of any layout.
     pub unsafe fn read(&self, params: *const usize) -> Option<(Params, Ops)> {
         let mut copy = [0; MAX_PARAMS];
-        // SAFETY: No layout is shorter than the shortest of those that are known.
+        // SAFETY: No version has a shorter structure than the shortest known one.
         unsafe { ptr::copy_nonoverlapping(params, copy.as_mut_ptr(), self.params) };
         let events = *copy.get(self.events)? as c_int;
         let ops = *copy.get(self.ops)?;
@@ -116,7 +116,7 @@ impl Layout {
             return None;
         }
         let mut functions = [0; MAX_OPS];
-        // SAFETY: It points into something that is loaded, and is aligned.
+        // SAFETY: It points into a loaded object, and is aligned.
         unsafe {
             ptr::copy_nonoverlapping(ops as *const usize, functions.as_mut_ptr(), self.ops_count)
         };
@@ -127,7 +127,7 @@ impl Layout {
             .then_some((copy, functions))
     }
 
-    /// The events that parameters ask for.
+    /// The events that parameters request.
     pub fn events(&self, params: &Params) -> c_int {
         params.get(self.events).map_or(0, |word| *word as c_int)
     }
@@ -150,21 +150,21 @@ pub struct Ucx {
         unsafe extern "C" fn(*const usize, *const c_char, *mut c_void, *mut *mut c_void) -> Status,
     /// `ucs_rcache_destroy`.
     pub destroy: unsafe extern "C" fn(*mut c_void),
-    /// `ucs_rcache_get`, which has six arguments or seven.
+    /// `ucs_rcache_get`, which has six or seven arguments.
     pub get:
         unsafe extern "C" fn(*mut c_void, *mut c_void, usize, usize, usize, usize, usize) -> Status,
     /// `ucs_pgtable_lookup`.
     pub lookup: unsafe extern "C" fn(*const c_void, usize) -> *mut c_void,
-    /// `ucm_vm_munmap`: has each cache drop what overlaps a range.
+    /// `ucm_vm_munmap`: makes each cache drop what overlaps a range.
     pub vm_munmap: unsafe extern "C" fn(*mut c_void, usize),
-    /// `ucm_set_external_event`: what is told to UCX, so that it need not find it out.
+    /// `ucm_set_external_event`: declares that another source reports these events.
     pub set_external_event: unsafe extern "C" fn(c_int),
     /// `ucm_unset_external_event`.
     pub unset_external_event: unsafe extern "C" fn(c_int),
 }
 
 impl Ucx {
-    /// The UCX of this process. It is there once one of its functions was called.
+    /// The UCX of this process, which has been loaded once one of its functions was called.
     #[inline]
     pub fn get() -> Option<&'static Self> {
         static UCX: OnceLock<Option<Ucx>> = OnceLock::new();
@@ -173,8 +173,8 @@ impl Ucx {
 
     fn find() -> Option<Self> {
         let library = find_library(b"libucs")?;
-        // SAFETY: Each of these functions has this type, in all versions; what libucs is linked to,
-        // libucm among it, is found by way of it.
+        // SAFETY: Each of these functions has this type in all versions. Functions of libraries
+        // that libucs is linked to, such as libucm, are found through it.
         unsafe {
             Some(Self {
                 create: function(library, c"ucs_rcache_create")?,
@@ -188,7 +188,7 @@ impl Ucx {
         }
     }
 
-    /// Major, minor and release number. Only libucp tells them, and it may not be there.
+    /// Major, minor and release number. Only libucp has them, and it may not be loaded.
     pub fn version(&self) -> Option<(c_uint, c_uint, c_uint)> {
         let library = find_library(b"libucp")?;
         let (mut major, mut minor, mut release) = (0, 0, 0);
@@ -207,12 +207,12 @@ impl Ucx {
     }
 }
 
-/// A function of a library, or of one that it is linked to.
+/// Finds a function of a library, or of one that it is linked to.
 ///
 /// # Safety
 ///
-/// The library is open, and stays so. `T` is the type of a function pointer, and of the function of
-/// that name.
+/// The library is open and stays open. `T` is the function pointer type of the function with this
+/// name.
 unsafe fn function<T: Copy>(library: *mut c_void, name: &CStr) -> Option<T> {
     // SAFETY: The library is open, and the name a C string.
     let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
@@ -220,7 +220,7 @@ unsafe fn function<T: Copy>(library: *mut c_void, name: &CStr) -> Option<T> {
     (!symbol.is_null()).then(|| unsafe { mem::transmute_copy(&symbol) })
 }
 
-/// A library that is loaded. Programs that bring one along may call it `libucs-NUMBER.so.0`.
+/// Finds a loaded library. Programs that bring their own may call it `libucs-NUMBER.so.0`.
 fn find_library(name: &'static [u8]) -> Option<*mut c_void> {
     struct Search {
         name: &'static [u8],
@@ -231,7 +231,7 @@ fn find_library(name: &'static [u8]) -> Option<*mut c_void> {
         _: libc::size_t,
         search: *mut c_void,
     ) -> c_int {
-        // SAFETY: Both are what is given below, and what the caller says.
+        // SAFETY: Both are what is passed below.
         let (search, path) = unsafe { (&mut *search.cast::<Search>(), (*info).dlpi_name) };
         if path.is_null() {
             return 0;
@@ -249,7 +249,7 @@ fn find_library(name: &'static [u8]) -> Option<*mut c_void> {
         0
     }
     let mut search = Search { name, found: None };
-    // SAFETY: `look` takes what is given to it.
+    // SAFETY: `look` expects what is passed to it.
     unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
     let path = search.found?;
     // SAFETY: The path is a C string.

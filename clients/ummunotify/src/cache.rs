@@ -1,31 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! A cache of pinned memory that ummunotify keeps true; to use, or to copy.
+//! A cache of pinned memory that ummunotify keeps coherent, to use or to copy.
 //!
-//! Pinning memory takes long, so libraries leave it pinned after it was sent from: programs tend to
-//! send from the same memory again. But pages are pinned, not addresses. Once a program has freed
-//! the memory and got other pages at the same address, whoever still sends from the pinned ones
-//! sends what was there before, and nothing fails. So a cache has to be told.
+//! Pinning memory is slow, so libraries leave it pinned after sending from it: programs tend to
+//! send from the same memory again. But pages are pinned, not addresses. When a program has freed
+//! the memory and gets other pages at the same address, sending from the pinned pages sends old
+//! data, and no call fails. So a cache must be notified.
 //!
 //! # The protocol
 //!
-//! 1. Before each look-up, compare the mapped counter with its value at the last one. It has moved
-//!    before the system call that changed a mapping returns, so if it stands still, all that is in
-//!    the cache is true. This is one load.
-//! 2. If it has moved, read events up to LAST, drop what they name, and keep the value of the
+//! 1. Before each look-up, compare the mapped counter with its value at the last one. The counter
+//!    moves before the system call that changed a mapping returns, so if it has not moved,
+//!    everything in the cache is valid. This is one load.
+//! 2. If it has moved, read events up to LAST, drop the registrations they name, and store the
 //!    counter that LAST carries.
-//! 3. What is not in the cache is registered with ummunotify **first**, and pinned **after that**.
-//!    The other way round a change between the two would be missed, and the old pages used for
-//!    ever.
-//! 4. When it is pinned, do 1 and 2 again. If there is an event for it, the pages may be those from
-//!    before the change. Pin it **again before** the first pin is dropped, and repeat this step.
-//!    Some ways to pin change mappings themselves, for example by splitting a huge page. While the
-//!    first pin is held the second has nothing left to change, so two rounds are enough.
-//! 5. Memory that still changes after some rounds, or that cannot be watched because a limit is
-//!    reached, is pinned for one use and not kept.
+//! 3. To add memory to the cache, register it with ummunotify **first** and pin it **afterwards**.
+//!    Otherwise a change in between would be missed, and the old pages used for ever.
+//! 4. Then repeat steps 1 and 2. If there is an event for the new memory, the pinned pages may be
+//!    those from before the change. Pin it **again before** releasing the first pin, and repeat
+//!    this step. Some ways to pin change mappings themselves, for example by splitting a huge page.
+//!    While the first pin is held, the second has nothing left to change, so two rounds are enough.
+//! 5. Memory that still changes after several rounds, or that cannot be watched because a limit is
+//!    reached, is pinned for one use and not cached.
 //!
-//! What a program sends while another of its threads changes the mapping may be the old or the
-//! new pages; that is a bug in the program and the same without a cache. A change that was over
+//! If a program sends while another of its threads changes the mapping, the old or the new pages
+//! may be sent. That is a bug in the program, with or without a cache. A change that was complete
 //! when [`RegistrationCache::get`] was called is always seen.
 
 use std::{
@@ -38,25 +37,25 @@ use crate::Watcher;
 
 /// Something that can pin memory of this process, such as a network adapter.
 pub trait Pin {
-    /// Names pinned memory, as an `lkey` does.
+    /// Identifies pinned memory, like an `lkey`.
     type Key: Copy;
 
     /// Pins the pages that are mapped at `memory` now. The same memory may be pinned twice.
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from doing so; the caller of [`RegistrationCache::get`] gets it.
+    /// Any; the caller of [`RegistrationCache::get`] gets it.
     fn pin(&mut self, memory: &Range<u64>) -> io::Result<Self::Key>;
 
-    /// Lets go of the pages that are known as `key`.
+    /// Releases the pages that were pinned as `key`.
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from doing so; the caller of [`RegistrationCache::get`] gets it.
+    /// Any; the caller of [`RegistrationCache::get`] gets it.
     fn unpin(&mut self, key: Self::Key) -> io::Result<()>;
 }
 
-/// What a cache has done.
+/// Statistics of a cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
@@ -76,21 +75,20 @@ pub struct Counts {
     pub changes: u64,
 }
 
-/// Memory that is pinned, and watched.
+/// Pinned and watched memory.
 struct Registration<K> {
     memory: Range<u64>,
     key: K,
     last_use: u64,
 }
 
-/// Keeps memory pinned, and knows when what is pinned is not what is mapped any more.
+/// Keeps memory pinned, and finds out when the pinned pages are no longer those that are mapped.
 ///
-/// There is one for all threads of a process, behind a lock: then what one thread has pinned is of
-/// use to the others. With it there is one open file of the device, whose events only the cache
-/// reads.
+/// Use one for all threads of a process, behind a lock, so that threads share pinned memory. It
+/// needs one open file of the device, and must be the only reader of its events.
 ///
-/// A cache whose device fails is of no use any more, since events may be lost. That happens in a
-/// forked child, where the device is still its parent's.
+/// When the device has failed, the cache must not be used any more, since events may be lost. It
+/// fails in a forked child, where the file still belongs to the parent.
 ///
 /// ```
 /// use std::{io, ops::Range};
@@ -126,26 +124,26 @@ struct Registration<K> {
 pub struct RegistrationCache<P: Pin> {
     adapter: P,
     capacity: usize,
-    /// Without it, the cache believes that mappings never change.
+    /// Without it, the cache assumes that mappings never change.
     watcher: Option<Watcher>,
-    /// By cookie, since this is what a change has.
+    /// By cookie, which is what a change contains.
     registrations: HashMap<u64, Registration<P::Key>>,
-    /// The cookie of what is pinned at some addresses.
+    /// The cookie of the memory pinned at some addresses.
     cookies: HashMap<Range<u64>, u64>,
-    /// What the last call has pinned for one use.
+    /// Memory that the last call has pinned for one use.
     once: Option<P::Key>,
     next_cookie: u64,
-    /// Counts look-ups, to find out what was not used for the longest time.
+    /// Counts look-ups, to find the least recently used registration.
     now: u64,
     counts: Counts,
 }
 
 impl<P: Pin> RegistrationCache<P> {
-    /// How often memory is pinned that changes all the while.
+    /// How often memory is pinned that keeps changing.
     const ROUNDS: usize = 8;
 
-    /// Makes a cache that keeps `capacity` pieces of memory pinned, for an adapter that can pin two
-    /// more; kept true by `watcher` if there is one.
+    /// Creates a cache that keeps up to `capacity` ranges pinned, with an adapter that can pin two
+    /// more. A `watcher` keeps it coherent.
     pub fn new(adapter: P, capacity: usize, watcher: Option<Watcher>) -> Self {
         Self {
             adapter,
@@ -160,11 +158,11 @@ impl<P: Pin> RegistrationCache<P> {
         }
     }
 
-    /// Returns the key for what is mapped at `memory`, which is valid until the next call.
+    /// Returns a key for the pages mapped at `memory`, which is valid until the next call.
     ///
     /// # Errors
     ///
-    /// Those of the adapter. An error of the device means that the cache must not be used any more.
+    /// Those of the adapter. After an error of the device, the cache must not be used any more.
     pub fn get(&mut self, memory: &Range<u64>) -> io::Result<P::Key> {
         self.now += 1;
         if let Some(key) = self.once.take() {
@@ -208,12 +206,12 @@ impl<P: Pin> RegistrationCache<P> {
         &mut self.adapter
     }
 
-    /// What the cache has done so far.
+    /// The statistics so far.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// Pins what is watched as `cookie`, and keeps it if what is pinned is what is mapped.
+    /// Pins the memory watched as `cookie`, and caches it if it has not changed meanwhile.
     fn pin_watched(&mut self, memory: &Range<u64>, cookie: u64) -> io::Result<Option<P::Key>> {
         let mut key = self.pin(memory)?;
         for _ in 0..Self::ROUNDS {
@@ -250,8 +248,8 @@ impl<P: Pin> RegistrationCache<P> {
         Ok(key)
     }
 
-    /// Drops all that is not true any more. Returns whether the region `new`, which is not in the
-    /// cache yet, has changed.
+    /// Drops everything that is stale. Returns whether the region `new`, which is not in the cache
+    /// yet, has changed.
     fn catch_up(&mut self, new: Option<u64>) -> io::Result<bool> {
         let mut new_changed = false;
         self.counts.loads += 1;
@@ -274,7 +272,7 @@ impl<P: Pin> RegistrationCache<P> {
         Ok(new_changed)
     }
 
-    /// Drops what was not used for the longest time if the cache is full.
+    /// Drops the least recently used registration if the cache is full.
     fn make_room(&mut self) -> io::Result<()> {
         if self.registrations.len() < self.capacity {
             return Ok(());
@@ -305,7 +303,7 @@ impl<P: Pin> RegistrationCache<P> {
     }
 }
 
-/// Whether no more can be watched, though all that is watched is fine.
+/// Whether no more can be watched, while everything that is watched is fine.
 fn is_limit(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOSPC))
 }

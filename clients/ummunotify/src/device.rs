@@ -36,15 +36,15 @@ use crate::uapi::{
     Register, //
 };
 
-/// Where the device is.
+/// Path of the device.
 pub const PATH: &str = "/dev/ummunotify";
 
-/// Extensions of the interface that a program may ask for, as a set.
+/// A set of extensions of the interface that a program may request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Features(u32);
 
 impl Features {
-    /// None of them: the basic interface, which every version of the driver has.
+    /// The empty set: the basic interface, which every version of the driver has.
     pub const NONE: Self = Self(0);
 
     /// The features with these bits, whether this crate knows them or not.
@@ -95,19 +95,19 @@ impl Options {
         Self::default()
     }
 
-    /// Whether [`Device::read`] sleeps until there is something to read.
+    /// Sets whether [`Device::read`] sleeps until there is something to read.
     pub fn blocking(mut self, blocking: bool) -> Self {
         self.blocking = blocking;
         self
     }
 
-    /// The features to ask for. The kernel may grant fewer; see [`Device::features`].
+    /// Sets the features to request. The kernel may grant fewer; see [`Device::features`].
     pub fn features(mut self, features: Features) -> Self {
         self.features = features;
         self
     }
 
-    /// Opens the device. It then is bound to the address space of this process.
+    /// Opens the device, which is then bound to the address space of this process.
     ///
     /// # Errors
     ///
@@ -133,8 +133,8 @@ impl Options {
 
 /// An open file of the device, bound to the address space of the process that opened it.
 ///
-/// All methods may be called from any thread. In a forked child they fail with `EPERM`, and take
-/// nothing from the parent. After `exec` the file is of no use, and closed.
+/// All methods may be called from any thread. In a forked child they fail with `EPERM` and have no
+/// effect on the parent. `exec` closes the file.
 #[derive(Debug)]
 pub struct Device {
     file: File,
@@ -156,15 +156,15 @@ impl Device {
         self.features
     }
 
-    /// Watches `addresses`, which need not be mapped or aligned, under the name `cookie`.
+    /// Watches `addresses`, which need not be mapped or aligned, with this cookie.
     ///
     /// If the range is empty, the byte at its start is watched.
     ///
     /// # Errors
     ///
     /// `EINVAL`: the cookie is in use, or the range ends before it starts. `ENOMEM`: the kernel has
-    /// no memory, or the user of this process has too much of it locked (`RLIMIT_MEMLOCK`).
-    /// `ENOSPC`: the file has as many regions as it may have. `EPERM`: this is a forked child.
+    /// no memory, or the user's limit on locked memory is reached (`RLIMIT_MEMLOCK`). `ENOSPC`: the
+    /// file has the maximum number of regions. `EPERM`: this is a forked child.
     pub fn watch(&self, addresses: Range<u64>, cookie: u64) -> io::Result<()> {
         let mut region = Register {
             start: addresses.start,
@@ -176,7 +176,7 @@ impl Device {
         unsafe { self.ioctl(uapi::REGISTER_REGION, (&raw mut region).cast()) }
     }
 
-    /// Stops watching what is named `cookie`, and discards the event that is queued for it.
+    /// Stops watching the region with this cookie, and discards its queued event.
     ///
     /// # Errors
     ///
@@ -188,12 +188,12 @@ impl Device {
 
     /// Reads records into `events`, and returns how many were read.
     ///
-    /// Where there is room for it, the last of them is [`uapi::EVENT_LAST`]. 0 means that the
-    /// address space that the file is bound to is gone.
+    /// If there is room, the last of them is [`uapi::EVENT_LAST`]. 0 means that the address space
+    /// of the file is gone.
     ///
     /// # Errors
     ///
-    /// `EAGAIN`: nothing is queued, and the file does not block. `EINTR`: there was a signal.
+    /// `EAGAIN`: nothing is queued, and the file does not block. `EINTR`: a signal was caught.
     /// `EPERM`: this is a forked child.
     pub fn read(&self, events: &mut [Event]) -> io::Result<usize> {
         let (buffer, length) = (events.as_mut_ptr().cast(), size_of_val(events));
@@ -208,7 +208,7 @@ impl Device {
     ///
     /// Those of `mmap`; `EPERM` in a forked child.
     pub fn map_counter(&self) -> io::Result<Counter> {
-        // SAFETY: A new mapping, where the kernel likes.
+        // SAFETY: A new mapping at an address that the kernel chooses.
         let page = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -225,30 +225,29 @@ impl Device {
         }
     }
 
-    /// Issues an ioctl, for what the other methods do not do.
+    /// Issues an ioctl for which there is no other method.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// Those of the kernel.
     ///
     /// # Safety
     ///
-    /// What the request has the kernel write at `argument` must be the caller's to change. An
-    /// address that is not mapped is fine.
+    /// The caller must allow the kernel to write whatever the request writes at `argument`. The
+    /// address need not be mapped.
     pub unsafe fn ioctl(&self, request: u32, argument: *mut c_void) -> io::Result<()> {
         // SAFETY: The caller vouches for it.
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), request as _, argument) }).map(drop)
     }
 
-    /// The file, to poll it, say.
+    /// The file, for example to poll it.
     pub fn file(&self) -> &File {
         &self.file
     }
 }
 
 impl From<OwnedFd> for Device {
-    /// Takes a file of the device that was opened in another way, for which no features were
-    /// negotiated.
+    /// Wraps a file of the device that was opened otherwise, for which no features were negotiated.
     fn from(fd: OwnedFd) -> Self {
         Self {
             file: fd.into(),
@@ -275,26 +274,26 @@ impl AsRawFd for Device {
     }
 }
 
-/// The mapped generation counter. As long as it stands still, no watched mapping has changed.
+/// The mapped generation counter. While it does not move, no watched mapping has changed.
 ///
-/// It has moved before the system call that changed the mapping returns. It outlives the device. In
-/// a forked child it goes on showing the changes of the parent, and none of the child.
+/// It moves before the system call that changed the mapping returns. It may outlive the device. In
+/// a forked child it shows the changes of the parent's mappings, not of the child's.
 #[derive(Debug)]
 pub struct Counter {
     page: NonNull<AtomicU64>,
 }
 
-// SAFETY: The mapping is read only, and can be read from any thread.
+// SAFETY: The mapping is read-only, and any thread may read it.
 unsafe impl Send for Counter {}
 // SAFETY: As above.
 unsafe impl Sync for Counter {}
 
 impl Counter {
-    /// The counter now: one load, no system call.
+    /// Loads the counter: one load, no system call.
     #[inline]
     pub fn get(&self) -> u64 {
-        // Acquire, so that a thread that has been told of a change by another one, and then finds
-        // the counter as it was, cannot be: what comes after this load is done after it.
+        // Acquire, so that accesses after this load are not performed before it. A thread that
+        // learns of a change from another thread then cannot find the old value.
         // SAFETY: The mapping lives as long as `self`, and is aligned to a page.
         unsafe { self.page.as_ref() }.load(Ordering::Acquire)
     }
@@ -307,7 +306,7 @@ impl Drop for Counter {
     }
 }
 
-/// Turns a system call's `-1` into the error that it left in `errno`.
+/// Turns a system call's `-1` into the error in `errno`.
 pub(crate) fn check<T: PartialEq + From<i8>>(result: T) -> io::Result<T> {
     if result == T::from(-1) {
         Err(io::Error::last_os_error())

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! Learn when mappings of this process change, through `/dev/ummunotify`.
+//! Find out when mappings of this process change, through `/dev/ummunotify`.
 //!
 //! A program that keeps something derived from its memory mappings, such as pages pinned for a
-//! network adapter, watches the addresses that it depends on. [`Watcher::changed`] tells with one
-//! load and no system call whether any of them was unmapped, replaced or the like since
-//! [`Watcher::next_change`] last returned `None`; if so, `next_change` names them.
+//! network adapter, watches the addresses it depends on. [`Watcher::changed`] needs one load and no
+//! system call to find out whether any of them was unmapped, replaced or the like since
+//! [`Watcher::next_change`] last returned `None`. If so, `next_change` returns the changed regions.
 //!
 //! ```
 //! use std::io;
@@ -31,11 +31,11 @@
 //!
 //! # What is where
 //!
-//! - [`Watcher`] is for most programs. It keeps the events that were read but not yet handed out,
-//!   and refuses to work in a forked child, whose mappings it does not watch.
-//! - [`cache`] has a complete cache of pinned memory on top of it: the protocol to follow.
-//! - [`Device`] is the open file alone, and [`Counter`] its mapped counter, for programs that
-//!   arrange things in another way. [`uapi`] has the numbers and structures of the interface.
+//! - [`Watcher`] is for most programs. It buffers events that were read but not yet returned, and
+//!   refuses to work in a forked child, whose mappings it does not watch.
+//! - [`cache`] has a complete cache of pinned memory built on it: the protocol to follow.
+//! - [`Device`] is the open file alone, and [`Counter`] its mapped counter, for programs that need
+//!   something else. [`uapi`] has the numbers and structures of the interface.
 //!
 //! # Features
 //!
@@ -45,7 +45,7 @@
 //!
 //! # Errors
 //!
-//! All errors are those of the system, as [`std::io::Error`]. Nothing in this crate panics.
+//! All errors are system errors, as [`std::io::Error`]. Nothing in this crate panics.
 
 pub mod cache;
 mod device;
@@ -72,12 +72,12 @@ pub use watcher::{
     Watcher, //
 };
 
-/// Whether the device is there, which does not mean that this process may open it.
+/// Whether the device exists, which does not mean that this process may open it.
 pub fn is_present() -> bool {
     Path::new(PATH).exists()
 }
 
-/// The addresses of `memory`, as [`Watcher::watch`] takes them.
+/// The addresses of `memory`, for [`Watcher::watch`].
 ///
 /// ```
 /// let page = [0u8; 4096];

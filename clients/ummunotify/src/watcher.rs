@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! What most programs need: what has changed since they last asked.
+//! What most programs need: what has changed since the last check.
 
 use std::{
     fmt,
@@ -34,11 +34,12 @@ use crate::{
 
 /// Watches addresses of this process.
 ///
-/// A region stays watched until [`unwatch`](Self::unwatch), however often it changes. Whatever
-/// happens to it between two looks is one [`Change`].
+/// A region stays watched until [`unwatch`](Self::unwatch), however often it changes. Everything
+/// that happens to it between two reads is one [`Change`].
 ///
-/// In a forked child a watcher is of no use, since it watches the parent: [`changed`](Self::changed)
-/// is always true there, and all else fails with `EPERM`. The child can open one of its own.
+/// A watcher does not work in a forked child, since it watches the parent:
+/// [`changed`](Self::changed) is always true there, and everything else fails with `EPERM`. The
+/// child can open its own.
 #[derive(Debug)]
 pub struct Watcher {
     device: Device,
@@ -56,13 +57,13 @@ impl Watcher {
         Self::new(Device::open()?)
     }
 
-    /// Makes a watcher of an open file, which must not have been read from.
+    /// Creates a watcher from an open file, which must not have been read.
     ///
     /// # Errors
     ///
     /// Those of [`Device::map_counter`]; `EINVAL` if reads of the file would block.
     pub fn new(device: Device) -> io::Result<Self> {
-        // SAFETY: This only asks for the flags.
+        // SAFETY: The call only returns the flags.
         let flags = check(unsafe { libc::fcntl(device.as_raw_fd(), libc::F_GETFL) })?;
         if flags & libc::O_NONBLOCK == 0 {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -78,7 +79,7 @@ impl Watcher {
         })
     }
 
-    /// Watches `addresses` under the name `cookie`; see [`Device::watch`].
+    /// Watches `addresses` with this cookie; see [`Device::watch`].
     ///
     /// Derive nothing from mappings before they are watched: a change in between would be missed.
     ///
@@ -89,7 +90,7 @@ impl Watcher {
         self.device.watch(addresses, cookie)
     }
 
-    /// Stops watching what is named `cookie`. No change of it is returned after that, so that the
+    /// Stops watching the region with this cookie. No change of it is returned after that, so the
     /// cookie may be used again at once.
     ///
     /// # Errors
@@ -104,24 +105,24 @@ impl Watcher {
     /// Whether something may have changed since [`next_change`](Self::next_change) last returned
     /// `None`. This is one load of the mapped counter and no system call.
     ///
-    /// A change is seen from the moment on when the system call that made it returns.
+    /// A change is visible by the time the system call that made it returns.
     #[inline]
     pub fn changed(&self) -> bool {
         self.now.changed()
     }
 
-    /// Answers [`changed`](Self::changed) for threads that do not have the watcher at hand.
+    /// Creates an object that answers [`changed`](Self::changed) in threads without the watcher.
     pub fn checker(&self) -> Checker {
         self.now.clone()
     }
 
-    /// The next region that has changed, in the order in which they first did; `None` when there is
-    /// none left. It does not wait, and makes no system call if nothing has changed.
+    /// Returns the next region that has changed, in the order of their first changes; `None` if
+    /// there is none left. Does not wait, and makes no system call if nothing has changed.
     ///
     /// # Errors
     ///
-    /// `EPERM`: this is a forked child. After any error changes may be lost, and what depends on
-    /// the watched mappings must be given up.
+    /// `EPERM`: this is a forked child. After any error, changes may be lost, and everything
+    /// derived from the watched mappings must be dropped.
     pub fn next_change(&mut self) -> io::Result<Option<Change>> {
         if self.now.0.seen.is_of_parent() {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
@@ -143,8 +144,8 @@ impl Watcher {
             }
             match self.batch.fill(&self.device) {
                 Ok(()) => {}
-                // The driver of 2010 has no LAST to tell where the only event there was went away
-                // with its region. Up to `now` there is nothing else, then.
+                // The driver of 2010 sends no LAST if the only event was unregistered. There is
+                // nothing else up to `now` then.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.now.0.seen.set(now);
                     return Ok(None);
@@ -157,7 +158,7 @@ impl Watcher {
 
     /// The changes up to now, as an iterator over [`next_change`](Self::next_change).
     ///
-    /// What is not taken from it is there the next time.
+    /// Changes that are not taken are returned the next time.
     ///
     /// ```
     /// # fn main() -> std::io::Result<()> {
@@ -181,11 +182,11 @@ impl Watcher {
         }
     }
 
-    /// Waits until something has changed, for `limit` at most; returns whether it has.
+    /// Waits until something has changed, up to `limit`; returns whether it has.
     ///
     /// # Errors
     ///
-    /// Those of `poll`, `EINTR` among them.
+    /// Those of `poll`, including `EINTR`.
     pub fn wait(&self, limit: Option<Duration>) -> io::Result<bool> {
         if !self.batch.is_empty() {
             return Ok(true);
@@ -200,7 +201,7 @@ impl Watcher {
         Ok(check(unsafe { libc::poll(&mut fd, 1, limit) })? != 0)
     }
 
-    /// The open file. Events must not be read from it.
+    /// The open file. Its events must not be read directly.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -212,33 +213,33 @@ impl AsFd for Watcher {
     }
 }
 
-/// A watched region has changed: what was derived from its mappings must not be used any more.
+/// A watched region has changed: whatever was derived from its mappings must not be used any more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     event: Event,
 }
 
 impl Change {
-    /// The name of the region.
+    /// The cookie of the region.
     #[inline]
     pub fn cookie(&self) -> u64 {
         self.event.user_cookie_counter
     }
 
-    /// What of the region has changed, at most: it is all of it if there was more than one change.
-    /// It always lies inside the region.
+    /// The addresses that may have changed: the whole region if there was more than one change.
+    /// They always lie inside the region.
     #[inline]
     pub fn addresses(&self) -> Range<u64> {
         self.event.hint_start..self.event.hint_end
     }
 
-    /// Whether [`addresses`](Self::addresses) is that of the only change, rather than the region.
+    /// Whether [`addresses`](Self::addresses) are those of a single change, rather than the region.
     #[inline]
     pub fn is_exact(&self) -> bool {
         self.event.flags & uapi::EVENT_FLAG_HINT != 0
     }
 
-    /// The record as the kernel wrote it.
+    /// The record from the kernel.
     #[inline]
     pub fn event(&self) -> &Event {
         &self.event
@@ -277,10 +278,10 @@ impl Iterator for Changes<'_> {
 
 impl iter::FusedIterator for Changes<'_> {}
 
-/// Tells from any thread whether something may have changed; see [`Watcher::changed`].
+/// Answers from any thread whether something may have changed; see [`Watcher::changed`].
 ///
-/// When it says that nothing has, all that the reading thread did before
-/// [`Watcher::next_change`] returned `None` is visible to the asking one.
+/// If the answer is no, everything that the reading thread did before [`Watcher::next_change`]
+/// returned `None` is visible to the asking thread.
 #[derive(Clone, Debug)]
 pub struct Checker(Arc<Clock>);
 
@@ -291,13 +292,13 @@ impl Checker {
         !self.0.seen.is(self.0.counter.get())
     }
 
-    /// Whether this process is a forked child, for which the watcher is of no use.
+    /// Whether this process is a forked child, for which the watcher does not work.
     pub fn is_inherited(&self) -> bool {
         self.0.seen.is_of_parent()
     }
 }
 
-/// The counter, and how far it is known.
+/// The counter, and the value up to which changes were read.
 #[derive(Debug)]
 struct Clock {
     counter: Counter,
@@ -306,7 +307,7 @@ struct Clock {
 
 /// The value of the counter up to which all changes have been taken.
 ///
-/// It is kept as one more than it is, so that the 0 that a forked child finds is none.
+/// It is stored plus one, so that the 0 that a forked child finds is not a valid value.
 #[derive(Debug)]
 struct Seen(Wiped);
 
@@ -319,7 +320,8 @@ impl Seen {
 
     #[inline]
     fn is(&self, counter: u64) -> bool {
-        // Pairs with the release in `set`: what the reader has marked as stale is seen to be.
+        // Pairs with the release in `set`: entries that the reader marked as stale are seen as
+        // stale.
         self.0.word().load(Ordering::Acquire) == counter.wrapping_add(1)
     }
 
@@ -334,14 +336,14 @@ impl Seen {
     }
 }
 
-/// Events that were read together, and not yet handed out.
+/// Events that were read together, and not all returned yet.
 struct Batch {
     events: Vec<Event>,
     next: usize,
 }
 
 impl Batch {
-    /// As many events as are read with one call.
+    /// How many events one call reads.
     const SIZE: usize = 128;
 
     fn new() -> Self {
@@ -361,7 +363,7 @@ impl Batch {
         Some(event)
     }
 
-    /// Reads more, when all were handed out.
+    /// Reads more when all were returned.
     fn fill(&mut self, device: &Device) -> io::Result<()> {
         self.events.resize(Self::SIZE, Event::default());
         let read = device.read(&mut self.events);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! A word that a forked child finds to be 0.
+//! A number that is 0 in a forked child.
 
 use std::{
     io,
@@ -13,10 +13,10 @@ use std::{
 
 use crate::device::check;
 
-/// A word in a page of its own, which the kernel gives to a forked child empty.
+/// A number in a page of its own, which the kernel clears in a forked child.
 ///
-/// Unlike a handler of `pthread_atfork`, that works for each way to fork, `clone` and `syscall`
-/// included, and a reader of the word learns of it at no cost.
+/// Unlike a handler of `pthread_atfork`, this works for every way to fork, including bare `clone`
+/// system calls, and checking it costs a reader nothing.
 #[derive(Debug)]
 pub(crate) struct Wiped {
     page: NonNull<AtomicU64>,
@@ -28,13 +28,13 @@ unsafe impl Send for Wiped {}
 unsafe impl Sync for Wiped {}
 
 impl Wiped {
-    /// A word that is 0.
+    /// Creates one that is 0.
     pub(crate) fn new() -> io::Result<Self> {
         let (access, kind) = (
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         );
-        // SAFETY: A new mapping, where the kernel likes.
+        // SAFETY: A new mapping at an address that the kernel chooses.
         let page = unsafe { libc::mmap(ptr::null_mut(), size_of::<u64>(), access, kind, -1, 0) };
         let Some(page) = NonNull::new(page).filter(|page| page.as_ptr() != libc::MAP_FAILED) else {
             return Err(io::Error::last_os_error());
@@ -45,10 +45,10 @@ impl Wiped {
         Ok(wiped)
     }
 
-    /// The word.
+    /// The number.
     #[inline]
     pub(crate) fn word(&self) -> &AtomicU64 {
-        // SAFETY: The mapping lives as long as `self`, is aligned to a page, and began as zeroes.
+        // SAFETY: The mapping lives as long as `self`, is page-aligned, and was zeroed at first.
         unsafe { self.page.as_ref() }
     }
 }
