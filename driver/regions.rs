@@ -374,6 +374,10 @@ impl Regions {
         if oldest.span != change.span || !self.is_fresh || self.log.len() > 1 {
             return false;
         }
+        // An end reports a part of each region. A second change makes that the whole region.
+        if oldest.kind == Kind::End && change.kind == Kind::Start {
+            return false;
+        }
         // At the end of a change all that were visited are queued still, so there is no more to do.
         if oldest.kind == Kind::Start && change.kind == Kind::Start {
             self.log.repeat_oldest();
@@ -1197,6 +1201,26 @@ mod tests {
             ReadMany(1, MANY, 0, P, true),
             Apply(0),
             Read(8, &[Part(MANY + 1, 0, P), Last(1)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn the_same_range_changes_after_an_end_that_is_deferred() -> Result {
+        assert!(runs(&[
+            Start(0, P - 1, 0),
+            Start(0, P - 1, 0),
+            RegisterMany(1, MANY + 1, 0, 4 * P - 1),
+            End(0, P - 1, 1),
+            // Another one of the same range ends, which changes nothing.
+            End(0, P - 1, 2),
+            Start(0, P - 1, 3),
+            Apply(1),
+            Apply(1),
+            Apply(1),
+            Apply(0),
+            ReadMany(1, MANY + 1, 0, 4 * P, false),
+            Read(8, &[Last(3)]),
         ])?);
         Ok(())
     }
