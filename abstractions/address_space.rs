@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Address spaces: tags of addresses, and whether anybody lives there.
+//! Address spaces: tags of addresses, and whether an address space still has users.
 //!
 //! C header: [`arch/x86/include/asm/uaccess_64.h`](srctree/arch/x86/include/asm/uaccess_64.h),
 //! [`arch/arm64/include/asm/memory.h`](srctree/arch/arm64/include/asm/memory.h)
 
 use kernel::mm::Mm;
 
-/// Returns whether nobody uses the address space any more, and nobody ever will.
+/// Returns whether no task uses the address space any more; none ever will again then.
 ///
-/// `false` may be out of date at once.
+/// `false` may be outdated immediately.
 pub(crate) fn is_gone(mm: &Mm) -> bool {
     // SAFETY: The `struct mm_struct` is valid. Others may change the count, so the load is
     // volatile.
@@ -18,9 +18,10 @@ pub(crate) fn is_gone(mm: &Mm) -> bool {
     users == 0
 }
 
-/// Returns `address`, of user space of `mm`, without its tag: `untagged_addr_remote()`.
+/// Returns `address`, which is in the user space of `mm`, without its tag:
+/// `untagged_addr_remote()`.
 ///
-/// Where the processor or the address space does without tags, that is `address` itself.
+/// If the processor or the address space has no tags, that is `address` itself.
 #[inline]
 pub(crate) fn untagged(mm: &Mm, address: usize) -> usize {
     #[cfg(CONFIG_ADDRESS_MASKING)]
@@ -33,7 +34,7 @@ pub(crate) fn untagged(mm: &Mm, address: usize) -> usize {
     {
         let _ = mm;
         if cfg!(target_arch = "aarch64") {
-            // Bit 55 says what the bits above it are to be; addresses of the kernel stay.
+            // Bit 55 determines the bits above it; kernel addresses stay unchanged.
             address & (((address << 8) as isize) >> 8) as usize
         } else {
             address

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Miscellaneous character devices whose files are streams that can be waited for.
+//! Miscellaneous character devices whose files are streams, with support for waiting.
 //!
-//! This does what [`kernel::miscdevice`] does. It adds `poll`, `O_ASYNC`, reads that must not
-//! block, a page to map, work that is deferred, and a mode for the device node.
+//! This extends [`kernel::miscdevice`] by `poll`, `O_ASYNC`, reads that must not block, a page to
+//! map, deferred work, and a mode for the device node.
 //!
 //! C headers: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h),
 //! [`include/linux/fs.h`](srctree/include/linux/fs.h)
@@ -84,10 +84,10 @@ const IOCB_NOWAIT: c_int = 0x8;
 
 /// The file operations of a character device.
 ///
-/// All but [`open`] may be called at the same time as each other, by any process that has the file.
+/// All operations except [`open`] may run concurrently, in any process that has the file.
 ///
-/// What is shared by files, and what a file owns, lives on after the code that made it has
-/// returned. So neither can borrow anything, which the bound `'static` rules out:
+/// Data that files share, and data that a file owns, outlive the code that created them. So neither
+/// can borrow anything, which the bound `'static` ensures:
 ///
 /// ```compile_fail
 /// struct Borrows<'a>(&'a Cell<u32>);
@@ -102,55 +102,56 @@ const IOCB_NOWAIT: c_int = 0x8;
 /// [`open`]: CharFile::open
 #[vtable]
 pub(crate) trait CharFile: Sized + Send + Sync + 'static {
-    /// What all files of the device have in common.
+    /// Data shared by all files of the device.
     type Common: Send + Sync + 'static;
 
     /// Called when the device is opened.
     ///
-    /// May sleep, but not for long: no other miscellaneous device can be opened meanwhile.
+    /// May sleep, but not for long: no other miscellaneous device can be opened in the meantime.
     fn open(common: &Self::Common, file: &File) -> Result<impl PinInit<Self, Error>>;
 
-    /// Called some time after [`open`](CharFile::open) by the task that opened the file: on its way
-    /// back to user space, or when it exits.
+    /// Called some time after [`open`](CharFile::open) by the task that opened the file, on its way
+    /// back to user space or when it exits.
     ///
-    /// May sleep. May not be called if the task is exiting when it opens the file.
+    /// May sleep. May not be called at all if the task is exiting when it opens the file.
     fn opened(this: ArcBorrow<'_, OpenFile<Self>>);
 
-    /// Called when the last reference to the file is gone. No other operation is running then, nor
-    /// will one be called, but [`deferred`](CharFile::deferred).
+    /// Called when the last reference to the file is gone. No other operation is running then, and
+    /// none will be called except [`deferred`](CharFile::deferred).
     fn closed(this: ArcBorrow<'_, OpenFile<Self>>);
 
-    /// Called in a task of its own after [`OpenFile::defer`]. May sleep.
+    /// Called by a work item after [`OpenFile::defer`]. May sleep.
     fn deferred(this: &OpenFile<Self>);
 
-    /// Returns whether [`would_block`] is worth a call.
+    /// Returns whether [`would_block`] should be called at all.
     ///
     /// [`would_block`]: CharFile::would_block
     fn is_quiet(&self) -> bool;
 
-    /// Returns whether a read of `len` bytes that must not block would fail with `EAGAIN`.
+    /// Returns whether a read of `len` bytes that must not block would fail with `EAGAIN`, without
+    /// other effects.
     ///
-    /// That is then all that it does. `false` is always right.
+    /// May always return `false`.
     fn would_block(&self, len: usize) -> bool;
 
     /// Reads into `destination`; returns the number of bytes.
     ///
-    /// Where it would have to wait and `nonblocking` is set, it fails with `EAGAIN` instead.
+    /// If it would have to wait and `nonblocking` is set, it fails with `EAGAIN` instead.
     fn read(
         this: ArcBorrow<'_, OpenFile<Self>>,
         destination: &mut impl Destination,
         nonblocking: bool,
     ) -> Result<usize>;
 
-    /// Carries out the command `cmd`, of a 32-bit process too.
+    /// Carries out the ioctl `cmd`, also for 32-bit processes.
     fn ioctl(this: ArcBorrow<'_, OpenFile<Self>>, cmd: u32, arg: usize) -> Result;
 
-    /// Called when somebody wants to be told of events from now on, by `poll` or by `O_ASYNC`.
+    /// Called when a new waiter wants to be notified of events, through `poll` or `O_ASYNC`.
     fn waiter_added(&self);
 
-    /// Returns what `poll` finds.
+    /// Returns the events for `poll`.
     ///
-    /// When that changes, [`OpenFile::waiters`] must be notified.
+    /// When these change, [`OpenFile::waiters`] must be notified.
     fn poll(&self) -> PollMask;
 
     /// Returns whether the current task may map the page of the file.
@@ -160,12 +161,12 @@ pub(crate) trait CharFile: Sized + Send + Sync + 'static {
     fn show_fdinfo(&self, out: &SeqFile);
 }
 
-// SAFETY: Dropping the `Registration` waits until all are gone.
+// SAFETY: Dropping the `Registration` waits until all of them are freed.
 unsafe impl<T: CharFile> HoldsModule for OpenFile<T> {}
 
-/// An open file. It dereferences to its driver's part.
+/// An open file. It dereferences to the driver's part.
 ///
-/// It may live on after the file was closed: as long as somebody has an [`Arc`] to it.
+/// It may outlive the `struct file`, for as long as there is an [`Arc`] to it.
 #[pin_data]
 pub(crate) struct OpenFile<T: CharFile> {
     #[pin]
@@ -175,7 +176,7 @@ pub(crate) struct OpenFile<T: CharFile> {
     work: Work<OpenFile<T>>,
     #[pin]
     driver: T,
-    // Dropped last: it tells that the others are gone.
+    // Dropped last: it signals that the other fields are gone.
     device: Counted<T::Common>,
 }
 
@@ -217,19 +218,19 @@ impl<T: CharFile> OpenFile<T> {
         &self.page
     }
 
-    /// Waits until what was deferred before is done, and for a grace period of MMU notifiers: then
-    /// most of what files had that were closed before is free. Sleeps.
+    /// Waits for work that was deferred earlier, and for a grace period of MMU notifiers. Most
+    /// memory of files that were closed earlier is free afterwards. Sleeps.
     pub(crate) fn wait_for_closed(&self) {
         self.device.0.queue.flush();
         mmu_notifier::synchronize();
     }
 
-    /// Has [`CharFile::deferred`] called, at least once after this. Does not sleep.
+    /// Makes a work item call [`CharFile::deferred`] at least once after this. Does not sleep.
     pub(crate) fn defer(this: ArcBorrow<'_, Self>) {
         let this = Arc::from(this);
-        // The queue must outlive the call, and the file may not.
+        // The queue must outlive the call, which the file may not.
         let device = this.device.0.clone();
-        // If it is enqueued already, then it has not begun yet.
+        // If it is enqueued already, it has not started yet.
         let _ = device.queue.queue().enqueue(this);
     }
 }
@@ -246,7 +247,7 @@ impl<T: CharFile> WorkItem for OpenFile<T> {
     }
 }
 
-/// What the files of a device share.
+/// Data shared by the files of a device.
 struct Device<C> {
     queue: WorkQueue,
     /// The number of [`OpenFile`]s.
@@ -254,7 +255,7 @@ struct Device<C> {
     common: C,
 }
 
-/// An [`OpenFile`] that counts.
+/// Counts an [`OpenFile`].
 struct Counted<C>(Arc<Device<C>>);
 
 impl<C> Counted<C> {
@@ -266,15 +267,15 @@ impl<C> Counted<C> {
 
 impl<C> Drop for Counted<C> {
     fn drop(&mut self) {
-        // Release: pairs with the acquire load in the drop of `Registration`, so that all that was
-        // done with the file comes before the device goes away.
+        // Release: pairs with the acquire load in the drop of `Registration`, so that every access
+        // to the file precedes the end of the device.
         self.0.files.fetch_sub(1, Release);
     }
 }
 
 /// A registered character device.
 ///
-/// Dropping it waits until all of its files are gone, closed or not.
+/// Dropping it waits until all of its files are freed, including those that are closed already.
 ///
 /// # Invariants
 ///
@@ -286,20 +287,20 @@ pub(crate) struct Registration<T: CharFile> {
     device: Arc<Device<T::Common>>,
 }
 
-// SAFETY: A device may be deregistered by another thread than the one that registered it, and what
-// the files have in common is `Send`.
+// SAFETY: Another thread than the one that registered a device may deregister it, and the shared
+// data is `Send`.
 unsafe impl<T: CharFile> Send for Registration<T> {}
-// SAFETY: There is nothing to do with a shared reference.
+// SAFETY: A shared reference gives no access.
 unsafe impl<T: CharFile> Sync for Registration<T> {}
 
 impl<T: CharFile> Registration<T> {
-    /// Registers a device by the name `name`, with the permissions `mode` for its node.
+    /// Registers a device named `name`, whose node has the permissions `mode`.
     pub(crate) fn new(
         name: &'static CStr,
         mode: u16,
         common: T::Common,
     ) -> impl PinInit<Self, Error> {
-        // The miscdevice comes last: it can be opened from the moment it is registered.
+        // The miscdevice comes last: it can be opened as soon as it is registered.
         try_pin_init!(Self {
             device: Arc::new(
                 Device {
@@ -309,7 +310,7 @@ impl<T: CharFile> Registration<T> {
                 },
                 GFP_KERNEL,
             )?,
-            // INVARIANT: If this succeeds, then the device is registered.
+            // INVARIANT: On success, the device is registered.
             misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
                 let misc = bindings::miscdevice {
                     minor: bindings::MISC_DYNAMIC_MINOR as c_int,
@@ -330,16 +331,16 @@ impl<T: CharFile> Registration<T> {
 #[pinned_drop]
 impl<T: CharFile> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariant the device is registered, and this happens once.
+        // SAFETY: By the type invariant, the device is registered. It is deregistered only here.
         unsafe { bindings::misc_deregister(self.misc.get()) };
 
-        // What outlives a closed file is called back by the kernel for a grace period or so, and
-        // the module must stay until it has been. Acquire: pairs with the drop of `Counted`.
+        // The kernel calls back a closed file for up to a grace period, and the module must stay
+        // until then. Acquire: pairs with the drop of `Counted`.
         while self.device.files.load(Acquire) != 0 {
             fsleep(Delta::from_millis(1));
         }
-        // Whoever dropped the last file may still be on the way out of the module: in an RCU
-        // callback, or in a work item.
+        // The thread that dropped the last file may still be executing code of the module: in an
+        // RCU callback or in a work item.
         synchronize_rcu();
         self.device.queue.drain();
         // Or in `Returning::run`, which may have been preempted there.
@@ -351,11 +352,11 @@ impl<T: CharFile> PinnedDrop for Registration<T> {
     }
 }
 
-/// The way back to user space of a task that has opened a file.
+/// Task work that calls [`CharFile::opened`] on the way back to user space.
 ///
 /// # Invariants
 ///
-/// `file` was opened with [`Operations::open`], and there is a reference to it for this.
+/// `file` was opened with [`Operations::open`], and this holds a reference to it.
 #[repr(C)]
 struct Returning<T> {
     work: bindings::callback_head,
@@ -364,7 +365,7 @@ struct Returning<T> {
 }
 
 impl<T: CharFile> Returning<T> {
-    /// Allocates what [`Self::start`] needs.
+    /// Allocates the work for [`Self::start`].
     fn new(file: *mut bindings::file) -> Result<KBox<Self>> {
         Ok(KBox::new(
             Self {
@@ -379,15 +380,15 @@ impl<T: CharFile> Returning<T> {
         )?)
     }
 
-    /// Has [`CharFile::opened`] called when the current task returns to user space.
+    /// Makes [`CharFile::opened`] be called when the current task returns to user space.
     ///
     /// # Safety
     ///
     /// The file must have been opened with [`Operations::open`].
     unsafe fn start(self: KBox<Self>) {
         let raw = KBox::into_raw(self);
-        // SAFETY: The work is valid until it runs, once, and so is the file: there is a reference
-        // for it. Where the work cannot be added, both are taken back.
+        // SAFETY: The work is valid until it runs, which happens once. The file is valid, too: this
+        // holds a reference to it. If the work cannot be added, both are released.
         unsafe {
             let file = (*raw).file;
             bindings::get_file(file);
@@ -401,16 +402,16 @@ impl<T: CharFile> Returning<T> {
 
     /// # Safety
     ///
-    /// `work` must be that of [`Self::start`], and this be called once.
+    /// `work` must be the work of [`Self::start`], and this must be called only once.
     unsafe extern "C" fn run(work: *mut bindings::callback_head) {
-        // SAFETY: The work is at the beginning of a box that was given away.
+        // SAFETY: The work is the first field of a box whose ownership was given away.
         let this = unsafe { KBox::from_raw(work.cast::<Self>()) };
         let file = this.file;
-        // SAFETY: There is a reference to the file, by the type invariants.
+        // SAFETY: By the type invariant, there is a reference to the file.
         T::opened(unsafe { Operations::<T>::of(file) });
         drop(this);
-        // The file has a reference to the module. If this is the last one to the file, then this
-        // task releases it after this function has returned. If not, see the drop of
+        // The file has a reference to the module. If this is the last reference to the file, this
+        // task releases the file after this function has returned. Otherwise, see the drop of
         // `Registration`.
         //
         // SAFETY: The reference is that of the type invariants.
@@ -438,13 +439,13 @@ impl<T: CharFile> Operations<T> {
         ..pin_init::zeroed()
     };
 
-    /// Returns what `file` owns.
+    /// Returns the data that `file` owns.
     ///
     /// # Safety
     ///
     /// `file` must have been opened with [`Self::open`], and not be released during `'a`.
     unsafe fn of<'a>(file: *mut bindings::file) -> ArcBorrow<'a, OpenFile<T>> {
-        // SAFETY: `open` put the data there, and only `release` takes them away.
+        // SAFETY: `open` stored the data there, and only `release` removes it.
         unsafe { <Arc<OpenFile<T>> as ForeignOwnable>::borrow((*file).private_data) }
     }
 
@@ -455,10 +456,10 @@ impl<T: CharFile> Operations<T> {
         from_result(|| {
             // SAFETY: By the safety requirement.
             to_result(unsafe { bindings::stream_open(inode, file) })?;
-            // SAFETY: The file is valid, and nobody else has it yet. `misc_open()` left the device
-            // there, which is the field of a `Registration`. That is not dropped while the file is
-            // being opened: deregistering takes the lock that `misc_open()` holds. `device` was
-            // initialised before the miscdevice was registered; it is borrowed alone.
+            // SAFETY: The file is valid and not shared yet. `misc_open()` stored the device there,
+            // which is the field of a `Registration`. That cannot be dropped while the file is
+            // being opened, since deregistering takes the lock that `misc_open()` holds. `device`
+            // was initialised before the miscdevice was registered, and nothing else is borrowed.
             let (device, file_ref) = unsafe {
                 let misc = (*file).private_data.cast::<bindings::miscdevice>();
                 let registration = container_of!(Opaque::cast_from(misc), Registration<T>, misc);
@@ -468,7 +469,7 @@ impl<T: CharFile> Operations<T> {
             let this = OpenFile::<T>::new(device, file_ref)?;
             // SAFETY: `release` closes the waiters before the file goes away.
             unsafe { this.waiters.open(file_ref) };
-            // SAFETY: As above. From here on the file is one that this function has opened.
+            // SAFETY: As above. From here on, this function has opened the file.
             unsafe {
                 (*file).private_data = this.into_foreign();
                 (*file).f_mode |= FMODE_NOWAIT;
@@ -482,8 +483,8 @@ impl<T: CharFile> Operations<T> {
     ///
     /// `file` must have been opened with [`Self::open`], and be about to go away.
     unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
-        // SAFETY: `open` put the data there. No other operation is running, nor will one be
-        // called: whoever calls one has a reference to the file, and so has each mapping of it.
+        // SAFETY: `open` stored the data there. No other operation is running or will be called:
+        // every caller of one has a reference to the file, and so has each mapping of it.
         let this =
             unsafe { <Arc<OpenFile<T>> as ForeignOwnable>::from_foreign((*file).private_data) };
         this.waiters.close();
@@ -491,12 +492,12 @@ impl<T: CharFile> Operations<T> {
         0
     }
 
-    /// What `read(2)` comes to.
+    /// The `read` operation.
     ///
-    /// Without it, `read_iter` would serve `read(2)` too, by way of a `kiocb` and an `iov_iter`
-    /// that cost more than the read. `fs/read_write.c` calls a file with both "very convoluted" and
-    /// lets the kernel itself read neither, which nobody does here; `drivers/char/mem.c` has both,
-    /// too.
+    /// Without it, `read_iter` would serve `read(2)`, too, through a `kiocb` and an `iov_iter` that
+    /// cost more than the read itself. `fs/read_write.c` calls a file with both "very convoluted",
+    /// and does not let the kernel itself read from it, which nothing does here.
+    /// `drivers/char/mem.c` has both, too.
     ///
     /// # Safety
     ///
@@ -517,8 +518,8 @@ impl<T: CharFile> Operations<T> {
         Self::read_buffer(this, buffer, len, nonblocking)
     }
 
-    // These two are not inlined, so that the registers that one of them uses are saved once, and
-    // not where the other one is called.
+    // These two are not inlined, so that the registers that one of them uses are saved only there,
+    // and not when the other one is called.
 
     #[inline(never)]
     fn read_quiet(this: ArcBorrow<'_, OpenFile<T>>, buffer: *mut c_char, len: usize) -> isize {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What differs between the kernel series that the driver is built for.
+//! Differences between the kernel series that the driver supports.
 //!
-//! The rest of the driver is written for the newest of them; this offers older ones what they lack,
-//! under the same names. `Kbuild` sets `linux_7_2` when it builds for Linux 7.2. When a series is
-//! no longer supported, what is here for it goes, and with the last of it this file.
+//! The rest of the driver is written for the newest series. This file provides what older ones
+//! lack, under the same names. `Kbuild` sets `linux_7_2` when it builds for Linux 7.2. When support
+//! for a series ends, remove its part; when none is left, remove this file.
 
 use kernel::prelude::*;
 
 use super::char_file::CharFile;
 
-/// Returns the module that the operations of `T` are in, and that must stay while one runs.
+/// Returns the module that contains the operations of `T`, which must stay while one of them runs.
 ///
-/// In Linux 7.2 the `vtable` macro does not know it, so this is the module that is being built.
+/// The `vtable` macro of Linux 7.2 does not provide it, so this is the module that is being built.
 pub(crate) const fn owner<T: CharFile>() -> &'static ThisModule {
     #[cfg(not(linux_7_2))]
     return kernel::module::this_module::<T::OwnerModule>();
@@ -20,7 +20,7 @@ pub(crate) const fn owner<T: CharFile>() -> &'static ThisModule {
     return &crate::THIS_MODULE;
 }
 
-/// Returns the value of a module parameter, which Linux 7.2 hands out by reference.
+/// Returns the value of a module parameter, which Linux 7.2 returns by reference.
 pub(crate) fn parameter<T: Copy>(value: impl core::borrow::Borrow<T>) -> T {
     *value.borrow()
 }
@@ -31,7 +31,7 @@ pub(crate) use kernel::{
     sync::rcu::synchronize_rcu, //
 };
 
-/// No flag: Linux 7.2 has none that keeps `TIF_NOTIFY_SIGNAL` from counting as a signal.
+/// No flag: Linux 7.2 cannot prevent `TIF_NOTIFY_SIGNAL` from counting as a signal.
 #[cfg(linux_7_2)]
 pub(crate) const PF_NO_NOTIFY_SIGNAL: u32 = 0;
 
@@ -42,7 +42,7 @@ pub(crate) fn synchronize_rcu() {
     unsafe { kernel::bindings::synchronize_rcu() };
 }
 
-/// Orders reads before it with those after it, between processors.
+/// Orders earlier reads before later ones, between processors.
 #[inline(always)]
 pub(crate) fn smp_rmb() {
     #[cfg(not(linux_7_2))]

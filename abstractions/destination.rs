@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The destination of a read, and copying to it where page faults cannot be served.
+//! The destination of a read, and copying to it where page faults cannot be handled.
 //!
 //! C headers: [`include/linux/uio.h`](srctree/include/linux/uio.h),
 //! [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h)
@@ -16,7 +16,7 @@ use zerocopy::{
     IntoBytes, //
 };
 
-/// Fails to compile if `T` has no size: records of no size cannot be counted.
+/// Fails to compile if `T` has size 0: the number of such records could not be determined.
 const fn assert_sized<T>() {
     const { assert!(size_of::<T>() > 0) }
 }
@@ -28,14 +28,14 @@ pub(crate) trait Destination {
 
     /// Copies as many whole records as possible without a page fault. Returns their number.
     ///
-    /// The rest of the buffer begins right after the last of them, though some bytes of the next
+    /// The rest of the buffer then begins right after the last of them, though a part of the next
     /// record may have been written there. May be called in atomic context. If it copies too few,
-    /// try again after [`Self::fault_in`].
+    /// call [`Self::fault_in`] and try again.
     fn copy_nofault<T: IntoBytes + Immutable>(&mut self, records: &[T]) -> usize;
 
     /// Makes the next `bytes` bytes present and writable. Returns whether that worked.
     ///
-    /// May sleep. The pages may be gone again by the time they are written to.
+    /// May sleep. The pages may be gone again by the time they are written.
     fn fault_in(&mut self, bytes: usize) -> bool;
 }
 
@@ -77,7 +77,7 @@ impl Destination for UserBuffer {
 
     fn fault_in(&mut self, bytes: usize) -> bool {
         let start = self.start.as_const_ptr();
-        // SAFETY: `fault_in_safe_writeable()` takes any address, and looks up its VMA.
+        // SAFETY: `fault_in_safe_writeable()` accepts any address, and looks up its VMA.
         unsafe { bindings::fault_in_safe_writeable(start.cast(), bytes.min(self.len)) == 0 }
     }
 }
@@ -110,10 +110,10 @@ impl Destination for IovIterDest<'_> {
 #[inline]
 fn without_page_faults<R>(copy: impl FnOnce() -> R) -> R {
     // This is `pagefault_disable()`, an inline function of C, which does not check for overflow
-    // either. The compiler cannot move the writes across the copy, since the function that copies
-    // could access the task.
+    // either. The compiler cannot move the writes across the copy, since the copying function could
+    // access the task.
     //
-    // SAFETY: The current task is valid, and only it writes to this field.
+    // SAFETY: The current task is valid, and only the task itself writes to this field.
     let pagefault_disabled = unsafe { &raw mut (*bindings::get_current()).pagefault_disabled };
     // SAFETY: As above.
     unsafe { *pagefault_disabled = (*pagefault_disabled).wrapping_add(1) };

@@ -2,7 +2,7 @@
 
 //! An intrusive queue that neither allocates nor needs a pinned head.
 //!
-//! Each entry takes two pointers. In exchange for that, one can be removed from the middle.
+//! Each entry has two pointers, so that it can be removed from any position.
 
 use core::{
     cell::UnsafeCell,
@@ -43,8 +43,8 @@ impl FifoLinks {
 
 /// A first-in, first-out queue of links that it does not own.
 ///
-/// All operations are O(1) per link that is added, removed or put back. Dropping the queue leaves
-/// the links alone.
+/// All operations are O(1) per link that is added, removed or put back. Dropping the queue does not
+/// access the links.
 ///
 /// # Invariants
 ///
@@ -77,7 +77,7 @@ impl Fifo {
         self.len
     }
 
-    /// Returns the links that have been in the queue the longest.
+    /// Returns the front of the queue.
     #[inline]
     pub(crate) fn front(&self) -> Option<NonNull<FifoLinks>> {
         self.front
@@ -98,9 +98,9 @@ impl Fifo {
     ///
     /// # Safety
     ///
-    /// `links` must be valid, and in no queue. They must stay valid, and must not move or be
-    /// accessed by anything else, until they are removed, or until no method of the queue is called
-    /// any more.
+    /// `links` must be valid, and in no queue. They must stay valid, and must not be moved or
+    /// accessed by anything else, until they are removed or no method of the queue is called any
+    /// more.
     #[inline]
     pub(crate) unsafe fn push_back(&mut self, links: NonNull<FifoLinks>) {
         let inner = Inner {
@@ -119,7 +119,7 @@ impl Fifo {
         self.len += 1;
     }
 
-    /// Removes `links` from the queue, wherever they are in it.
+    /// Removes `links` from the queue, at any position.
     ///
     /// # Safety
     ///
@@ -129,7 +129,8 @@ impl Fifo {
         // SAFETY: By the safety requirement and the type invariant.
         let Inner { previous, next } = unsafe { *Self::inner(links) };
         let previous = previous.filter(|&previous| previous != links);
-        // INVARIANT: The neighbours are linked to each other. A single one becomes an end.
+        // INVARIANT: The neighbours are linked to each other. If there is only one, it becomes an
+        // end.
         match previous {
             // SAFETY: The links are valid by the type invariant.
             Some(previous) => unsafe { (*Self::inner(previous)).next = next },
@@ -145,7 +146,7 @@ impl Fifo {
         self.len -= 1;
     }
 
-    /// Removes links from the front of the queue, one for each of `slots` while there are any.
+    /// Removes links from the front of the queue, up to the number of `slots`.
     ///
     /// Calls `visit` with each of them and its slot. Returns their number.
     #[inline]
@@ -165,7 +166,7 @@ impl Fifo {
                 visit(links, slot);
             }
         }
-        // INVARIANT: The rest of the chain starts at `front`.
+        // INVARIANT: The rest of the chain begins at `front`.
         self.front = front;
         match front {
             // SAFETY: The links are valid by the type invariant.
@@ -176,9 +177,9 @@ impl Fifo {
         count
     }
 
-    /// Puts links back at the front of the queue, in the order they had there.
+    /// Puts links back at the front of the queue, in their original order.
     ///
-    /// They are the `count` links that one call to [`Self::remove_first`] has removed, except for
+    /// These are the `count` links that one call to [`Self::remove_first`] has removed, except for
     /// the first `skip`.
     ///
     /// # Safety
@@ -205,7 +206,7 @@ impl Fifo {
         }
         // SAFETY: As above.
         unsafe { (*Self::inner(links)).previous = Some(previous) };
-        // INVARIANT: The last of them is followed by what was at the front, if anything.
+        // INVARIANT: The last of them is followed by the former front, if any.
         match behind {
             // SAFETY: The links are valid by the type invariant.
             Some(behind) => unsafe { (*Self::inner(behind)).previous = Some(links) },

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A map from keys to values that belong to intervals, with a queue of some of its entries.
+//! A map from keys to values with intervals, and a queue of some of its entries.
 
 use core::{
     marker::PhantomData,
@@ -33,7 +33,7 @@ use super::{
     }, //
 };
 
-/// What an entry is made of: one allocation, which is in all the indexes at once.
+/// The memory of an entry: one allocation, which is in all indexes at once.
 pub(crate) struct Node<K, T> {
     key: KeyNode<K>,
     interval: IntervalNode,
@@ -41,19 +41,19 @@ pub(crate) struct Node<K, T> {
     value: T,
 }
 
-/// Where the entries of [`IntervalMap`]s are allocated.
+/// The slab cache for entries of [`IntervalMap`]s.
 pub(crate) type NodeCache<K, T> = KmemCache<Node<K, T>>;
 
 /// Memory for an entry of an [`IntervalMap`].
 ///
-/// With it an entry can be inserted under a spinlock.
+/// It allows inserting an entry under a spinlock.
 pub(crate) struct Reservation<'c, K, T> {
     node: CacheBox<'c, MaybeUninit<Node<K, T>>>,
     cache: &'c NodeCache<K, T>,
 }
 
 impl<'c, K, T> Reservation<'c, K, T> {
-    /// What the kernel needs for an entry, in bytes: the node, and who it is charged to.
+    /// The memory of an entry in bytes: the node, and the reference to the cgroup it is charged to.
     pub(crate) const SIZE: usize = size_of::<Node<K, T>>() + size_of::<usize>();
 
     /// Allocates memory for one entry. May sleep.
@@ -66,19 +66,19 @@ impl<'c, K, T> Reservation<'c, K, T> {
 
 /// An entry that is in no [`IntervalMap`]: it was removed from one, or could not be inserted.
 ///
-/// Dropping it frees its memory, which can be left until a spinlock is released.
+/// Dropping it frees its memory, which the caller can do after releasing a spinlock.
 pub(crate) struct Removed<'c, K, T> {
     _node: CacheBox<'c, Node<K, T>>,
 }
 
-/// Entries that were removed from an [`IntervalMap`] at once.
+/// Entries that were removed from an [`IntervalMap`] together.
 ///
-/// Dropping it frees their memory, which can be left until a spinlock is released.
+/// Dropping it frees their memory, which the caller can do after releasing a spinlock.
 ///
 /// # Invariants
 ///
 /// All links in `nodes` are those of a [`Node`] that came from [`CacheBox::into_raw`], from a cache
-/// that outlives `'c`, and belongs to this list alone.
+/// that outlives `'c`, and that only this list owns.
 pub(crate) struct RemovedList<'c, K, T> {
     nodes: Fifo,
     _nodes: PhantomData<(&'c (), Node<K, T>)>,
@@ -87,7 +87,7 @@ pub(crate) struct RemovedList<'c, K, T> {
 impl<K, T> Drop for RemovedList<'_, K, T> {
     fn drop(&mut self) {
         while let Some(links) = self.nodes.front() {
-            // SAFETY: By the type invariants; the node is taken out of the list before it is freed.
+            // SAFETY: By the type invariants; the node is removed from the list before it is freed.
             unsafe {
                 self.nodes.remove(links);
                 drop(CacheBox::from_raw(Node::<K, T>::from_links(links)));
@@ -96,30 +96,30 @@ impl<K, T> Drop for RemovedList<'_, K, T> {
     }
 }
 
-/// How far a walk over the entries that overlap an interval has come.
+/// The position of a walk over the entries that overlap an interval.
 #[derive(Clone, Copy)]
 struct Walk {
-    /// The next node to be visited.
+    /// The next node to visit.
     next: Option<NonNull<IntervalNode>>,
     start: usize,
     last: usize,
 }
 
-/// A map whose entries are found by a unique key, or by the interval they belong to.
+/// A map whose entries are found by a unique key, or by an interval.
 ///
-/// Intervals may overlap and may be equal. Any of the entries may also be in a first-in first-out
-/// queue. Each entry is one allocation. Finding, inserting and removing one costs O(log n),
-/// queueing and dequeueing one O(1).
+/// Intervals may overlap and may be equal. Any entry may also be in a first-in, first-out queue.
+/// Each entry is one allocation. Finding, inserting and removing one is O(log n), queueing and
+/// dequeueing one is O(1).
 ///
-/// It is made of the kernel's red-black tree and interval tree.
+/// It combines the kernel's red-black tree and interval tree.
 ///
 /// # Invariants
 ///
-/// - The nodes in `by_key` are the fields of a [`Node`] that came from [`CacheBox::into_raw`], and
-///   belongs to this map alone.
+/// - The nodes in `by_key` are the fields of a [`Node`] that came from [`CacheBox::into_raw`] and
+///   that only this map owns.
 /// - `by_interval` has exactly the intervals of these nodes.
 /// - All links in `queue` are those of such nodes.
-/// - `walk.next` is in `by_interval`, if there is one, and was found for the interval of `walk`.
+/// - `walk.next`, if any, is in `by_interval`, and was found for the interval of `walk`.
 /// - `len` is the number of nodes.
 /// - All nodes came from `cache`.
 pub(crate) struct IntervalMap<K: Ord, T> {
@@ -132,14 +132,14 @@ pub(crate) struct IntervalMap<K: Ord, T> {
     _nodes: PhantomData<Node<K, T>>,
 }
 
-// SAFETY: The nodes belong to the map, and memory from a cache may be freed by any thread.
+// SAFETY: The map owns the nodes, and any thread may free memory of a cache.
 unsafe impl<K: Ord + Send, T: Send> Send for IntervalMap<K, T> {}
 
 // The entries are in memory of their own, which does not move with the map.
 impl<K: Ord, T> Unpin for IntervalMap<K, T> {}
 
 impl<K: Ord, T> IntervalMap<K, T> {
-    /// Creates an empty map, for entries whose memory comes from `cache`.
+    /// Creates an empty map for entries allocated from `cache`.
     pub(crate) fn new(cache: Arc<NodeCache<K, T>>) -> Self {
         // INVARIANT: There are no entries.
         Self {
@@ -165,8 +165,8 @@ impl<K: Ord, T> IntervalMap<K, T> {
 
     /// Inserts an entry for the interval `start ..= last`, which is not queued.
     ///
-    /// Where there is an entry with this key, it stays as it is, and the other one is handed back.
-    /// So it is where its memory came from another cache.
+    /// If there is already an entry with this key, it stays unchanged, and the new one is returned.
+    /// It is also returned if its memory came from another cache.
     #[inline]
     pub(crate) fn insert<'c>(
         &mut self,
@@ -187,7 +187,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
         // INVARIANT: The node is added to both trees or to none of them.
         //
         // SAFETY: The node is new, so it is in no tree. It does not move in its memory, and
-        // `remove` takes it out of the trees first; after `drop` no method is called.
+        // `remove` takes it out of the trees first; no method is called after `drop`.
         unsafe {
             if !is_ours || !self.by_key.insert(Node::key_of(node)) {
                 return Err(Removed {
@@ -200,9 +200,9 @@ impl<K: Ord, T> IntervalMap<K, T> {
         Ok(())
     }
 
-    /// Removes the entry with this key, from the queue too, and returns it.
+    /// Removes and returns the entry with this key, which is also removed from the queue.
     ///
-    /// `cache` must be the one that the map was created with, or nothing is done.
+    /// Does nothing unless `cache` is the one that the map was created with.
     #[inline]
     pub(crate) fn remove<'c>(
         &mut self,
@@ -213,8 +213,8 @@ impl<K: Ord, T> IntervalMap<K, T> {
             return None;
         }
         let found = self.by_key.find(key)?;
-        // SAFETY: By the type invariants it is the field of a `Node`, which is in the other indexes
-        // too, and is this one's alone after it was taken out of them. It came from `cache`.
+        // SAFETY: By the type invariants, it is the field of a `Node` that is also in the other
+        // indexes. Only this function owns it after it was removed from them. It came from `cache`.
         unsafe {
             let node = Node::from_key(found);
             self.take_out(node);
@@ -224,11 +224,11 @@ impl<K: Ord, T> IntervalMap<K, T> {
         }
     }
 
-    /// Takes a node out of all indexes.
+    /// Removes a node from all indexes.
     ///
     /// # Safety
     ///
-    /// `node` must be one of this map.
+    /// `node` must belong to this map.
     #[inline]
     unsafe fn take_out(&mut self, node: NonNull<Node<K, T>>) {
         // SAFETY: By the safety requirement and the type invariants, here and below.
@@ -252,10 +252,11 @@ impl<K: Ord, T> IntervalMap<K, T> {
         self.len -= 1;
     }
 
-    /// Removes entries that are not queued, of `count` entries from that with the key `from` on, in
-    /// the order of keys. Returns them, and the key to go on from, if there are more entries.
+    /// Looks at `count` entries in the order of keys, beginning with the key `from`, and removes
+    /// those that are not queued. Returns them, and the key to continue from if there are more
+    /// entries.
     ///
-    /// `cache` must be the one that the map was created with, or nothing is done.
+    /// Does nothing unless `cache` is the one that the map was created with.
     pub(crate) fn remove_idle<'c>(
         &mut self,
         cache: &'c NodeCache<K, T>,
@@ -276,8 +277,8 @@ impl<K: Ord, T> IntervalMap<K, T> {
         let mut next = self.by_key.lower_bound(from);
         for _ in 0..count {
             let Some(key) = next else { break };
-            // SAFETY: By the type invariants the key is that of a node of this map. After it was
-            // taken out, nothing but the list uses its links. It came from `cache`.
+            // SAFETY: By the type invariants, the key is that of a node of this map. After its
+            // removal, only the list uses its links. It came from `cache`.
             unsafe {
                 next = self.by_key.next(key);
                 let node = Node::<K, T>::from_key(key);
@@ -299,20 +300,21 @@ impl<K: Ord, T> IntervalMap<K, T> {
         core::mem::replace(self, empty)
     }
 
-    /// Returns whether an entry has a position in common with `start ..= last`.
+    /// Returns whether an entry overlaps `start ..= last`.
     #[inline]
     pub(crate) fn has_overlap(&mut self, start: usize, last: usize) -> bool {
         self.by_interval.first_overlap(start, last).is_some()
     }
 
-    /// Begins a walk over the entries whose interval has a position in common with
-    /// `start ..= last`: calls `visit` for the first `most` of them.
+    /// Begins a walk over the entries that overlap `start ..= last`: calls `visit` for up to `most`
+    /// of them.
     ///
-    /// Returns whether these were all. If not, [`Self::go_on`] visits the next ones, and a walk
-    /// that was begun earlier is forgotten.
+    /// Returns whether these were all. If not, [`Self::go_on`] visits the next ones. An earlier
+    /// walk is abandoned.
     ///
-    /// Entries may be inserted and removed during a walk. It visits each that is there all the time
-    /// exactly once, in the order of their starts. Costs O(log n) for each entry, and O(log n) if
+    /// Entries may be inserted and removed during a walk. Each entry that is present all the time
+    /// is visited exactly once, in the order of starts. Costs O(log n) for each entry, and O(log n)
+    /// if there is none.
     /// there is none.
     #[inline]
     pub(crate) fn walk(
@@ -333,7 +335,8 @@ impl<K: Ord, T> IntervalMap<K, T> {
         false
     }
 
-    /// Calls `visit` for the next `most` entries of the walk; returns whether these were the last.
+    /// Calls `visit` for up to `most` further entries of the walk; returns whether these were the
+    /// last.
     pub(crate) fn go_on(&mut self, most: usize, visit: impl FnMut(Entry<'_, K, T>)) -> bool {
         let Walk { next, start, last } = self.walk;
         // INVARIANT, SAFETY: The node was found for this interval, by the type invariants.
@@ -341,7 +344,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
         self.walk.next.is_none()
     }
 
-    /// Visits `most` nodes from `next` on, and returns the one after that.
+    /// Visits up to `most` nodes beginning with `next`, and returns the node after them.
     ///
     /// # Safety
     ///
@@ -357,10 +360,10 @@ impl<K: Ord, T> IntervalMap<K, T> {
     ) -> Option<NonNull<IntervalNode>> {
         for _ in 0..most {
             let Some(interval) = next else { break };
-            // SAFETY: By the type invariants, each node in `by_interval` is that of a `Node`.
+            // SAFETY: By the type invariants, each node in `by_interval` is the field of a `Node`.
             let node = unsafe { container_of!(interval.as_ptr(), Node<K, T>, interval) };
             visit(Entry {
-                // SAFETY: It was made from a pointer that is not null.
+                // SAFETY: The pointer was derived from one that is not null.
                 node: unsafe { NonNull::new_unchecked(node) },
                 queue: &mut self.queue,
                 _value: PhantomData,
@@ -389,7 +392,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
         self.queue.front().map(|links| unsafe { Queued::of(links) })
     }
 
-    /// Takes the entry at the front out of the queue; returns `false` where there is none.
+    /// Removes the entry at the front of the queue; returns `false` if there is none.
     #[inline]
     pub(crate) fn pop(&mut self) -> bool {
         let Some(links) = self.queue.front() else {
@@ -400,11 +403,13 @@ impl<K: Ord, T> IntervalMap<K, T> {
         true
     }
 
-    /// Takes entries out of the queue, from the front, and writes to `room` what `usual` makes of
-    /// them, or else `other`. Ends where there is no more room, or no more entry.
+    /// Removes entries from the front of the queue, and writes what `usual` makes of them to
+    /// `room`, or what `other` does if `usual` returns nothing. Stops when the room or the queue is
+    /// used up.
     ///
-    /// Returns what was written, and what can put the entries back. There are two functions since
-    /// of one the compiler would make a single path, on which the usual case takes longer.
+    /// Returns what was written, and an object that can put the entries back. There are two
+    /// functions, since the compiler would turn a single one into one path, on which the usual case
+    /// takes longer.
     #[inline]
     pub(crate) fn dequeue<'r, E>(
         &mut self,
@@ -425,9 +430,9 @@ impl<K: Ord, T> IntervalMap<K, T> {
                 None => slot.write(other(queued)),
             };
         });
-        // SAFETY: These were just written to.
+        // SAFETY: These elements were just written.
         let made = unsafe { core::slice::from_raw_parts(room.as_ptr().cast(), count) };
-        // INVARIANT: They were just taken out.
+        // INVARIANT: They were just removed.
         let dequeued = Dequeued {
             queue: &mut self.queue,
             first,
@@ -437,12 +442,12 @@ impl<K: Ord, T> IntervalMap<K, T> {
     }
 }
 
-/// Entries that were taken out of the queue of an [`IntervalMap`].
+/// Entries that were removed from the queue of an [`IntervalMap`].
 ///
 /// # Invariants
 ///
-/// `count` entries were taken out of `queue` at once, and `first` are the links of the first one,
-/// if there is one. The map has been borrowed since then.
+/// `count` entries were removed from `queue` together, and `first` are the links of the first one,
+/// if any. The map has been borrowed since then.
 pub(crate) struct Dequeued<'a> {
     queue: &'a mut Fifo,
     first: Option<NonNull<FifoLinks>>,
@@ -450,12 +455,12 @@ pub(crate) struct Dequeued<'a> {
 }
 
 impl Dequeued<'_> {
-    /// Puts them back to where they were, but for the first `skip` of them.
+    /// Puts them back in their places, except for the first `skip` of them.
     #[inline]
     pub(crate) fn put_back(self, skip: usize) {
         if skip < self.count {
-            // SAFETY: By the type invariants, as there is at least one. An entry cannot be removed
-            // while its map is borrowed, so that the links are valid.
+            // SAFETY: By the type invariants, as there is at least one. No entry can be removed
+            // while its map is borrowed, so the links are valid.
             unsafe {
                 let first = self.first.unwrap_unchecked();
                 self.queue.put_back(first, skip, self.count);
@@ -467,8 +472,8 @@ impl Dequeued<'_> {
 impl<K: Ord, T> Drop for IntervalMap<K, T> {
     fn drop(&mut self) {
         self.by_key.drain(|key| {
-            // SAFETY: By the type invariants the nodes came from `into_raw` and belong to the map,
-            // which is going away, and their cache outlives it.
+            // SAFETY: By the type invariants, the nodes came from `into_raw` and are owned by the
+            // map, which is being dropped, and their cache outlives it.
             drop(unsafe { CacheBox::from_raw(Node::<K, T>::from_key(key)) });
         });
     }
@@ -480,7 +485,7 @@ impl<K, T> Node<K, T> {
     /// `node` must be valid.
     #[inline]
     unsafe fn key_of(node: NonNull<Self>) -> NonNull<KeyNode<K>> {
-        // SAFETY: By the safety requirement the field is in bounds, so that it is not at null.
+        // SAFETY: By the safety requirement, the field is in bounds, so its address is not null.
         unsafe { NonNull::new_unchecked(&raw mut (*node.as_ptr()).key) }
     }
 
@@ -504,7 +509,7 @@ impl<K, T> Node<K, T> {
 
     /// # Safety
     ///
-    /// `key` must be that of a `Self`.
+    /// `key` must be the field of a `Self`.
     #[inline]
     unsafe fn from_key(key: NonNull<KeyNode<K>>) -> NonNull<Self> {
         // SAFETY: By the safety requirement.
@@ -513,7 +518,7 @@ impl<K, T> Node<K, T> {
 
     /// # Safety
     ///
-    /// `links` must be those of a `Self`.
+    /// `links` must be the field of a `Self`.
     #[inline]
     unsafe fn from_links(links: NonNull<FifoLinks>) -> NonNull<Self> {
         // SAFETY: By the safety requirement.
@@ -521,26 +526,26 @@ impl<K, T> Node<K, T> {
     }
 }
 
-/// An entry that is queued, as it is.
+/// A queued entry.
 pub(crate) struct Queued<K, T> {
-    /// Its key.
+    /// The key.
     pub(crate) key: K,
-    /// First position inside the interval.
+    /// First position of the interval.
     pub(crate) start: usize,
-    /// Last position inside the interval.
+    /// Last position of the interval.
     pub(crate) last: usize,
-    /// What belongs to the interval.
+    /// The value.
     pub(crate) value: T,
 }
 
 impl<K: Copy, T: Copy> Queued<K, T> {
     /// # Safety
     ///
-    /// `links` must be those of a [`Node`] of a map that is borrowed.
+    /// `links` must be the field of a [`Node`] of a borrowed map.
     #[inline]
     unsafe fn of(links: NonNull<FifoLinks>) -> Self {
-        // SAFETY: By the safety requirement. The node's links are accessed only by the queue,
-        // through a cell.
+        // SAFETY: By the safety requirement. Only the queue accesses the node's links, through a
+        // cell.
         let node = unsafe { &*Node::<K, T>::from_links(links).as_ptr() };
         Self {
             key: *node.key.key(),
@@ -551,7 +556,7 @@ impl<K: Copy, T: Copy> Queued<K, T> {
     }
 }
 
-/// An entry of an [`IntervalMap`], to be changed.
+/// An entry of an [`IntervalMap`] that can be changed.
 ///
 /// # Invariants
 ///
@@ -563,14 +568,14 @@ pub(crate) struct Entry<'a, K, T> {
 }
 
 impl<K, T> Entry<'_, K, T> {
-    /// Returns the first position inside the interval.
+    /// Returns the first position of the interval.
     #[inline]
     pub(crate) fn start(&self) -> usize {
         // SAFETY: The node is valid by the type invariant.
         unsafe { &(*self.node.as_ptr()).interval }.start()
     }
 
-    /// Returns the last position inside the interval.
+    /// Returns the last position of the interval.
     #[inline]
     pub(crate) fn last(&self) -> usize {
         // SAFETY: The node is valid by the type invariant.
@@ -587,19 +592,19 @@ impl<K, T> Entry<'_, K, T> {
     /// Returns whether the entry is queued.
     #[inline]
     pub(crate) fn is_queued(&self) -> bool {
-        // SAFETY: The node is valid by the type invariant. By those of the map its links are in no
+        // SAFETY: The node is valid by the type invariant. By those of the map, its links are in no
         // other queue.
         unsafe { self.queue.contains(Node::links_of(self.node)) }
     }
 
-    /// Puts the entry at the back of the queue; returns `false` where it is queued already.
+    /// Puts the entry at the back of the queue; returns `false` if it is queued already.
     #[inline]
     pub(crate) fn enqueue(&mut self) -> bool {
         if self.is_queued() {
             return false;
         }
-        // SAFETY: The node is valid by the type invariant. Its links are in no queue, and stay
-        // where they are until `IntervalMap::remove` takes them out.
+        // SAFETY: The node is valid by the type invariant. Its links are in no queue, and stay in
+        // place until `IntervalMap::remove` removes them.
         unsafe { self.queue.push_back(Node::links_of(self.node)) };
         true
     }
@@ -609,7 +614,7 @@ impl<K, T> Entry<'_, K, T> {
 mod tests {
     use super::*;
 
-    /// An entry of the list that a map is compared with.
+    /// An entry of the reference list.
     #[derive(Clone, Copy)]
     struct Listed {
         key: u64,
@@ -617,11 +622,11 @@ mod tests {
         last: usize,
     }
 
-    /// A map, and lists that are searched from end to end.
+    /// A map, and lists with the same contents that are searched linearly.
     struct Compared {
         map: IntervalMap<u64, u64>,
         list: KVec<Listed>,
-        /// The keys of what is queued, in the order in which it was.
+        /// The keys of queued entries, in order.
         queue: KVec<u64>,
         cache: Arc<NodeCache<u64, u64>>,
         random: u64,
@@ -639,7 +644,7 @@ mod tests {
             })
         }
 
-        /// A number below `bound`: xorshift64.
+        /// Returns a pseudo-random number below `bound`: xorshift64.
         fn random(&mut self, bound: u64) -> u64 {
             self.random ^= self.random << 13;
             self.random ^= self.random >> 7;
@@ -647,7 +652,7 @@ mod tests {
             self.random % bound
         }
 
-        /// Inserts an entry; returns whether the map takes it as the list says it should.
+        /// Inserts an entry; returns whether the map and the list agree on success.
         fn insert(&mut self, key: u64, start: usize, last: usize) -> Result<bool> {
             let is_new = self.list.iter().all(|listed| listed.key != key);
             let reservation = Reservation::new(&self.cache)?;
@@ -668,7 +673,7 @@ mod tests {
                 && self.map.queue_len() == self.queue.len()
         }
 
-        /// Removes what is not queued of some entries; returns whether the list agrees.
+        /// Removes the idle ones of some entries; returns whether the map and the list agree.
         fn remove_idle(&mut self, from: u64, count: usize) -> bool {
             let mut keys = [u64::MAX; 8];
             let (count, mut found) = (count.min(keys.len()), 0);
@@ -695,8 +700,8 @@ mod tests {
                 && (found < count || next == after || count == 0)
         }
 
-        /// Queues all that overlap, some at a time; returns whether they are those of the list,
-        /// sorted by start.
+        /// Queues all overlapping entries, a few at a time; returns whether they are those of the
+        /// list, sorted by start.
         fn queue(&mut self, start: usize, last: usize) -> Result<bool> {
             let most = 1 + self.random(9) as usize;
             let Self {
@@ -732,8 +737,8 @@ mod tests {
             Ok(right && found == list.iter().filter(overlap).count())
         }
 
-        /// Takes some entries out of the queue, and puts some of these back; returns whether they
-        /// are those that the list says.
+        /// Removes some entries from the queue, and puts some of these back; returns whether the
+        /// map and the list agree.
         fn dequeue(&mut self, count: usize, skip: usize) -> bool {
             let Self {
                 map, list, queue, ..
@@ -741,7 +746,7 @@ mod tests {
             let mut room = [const { MaybeUninit::uninit() }; 8];
             let entry =
                 |queued: &Queued<u64, u64>| (queued.key, queued.value, queued.start, queued.last);
-            // Some by one of the functions, and some by the other one.
+            // Some by one function, some by the other.
             let (seen, dequeued) = map.dequeue(
                 &mut room[..count],
                 |queued| (queued.key & 1 == 0).then(|| entry(queued)),
@@ -797,7 +802,7 @@ mod tests {
     #[test]
     fn keeps_its_balance() -> Result {
         let mut compared = Compared::new()?;
-        // In order, which a tree that is not balanced likes least.
+        // In ascending order, which is the worst case for a tree without balancing.
         for key in 0..1000 {
             let start = key as usize * 2;
             assert!(compared.insert(key, start, start)?);
@@ -840,11 +845,11 @@ mod tests {
         let mut visited = 0;
         let mut visit = |mut entry: Entry<'_, u64, u64>| visited |= 1 << !*entry.value();
         assert!(!compared.map.walk(50, 60, 3, &mut visit));
-        // What was visited, what is next, what comes after that, and what is last.
+        // An entry that was visited, the next one, the one after that, and the last one.
         for key in [1, 3, 4, 9] {
             assert!(compared.remove(key));
         }
-        // Before what is next, and behind it.
+        // Before the next one, and after it.
         assert!(compared.insert(20, 1, 100)?);
         assert!(compared.insert(21, 7, 100)?);
         assert!(compared.map.go_on(10, &mut visit));
@@ -856,7 +861,7 @@ mod tests {
 
     #[test]
     fn what_is_dropped_is_freed() -> Result {
-        // The cache complains when it is dropped, unless all of its memory was freed before.
+        // Dropping the cache triggers a warning unless all of its memory was freed.
         let mut compared = Compared::new()?;
         for key in 0..100 {
             compared.insert(key, 0, key as usize)?;

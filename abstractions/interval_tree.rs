@@ -11,7 +11,7 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A node of an [`IntervalTree`], to be embedded in the object that has the interval.
+/// A node of an [`IntervalTree`], to be embedded in the object that the interval belongs to.
 ///
 /// # Invariants
 ///
@@ -42,14 +42,14 @@ impl IntervalNode {
         Self(node)
     }
 
-    /// Returns the first position inside the interval.
+    /// Returns the first position of the interval.
     #[inline]
     pub(crate) fn start(&self) -> usize {
         // SAFETY: The field is written only when the node is created.
         unsafe { (*self.0.get()).start }
     }
 
-    /// Returns the last position inside the interval.
+    /// Returns the last position of the interval.
     #[inline]
     pub(crate) fn last(&self) -> usize {
         // SAFETY: The field is written only when the node is created.
@@ -59,7 +59,7 @@ impl IntervalNode {
 
 /// A tree of intervals, ordered by their starts. It does not own its nodes.
 ///
-/// All operations are O(log n). Dropping the tree leaves the nodes alone.
+/// All operations are O(log n). Dropping the tree does not access the nodes.
 ///
 /// # Invariants
 ///

@@ -48,7 +48,8 @@ impl<K> KeyNode<K> {
 
 /// A tree of nodes with distinct keys.
 ///
-/// Finding, inserting and removing a node are O(log n). Dropping the tree leaves the nodes alone.
+/// Finding, inserting and removing a node are O(log n). Dropping the tree does not access the
+/// nodes.
 ///
 /// # Invariants
 ///
@@ -171,7 +172,8 @@ impl<K: Ord> KeyTree<K> {
                 place = &raw mut (*parent).rb_right;
             }
         }
-        // INVARIANT: The key is above those where the search went right, and below all others.
+        // INVARIANT: The key is greater than those where the search went right, and less than all
+        // others.
         // SAFETY: The node is valid and in no tree, and `place` is valid, as above.
         unsafe {
             bindings::rb_link_node(links, parent, place);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Slab caches: memory for many objects of one type.
+//! Slab caches: memory for objects of one type.
 //!
 //! C header: [`include/linux/slab.h`](srctree/include/linux/slab.h)
 
@@ -22,10 +22,10 @@ use kernel::{
     prelude::*, //
 };
 
-/// A cache of memory for objects of type `T`, which takes no more than their size for each.
+/// A cache of memory for objects of type `T`, with no more overhead than the slab allocator has.
 ///
-/// Objects borrow it, so that all of them are freed before it is dropped. Whoever gives one away by
-/// [`CacheBox::into_raw`] must see to that.
+/// Objects borrow it, so all of them are freed before it is dropped. Callers of
+/// [`CacheBox::into_raw`] must ensure this themselves.
 ///
 /// # Invariants
 ///
@@ -35,13 +35,13 @@ pub(crate) struct KmemCache<T> {
     _objects: PhantomData<fn() -> T>,
 }
 
-// SAFETY: The functions of the slab allocator may be called by any thread, and at the same time.
+// SAFETY: Any thread may call the functions of the slab allocator, concurrently.
 unsafe impl<T> Send for KmemCache<T> {}
 // SAFETY: As above.
 unsafe impl<T> Sync for KmemCache<T> {}
 
 impl<T> KmemCache<T> {
-    /// Creates a cache that is called `name` in `/proc/slabinfo`. May sleep.
+    /// Creates a cache named `name` in `/proc/slabinfo`. May sleep.
     pub(crate) fn new(name: &'static CStr) -> Result<Self> {
         let mut args = bindings::kmem_cache_args {
             align: align_of::<T>() as c_uint,
@@ -72,7 +72,8 @@ impl<T> KmemCache<T> {
         let object = unsafe {
             bindings::kmem_cache_alloc_noprof(self.cache.as_ptr(), bindings::GFP_KERNEL_ACCOUNT)
         };
-        // INVARIANT: By the type invariant of the cache the memory fits a `T`; it is nobody else's.
+        // INVARIANT: By the type invariant of the cache, the memory fits a `T`; nobody else owns
+        // it.
         Ok(CacheBox(
             NonNull::new(object.cast()).ok_or(ENOMEM)?,
             PhantomData,
@@ -83,24 +84,24 @@ impl<T> KmemCache<T> {
 impl<T> Drop for KmemCache<T> {
     fn drop(&mut self) {
         // SAFETY: The cache is valid by the type invariant, and not used for allocations any more.
-        // All objects are freed: they borrow it, or were given away on that condition.
+        // All objects have been freed: they borrow it, or were given away on that condition.
         unsafe { bindings::kmem_cache_destroy(self.cache.as_ptr()) };
     }
 }
 
-/// A value of type `T`, or room for one, in memory that came from a [`KmemCache`].
+/// A value of type `T`, or room for one, in memory from a [`KmemCache`].
 ///
 /// Dropping it frees the memory.
 ///
 /// # Invariants
 ///
-/// The pointer is to memory for a `T` from a [`KmemCache`] that outlives `'c`, with a valid `T` in
-/// it, and nobody else has it.
+/// The pointer refers to memory for a `T` from a [`KmemCache`] that outlives `'c`. The memory
+/// contains a valid `T` and has no other owner.
 pub(crate) struct CacheBox<'c, T>(NonNull<T>, PhantomData<&'c ()>);
 
-// SAFETY: It owns the `T`, and memory may be freed by any thread.
+// SAFETY: It owns the `T`, and any thread may free the memory.
 unsafe impl<T: Send> Send for CacheBox<'_, T> {}
-// SAFETY: A shared reference gives no more than one to the `T`.
+// SAFETY: A shared reference gives only a shared reference to the `T`.
 unsafe impl<T: Sync> Sync for CacheBox<'_, T> {}
 
 impl<'c, T> CacheBox<'c, MaybeUninit<T>> {
@@ -108,13 +109,13 @@ impl<'c, T> CacheBox<'c, MaybeUninit<T>> {
     #[inline]
     pub(crate) fn write(mut self, value: T) -> CacheBox<'c, T> {
         MaybeUninit::write(&mut *self, value);
-        // INVARIANT: The memory is the same, and now has a `T` in it.
+        // INVARIANT: The memory is the same, and now contains a `T`.
         CacheBox(ManuallyDrop::new(self).0.cast(), PhantomData)
     }
 }
 
 impl<T> CacheBox<'_, T> {
-    /// Gives the memory away. [`Self::from_raw`] takes it back.
+    /// Gives up ownership of the memory. [`Self::from_raw`] takes it back.
     #[inline]
     pub(crate) fn into_raw(self) -> NonNull<T> {
         ManuallyDrop::new(self).0
@@ -125,7 +126,7 @@ impl<T> CacheBox<'_, T> {
     /// # Safety
     ///
     /// `object` must have come from [`Self::into_raw`], and nothing may use it any more. Its cache
-    /// must outlive the lifetime of what is returned.
+    /// must outlive the lifetime of the returned box.
     #[inline]
     pub(crate) unsafe fn from_raw(object: NonNull<T>) -> Self {
         // INVARIANT: By the safety requirement.
@@ -154,8 +155,8 @@ impl<T> DerefMut for CacheBox<'_, T> {
 impl<T> Drop for CacheBox<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: The value is valid by the type invariant, and not used any more. `kfree()` takes
-        // memory of any slab cache.
+        // SAFETY: The value is valid by the type invariant, and not used any more. `kfree()`
+        // accepts memory of any slab cache.
         unsafe {
             self.0.drop_in_place();
             bindings::kfree(self.0.as_ptr().cast());

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that is charged to a user, as what `mlock()` locks is: `RLIMIT_MEMLOCK`.
+//! Memory that is charged to a user like memory locked by `mlock()`: `RLIMIT_MEMLOCK`.
 //!
-//! The kernel has [`__account_locked_vm()`](srctree/mm/util.c) for what is charged to an address
-//! space. What outlives it, and what a user can have many of, is charged to the user, as by
-//! io_uring.
+//! The kernel has [`__account_locked_vm()`](srctree/mm/util.c) for memory that is charged to an
+//! address space. Memory that outlives the address space, and of which a user can have much, is
+//! charged to the user, as io_uring does.
 
 use core::ptr::NonNull;
 
@@ -17,27 +17,27 @@ use kernel::{
     },
 };
 
-/// A number of pages that are charged to a user until they are given back, or this is dropped.
+/// A number of pages charged to a user until they are given back or this is dropped.
 ///
 /// # Invariants
 ///
-/// `user` has a reference count for this, and `pages` are part of its `locked_vm`. Without a user
-/// they are charged to nobody.
+/// `user` holds a reference for this, and `pages` are part of its `locked_vm`. Without a user,
+/// nothing is charged.
 pub(crate) struct LockedMemory {
     user: Option<NonNull<bindings::user_struct>>,
     pages: usize,
 }
 
-// SAFETY: All that is changed in a user is changed atomically.
+// SAFETY: The fields of a user are only changed atomically.
 unsafe impl Send for LockedMemory {}
 
 impl LockedMemory {
-    /// Charges `pages` to the user of the current task, who may have `CAP_IPC_LOCK`: then there is
-    /// no limit, and nothing is charged here or later.
+    /// Charges `pages` to the user of the current task. If the task has `CAP_IPC_LOCK`, there is no
+    /// limit, and nothing is charged now or later.
     ///
-    /// Fails with `ENOMEM` where the limit of the current task does not allow it.
+    /// Fails with `ENOMEM` if the limit of the current task does not allow it.
     pub(crate) fn new(pages: usize) -> Result<Self> {
-        // SAFETY: To ask for a capability is always possible.
+        // SAFETY: This may always be called.
         if unsafe { bindings::capable(bindings::CAP_IPC_LOCK as c_int) } {
             // INVARIANT: There is no user.
             return Ok(Self {
@@ -45,8 +45,8 @@ impl LockedMemory {
                 pages: 0,
             });
         }
-        // SAFETY: The credentials of the current task are valid, change only by its own doing, and
-        // hold a reference to the user. What follows is `get_uid()`.
+        // SAFETY: The credentials of the current task are valid, are changed only by the task
+        // itself, and hold a reference to the user. What follows is `get_uid()`.
         let user = unsafe {
             let user = (*(*bindings::get_current()).cred).user;
             bindings::refcount_inc(&raw mut (*user).__count);
@@ -61,14 +61,14 @@ impl LockedMemory {
         Ok(this)
     }
 
-    /// Returns how many pages are charged.
+    /// Returns the number of charged pages.
     pub(crate) fn pages(&self) -> usize {
         self.pages
     }
 
     /// Charges `pages` more. Does not sleep.
     ///
-    /// Fails with `ENOMEM` where the limit of the current task does not allow it.
+    /// Fails with `ENOMEM` if the limit of the current task does not allow it.
     pub(crate) fn charge(&mut self, pages: usize) -> Result {
         let Some(locked) = self.locked() else {
             return Ok(());
@@ -86,13 +86,13 @@ impl LockedMemory {
             if then > limit {
                 return Err(ENOMEM);
             }
-            // A count and no more: it orders nothing.
+            // This is only a count and orders nothing.
             match locked.cmpxchg(now, then as isize, Relaxed) {
                 Ok(_) => break,
                 Err(changed) => now = changed,
             }
         }
-        // INVARIANT: They were just added.
+        // INVARIANT: They were just added to `locked_vm`.
         self.pages += pages;
         Ok(())
     }
@@ -103,14 +103,14 @@ impl LockedMemory {
         if let Some(locked) = self.locked() {
             locked.fetch_sub(pages as isize, Relaxed);
         }
-        // INVARIANT: They were just taken away.
+        // INVARIANT: They were just subtracted from `locked_vm`.
         self.pages -= pages;
     }
 
     fn locked(&self) -> Option<&Atomic<isize>> {
         let user = self.user?;
-        // SAFETY: The user is valid by the type invariant. The field is accessed atomically by all;
-        // an `atomic_long_t` is a `long`.
+        // SAFETY: The user is valid by the type invariant. All accesses to the field are atomic,
+        // and an `atomic_long_t` is a `long`.
         Some(unsafe { Atomic::from_ptr((&raw mut (*user.as_ptr()).locked_vm).cast()) })
     }
 }
@@ -119,7 +119,8 @@ impl Drop for LockedMemory {
     fn drop(&mut self) {
         self.uncharge(self.pages);
         if let Some(user) = self.user {
-            // SAFETY: There is a reference by the type invariant. This may be done in any context.
+            // SAFETY: There is a reference by the type invariant. This may be called in any
+            // context.
             unsafe { bindings::free_uid(user.as_ptr()) };
         }
     }

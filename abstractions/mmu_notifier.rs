@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! MMU notifiers: being told before and after the page tables of an address space change.
+//! MMU notifiers: callbacks before and after page tables of an address space change.
 //!
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h)
 //!
@@ -21,7 +21,7 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A range of addresses whose mappings are being changed.
+/// A range of addresses whose mappings change.
 ///
 /// # Invariants
 ///
@@ -34,8 +34,8 @@ impl Range {
     ///
     /// # Safety
     ///
-    /// `range` must point to a valid `struct mmu_notifier_range`, that stays so and is not written
-    /// to for the duration of `'a`.
+    /// `range` must point to a `struct mmu_notifier_range` that stays valid and is not written to
+    /// for the duration of `'a`.
     unsafe fn from_raw<'a>(range: *const bindings::mmu_notifier_range) -> &'a Self {
         // INVARIANT: By the safety requirement.
         // SAFETY: By the safety requirement; `Self` is a transparent wrapper.
@@ -56,7 +56,7 @@ impl Range {
         unsafe { (*self.0.get()).end }
     }
 
-    /// Returns the last address inside the range, which is not below [`Self::start`].
+    /// Returns the last address of the range, which is not below [`Self::start`].
     #[inline]
     pub(crate) fn last(&self) -> usize {
         let end = self.end();
@@ -64,7 +64,7 @@ impl Range {
         end.saturating_sub(1).max(self.start())
     }
 
-    /// Returns whether the protection of whole areas is changed, as by `mprotect()`.
+    /// Returns whether the protection of whole areas changes, as in `mprotect()`.
     #[inline]
     pub(crate) fn is_protection_of_area(&self) -> bool {
         // SAFETY: By the type invariant.
@@ -73,13 +73,13 @@ impl Range {
     }
 }
 
-/// Waits for a grace period, after which notifiers that were put before are freed. Sleeps.
+/// Waits for a grace period, after which notifiers that were put earlier are freed. Sleeps.
 pub(crate) fn synchronize() {
-    // SAFETY: It is always possible to wait, except in a callback; those must not sleep.
+    // SAFETY: This may be called anywhere except in callbacks, which must not sleep.
     unsafe { bindings::mmu_notifier_synchronize() };
 }
 
-/// What keeps the module loaded as long as it lives, and for a grace period of RCU after that.
+/// Keeps the module loaded while it lives, and for an RCU grace period afterwards.
 ///
 /// # Safety
 ///
@@ -89,19 +89,19 @@ pub(crate) unsafe trait HoldsModule {}
 
 /// The callbacks of an MMU notifier.
 ///
-/// All of them may run at the same time as each other and on any CPU. All run in process context,
-/// in the task that changes the mapping. That need not be a task of the mapped process and may be a
-/// kernel thread. It may hold the mmap lock, a VMA lock, or only the rmap locks of a page, and it
-/// may be reclaiming memory. So a callback must not allocate memory by a method that reclaims, must
-/// not take a lock that is held anywhere over such an allocation (lockdep knows both rules), and
-/// must not touch user memory. The range callbacks must not sleep, as the out-of-memory reaper
-/// calls them too (`MMU_NOTIFIER_RANGE_BLOCKABLE` is unset then).
+/// All of them may run concurrently and on any CPU. They run in process context, in the task that
+/// changes the mapping. This need not be a task of the mapped process and may be a kernel thread.
+/// It may hold the mmap lock, a VMA lock, or only the rmap locks of a page, and it may be
+/// reclaiming memory. So a callback must not allocate memory in a way that reclaims, must not take
+/// a lock that is held anywhere during such an allocation (lockdep knows both rules), and must not
+/// access user memory. The range callbacks must not sleep, since the OOM reaper calls them, too
+/// (`MMU_NOTIFIER_RANGE_BLOCKABLE` is unset then).
 ///
-/// The callbacks are called from the moment the notifier is registered until it is freed, which is
-/// some time after the [`Registration`] is dropped.
+/// Callbacks may be called from the registration of the notifier until it is freed, which is some
+/// time after the [`Registration`] is dropped.
 ///
-/// A callback object is shared with a kernel that calls it at any time, so it cannot borrow
-/// anything. The bound `'static` rules this out:
+/// The kernel calls a callback object at any time, so it cannot borrow anything. The bound
+/// `'static` ensures this:
 ///
 /// ```compile_fail
 /// struct Borrows<'a>(&'a Cell<u32>);
@@ -111,7 +111,7 @@ pub(crate) unsafe trait HoldsModule {}
 /// fn watch(mm: &MmWithUser) -> Result {
 ///     let on_the_stack = Cell::new(0);
 ///     let borrows = Arc::new(Borrows(&on_the_stack), GFP_KERNEL)?;
-///     // Without the bound, callbacks would go on to use the stack after the function returned.
+///     // Without the bound, callbacks would use the stack after the function has returned.
 ///     core::mem::forget(Registration::new(mm, borrows)?);
 ///     Ok(())
 /// }
@@ -127,27 +127,27 @@ pub(crate) trait MmuNotifier: HoldsModule + Send + Sync + 'static {
     /// Called after the mappings in `range` have been changed.
     ///
     /// Each call to [`invalidate_range_start`] is followed by one call to this method with the same
-    /// range, unless the address space or the registration goes away in between. The exception is a
-    /// protection change of a range that starts at address 0: `mprotect()` makes no second call
-    /// (`change_pud_range()` in `mm/mprotect.c`), and hugetlb does. There is no call to this method
-    /// without one to [`invalidate_range_start`] before.
+    /// range, unless the address space or the registration goes away in between. There is one
+    /// exception: for a protection change of a range that starts at address 0, `mprotect()` makes
+    /// no second call (`change_pud_range()` in `mm/mprotect.c`), although hugetlb does. This method
+    /// is never called without an earlier call to [`invalidate_range_start`].
     ///
     /// [`invalidate_range_start`]: MmuNotifier::invalidate_range_start
     fn invalidate_range_end(this: ArcBorrow<'_, Self>, range: &Range);
 
     /// Called once when the address space goes away, before its mappings do.
     ///
-    /// Not called if the registration is dropped before.
+    /// Not called if the registration is dropped before that.
     fn release(this: ArcBorrow<'_, Self>);
 }
 
 /// An MMU notifier that is registered with an address space.
 ///
-/// It keeps the `struct mm_struct` allocated (`mm_count`), but the address space in it is free to
-/// go away (`mm_users`).
+/// It keeps the `struct mm_struct` allocated (`mm_count`), but does not keep the address space
+/// alive (`mm_users`).
 ///
-/// Dropping it does not wait. Callbacks may still be running then, or be called, and end within an
-/// SRCU grace period. They keep the callback object alive, and that keeps the module loaded.
+/// Dropping it does not wait. Callbacks may still be running or be called, and end within an SRCU
+/// grace period. They keep the callback object alive, which keeps the module loaded.
 ///
 /// # Invariants
 ///
@@ -155,16 +155,16 @@ pub(crate) trait MmuNotifier: HoldsModule + Send + Sync + 'static {
 /// which `mmu_notifier_put()` has not been called.
 pub(crate) struct Registration<T: MmuNotifier>(NonNull<Subscription<T>>);
 
-/// What the kernel has of a [`Registration`].
+/// The part of a [`Registration`] that the kernel refers to.
 struct Subscription<T> {
     notifier: Opaque<bindings::mmu_notifier>,
     callbacks: Arc<T>,
 }
 
-// SAFETY: A notifier may be put by a thread other than the one that registered it, and `T` is
-// `Send` and `Sync`.
+// SAFETY: Another thread than the one that registered a notifier may put it, and `T` is `Send` and
+// `Sync`.
 unsafe impl<T: MmuNotifier> Send for Registration<T> {}
-// SAFETY: There is nothing to do with a shared reference.
+// SAFETY: A shared reference gives no access.
 unsafe impl<T: MmuNotifier> Sync for Registration<T> {}
 
 impl<T: MmuNotifier> Registration<T> {
@@ -181,7 +181,7 @@ impl<T: MmuNotifier> Registration<T> {
     /// No invalidation is in flight at the moment of registration: the kernel takes all locks of
     /// the address space for it (`mm_take_all_locks()`).
     ///
-    /// Sleeps, and takes the mmap lock of `mm`. Fails with `EINTR` when a signal is pending.
+    /// Sleeps, and takes the mmap lock of `mm`. Fails with `EINTR` if a signal is pending.
     pub(crate) fn new(mm: &MmWithUser, callbacks: Arc<T>) -> Result<Self> {
         let subscription = KBox::new(
             Subscription {
@@ -194,8 +194,8 @@ impl<T: MmuNotifier> Registration<T> {
             GFP_KERNEL_ACCOUNT,
         )?;
         let raw = KBox::into_raw(subscription);
-        // SAFETY: The notifier is initialised, and stays where it is until `free_notifier` frees
-        // it. As `mm` is an `MmWithUser`, its `mm_users` cannot reach zero meanwhile.
+        // SAFETY: The notifier is initialised, and stays in place until `free_notifier` frees it.
+        // Since `mm` is an `MmWithUser`, its `mm_users` cannot reach zero in the meantime.
         let result = to_result(unsafe {
             bindings::mmu_notifier_register((*raw).notifier.get(), mm.as_raw())
         });
@@ -204,7 +204,7 @@ impl<T: MmuNotifier> Registration<T> {
             drop(unsafe { KBox::from_raw(raw) });
             return Err(error);
         }
-        // INVARIANT: It was registered just now.
+        // INVARIANT: It was just registered.
         // SAFETY: The pointer came from a box.
         Ok(Self(unsafe { NonNull::new_unchecked(raw) }))
     }
@@ -278,7 +278,7 @@ impl<T: MmuNotifier> Registration<T> {
 
 impl<T: MmuNotifier> Drop for Registration<T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the notifier is registered, and this happens once.
+        // SAFETY: By the type invariant, the notifier is registered. It is put only here.
         unsafe { bindings::mmu_notifier_put(self.0.as_ref().notifier.get()) };
     }
 }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the driver needs of the kernel and the `kernel` crate does not offer yet.
+//! Kernel interfaces that the driver needs and the `kernel` crate does not have yet.
 //!
-//! All `unsafe` of this module is in here, and nothing in here knows what ummunotify is.
+//! All `unsafe` code of the module is in here, and nothing in here depends on ummunotify.
 //!
-//! These are meant for `rust/kernel`, as files of their own: [`interval_tree`], [`kmem_cache`],
+//! These are meant for `rust/kernel`, as separate files: [`interval_tree`], [`kmem_cache`],
 //! [`locked_memory`], [`mmu_notifier`] and [`work_queue`]. Parts of [`char_file`], [`waiters`],
 //! [`destination`] and [`shared_page`] would become optional methods of `miscdevice`. The rest is
 //! private to the driver: [`key_tree`], [`fifo`] and [`interval_map`] share one node, which
-//! [`kernel::rbtree`] and [`kernel::list`] cannot; [`marked`] is `Atomic` without a call for each
-//! access; [`compat`] has what differs between kernel series.
+//! [`kernel::rbtree`] and [`kernel::list`] cannot do; [`marked`] is `Atomic` without a function
+//! call for each access; [`compat`] has the differences between kernel series.
 
 pub(crate) mod address_space;
 pub(crate) mod char_file;

@@ -23,7 +23,7 @@ struct Words([Atomic<u64>; WORDS]);
 
 /// A page of 64-bit words that the kernel writes and user space reads.
 ///
-/// It is zero at first, and charged to the memory cgroup of the task that allocates it.
+/// It is initially zero, and charged to the memory cgroup of the task that allocates it.
 ///
 /// # Invariants
 ///
@@ -67,7 +67,7 @@ impl SharedPage {
 
     /// Maps the page read-only: the `mmap` file operation.
     ///
-    /// Fails with `EINVAL` unless the VMA is for exactly this page, and with `EACCES` if it is
+    /// Fails with `EINVAL` unless the VMA covers exactly this page, and with `EACCES` if it is
     /// writable. It cannot be made writable later either: a private mapping would then get a copy
     /// that no longer changes.
     ///

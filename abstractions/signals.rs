@@ -11,7 +11,7 @@ use kernel::{
 
 use super::compat::PF_NO_NOTIFY_SIGNAL;
 
-/// All signals but `SIGKILL`: a task that is being killed has no reason to wait.
+/// All signals except `SIGKILL`: a task that is being killed must not wait.
 const ALL_BUT_KILL: bindings::sigset_t = {
     let mut set = bindings::sigset_t {
         sig: [c_ulong::MAX; bindings::_NSIG_WORDS as usize],
@@ -20,7 +20,7 @@ const ALL_BUT_KILL: bindings::sigset_t = {
     set
 };
 
-/// Returns whether a signal is pending, so that an operation had better end.
+/// Returns whether a signal is pending, so that an operation should end soon.
 #[inline]
 pub(crate) fn is_pending() -> bool {
     kernel::current!().signal_pending()
@@ -36,11 +36,11 @@ pub(crate) fn is_killed() -> bool {
             != 0
 }
 
-/// Calls `f` while nothing but `SIGKILL` makes a signal pending for the current task.
+/// Calls `f` while only `SIGKILL` makes a signal pending for the current task.
 ///
-/// For what gives up when one is, and would never end under a timer that is quicker. Signals that
-/// come meanwhile are handled after that. Stopping and freezing still make one pending, and may be
-/// over when this returns.
+/// This is for operations that give up when a signal is pending, and would never succeed under a
+/// fast timer. Signals that arrive in the meantime are handled afterwards. Stopping and freezing
+/// still make a signal pending, and may be over when this returns.
 pub(crate) fn without_signals<R>(f: impl FnOnce() -> R) -> R {
     let mut all = ALL_BUT_KILL;
     let mut before = bindings::sigset_t::default();
@@ -49,7 +49,7 @@ pub(crate) fn without_signals<R>(f: impl FnOnce() -> R) -> R {
     // Work that other tasks want this one to do (`TIF_NOTIFY_SIGNAL`) counts as a signal, too. What
     // follows is `no_notify_signal_save()` and `no_notify_signal_restore()`.
     //
-    // SAFETY: The current task is valid, and only it writes to its flags.
+    // SAFETY: The current task is valid, and only the task itself writes to its flags.
     let flags = unsafe { &raw mut (*bindings::get_current()).flags };
     // SAFETY: As above.
     let had = unsafe {

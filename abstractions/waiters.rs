@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The tasks that wait for a file: in reads, in polls, and for `SIGIO`.
+//! The waiters of a file: in reads, in polls, and for `SIGIO`.
 //!
 //! C headers: [`include/linux/wait.h`](srctree/include/linux/wait.h),
 //! [`include/linux/fs.h`](srctree/include/linux/fs.h)
@@ -26,16 +26,16 @@ use kernel::{
 
 use super::signals;
 
-/// What `poll` finds: a combination of the `POLL*` constants of [`kernel::bindings`].
+/// The result of `poll`: a combination of the `POLL*` constants of [`kernel::bindings`].
 pub(crate) type PollMask = bindings::__poll_t;
 
 /// There is something to read.
 pub(crate) const POLL_READABLE: PollMask = bindings::POLLIN | bindings::POLLRDNORM;
 
-/// Nothing will come any more.
+/// No more events will come.
 pub(crate) const POLL_HUNG_UP: PollMask = bindings::POLLHUP;
 
-/// The most waiters that are woken in one section of the lock of a queue.
+/// The most waiters to wake in one section of the lock of a queue.
 const FEW: usize = 32;
 
 /// Two wait queues, and the list of files whose owners want a signal (`O_ASYNC`).
@@ -61,13 +61,13 @@ pub(crate) struct Waiters {
 
 #[derive(Clone, Copy)]
 struct Shared {
-    /// The file that can be in `fasync`.
+    /// The file that may be in `fasync`.
     file: *mut bindings::file,
-    /// What is left to [`Waiters::notify_rest`].
+    /// The work left to [`Waiters::notify_rest`].
     rest: Rest,
 }
 
-/// What is too much to be done by whoever notifies.
+/// Work that is too much for the notifying task.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Rest {
     /// There are many tasks to wake.
@@ -87,7 +87,7 @@ unsafe impl Send for Waiters {}
 unsafe impl Sync for Waiters {}
 
 impl Waiters {
-    /// Creates queues that nobody waits in.
+    /// Creates empty queues.
     pub(super) fn new() -> impl PinInit<Self> {
         let queue = || {
             Opaque::ffi_init(|slot| {
@@ -112,7 +112,7 @@ impl Waiters {
         })
     }
 
-    /// Says which file's owner [`Self::update_fasync`] is about.
+    /// Sets the file for [`Self::update_fasync`].
     ///
     /// # Safety
     ///
@@ -121,44 +121,44 @@ impl Waiters {
         self.with_shared(|shared| shared.file = file.as_ptr());
     }
 
-    /// The file is about to go away.
+    /// Clears the file, which is about to go away.
     pub(super) fn close(&self) {
         self.with_shared(|shared| shared.file = null_mut());
     }
 
-    /// Adds the caller of `poll` to those who are woken, if it wants that; returns whether it did.
+    /// Adds the caller of `poll` to the pollers, if it wants to wait; returns whether it did.
     ///
     /// # Safety
     ///
     /// `table` must be null or valid. `self` must stay valid until `file` is released.
     #[inline]
     pub(super) unsafe fn poll_wait(&self, file: &File, table: *mut bindings::poll_table) -> bool {
-        // SAFETY: By the safety requirements and the type invariants. Whoever is in the queue has a
-        // reference to the file, or is taken out before the file is released.
+        // SAFETY: By the safety requirements and the type invariants. An entry of the queue has a
+        // reference to the file, or is removed before the file is released.
         unsafe {
             bindings::poll_wait(file.as_ptr(), self.pollers.get(), table);
-            // Without these the caller only looks.
+            // Otherwise the caller only queries.
             !table.is_null() && (*table)._qproc.is_some()
         }
     }
 
-    /// Adds a file to those whose owner gets a signal, or takes it out: the `fasync` operation.
+    /// Adds a file to those whose owner gets a signal, or removes it: the `fasync` operation.
     ///
     /// # Safety
     ///
-    /// `file` must be that of [`Self::open`], and be taken out before [`Self::close`].
+    /// `file` must be that of [`Self::open`], and must be removed before [`Self::close`].
     pub(super) unsafe fn update_fasync(&self, fd: c_int, file: &File, on: c_int) -> Result {
-        // SAFETY: The file and the list are valid. What stays in the list does not outlive it, by
-        // the safety requirement.
+        // SAFETY: The file and the list are valid. By the safety requirement, an entry in the list
+        // does not outlive the file.
         let result = unsafe { bindings::fasync_helper(fd, file.as_ptr(), on, self.fasync.get()) };
         to_result(result.min(0))
     }
 
-    /// Returns whether nobody waits.
+    /// Returns whether there are no waiters.
     ///
-    /// Waiters must check for what they wait for after they have joined, under a lock. If the
-    /// caller has held that lock for the change that they wait for, then it finds them here, or
-    /// they find the change. Costs three loads.
+    /// Waiters must check their condition after they have joined, under a lock. If the caller holds
+    /// that lock while it changes the condition, either the caller finds the waiters here, or they
+    /// find the change. Costs three loads.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         !Self::is_active(&self.readers) && !Self::is_active(&self.pollers) && !self.has_fasync()
@@ -180,22 +180,21 @@ impl Waiters {
         }
     }
 
-    /// Notifies those who wait that there is something to read.
+    /// Notifies waiters that there is something to read.
     ///
-    /// Does not sleep. Whoever calls this need not pay for others: it wakes a few readers and a few
-    /// pollers at most, and signals no more than one process. Returns whether somebody is left;
-    /// then [`Self::notify_rest`] must be called from elsewhere.
+    /// Does not sleep. The caller need not pay for others: this wakes at most a few readers and a
+    /// few pollers, and signals at most one process. Returns whether some are left; then
+    /// [`Self::notify_rest`] must be called elsewhere.
     ///
-    /// One poller may be an epoll instance that many others wait for. Whoever writes to an eventfd
-    /// or a pipe pays for these, too.
+    /// One poller may be an epoll instance that many others wait for. Writers to eventfds and pipes
+    /// pay for these, too.
     #[cold]
     #[must_use = "the rest must be notified"]
     pub(crate) fn notify_readable(&self) -> bool {
         self.notify_few(POLL_READABLE, true)
     }
 
-    /// Notifies those who wait that nothing will come any more, likewise. There is no signal for
-    /// it.
+    /// Notifies waiters that no more events will come, likewise. There is no signal for this.
     #[must_use = "the rest must be notified"]
     pub(crate) fn notify_hung_up(&self) -> bool {
         self.notify_few(POLL_READABLE | POLL_HUNG_UP, false)
@@ -203,7 +202,7 @@ impl Waiters {
 
     fn notify_few(&self, events: PollMask, wants_signal: bool) -> bool {
         // SAFETY: The queue is initialised by the type invariants. Readers are exclusive waiters,
-        // so that so many of them are woken.
+        // so only this number of them is woken.
         unsafe {
             let few = FEW as c_int;
             bindings::__wake_up(self.readers.get(), bindings::TASK_NORMAL, few, key(events));
@@ -228,7 +227,7 @@ impl Waiters {
 
     /// Does what [`Self::notify_readable`] and [`Self::notify_hung_up`] have left over. May sleep.
     ///
-    /// Must not be called at the same time as itself.
+    /// Must not be called concurrently with itself.
     pub(crate) fn notify_rest(&self) {
         let rest = self.with_shared(|shared| core::mem::replace(&mut shared.rest, NO_REST));
         if rest.wake {
@@ -241,7 +240,7 @@ impl Waiters {
     }
 
     /// Sends `SIGIO`, or the signal chosen with `F_SETSIG`, to the file's owner. `si_code` is
-    /// `POLL_IN` where `F_SETSIG` asks for it, and else `SI_KERNEL`.
+    /// `POLL_IN` if `F_SETSIG` was used, otherwise `SI_KERNEL`.
     fn signal(&self) {
         // SAFETY: The list is valid by the type invariants.
         unsafe {
@@ -265,14 +264,14 @@ impl Waiters {
         }
     }
 
-    /// Waits until `is_ready`; fails with `ERESTARTSYS` when a signal is pending.
+    /// Waits until `is_ready` returns true; fails with `ERESTARTSYS` if a signal is pending.
     ///
     /// `is_ready` is called with the task in the queue and its state set, so it must not sleep.
     pub(crate) fn wait_interruptible(&self, mut is_ready: impl FnMut() -> bool) -> Result {
         let mut entry = MaybeUninit::<bindings::wait_queue_entry>::uninit();
         let entry = entry.as_mut_ptr();
-        // SAFETY: The entry is valid for writes, and stays where it is until `finish_wait()` has
-        // taken it out of the queue.
+        // SAFETY: The entry is valid for writes, and stays in place until `finish_wait()` has
+        // removed it from the queue.
         unsafe { bindings::init_wait_entry(entry, bindings::WQ_FLAG_EXCLUSIVE as c_int) };
         let result = loop {
             // SAFETY: The queue and the entry are initialised.
@@ -289,7 +288,7 @@ impl Waiters {
             if signals::is_pending() {
                 break Err(ERESTARTSYS);
             }
-            // SAFETY: This is a task that may sleep.
+            // SAFETY: This task may sleep.
             unsafe { bindings::schedule() };
         };
         // SAFETY: As above.
@@ -303,8 +302,8 @@ impl Shared {
         let Some(file) = NonNull::new(self.file) else {
             return false;
         };
-        // SAFETY: By the type invariants of `Waiters` the file has not been released. What says who
-        // owns it is allocated once and freed after that. Others may change it, so the loads are
+        // SAFETY: By the type invariants of `Waiters`, the file has not been released. The owner
+        // structure is allocated once and freed after that. Others may change it, so the loads are
         // volatile.
         unsafe {
             let owner = (&raw const (*file.as_ptr()).f_owner).read_volatile();
@@ -314,23 +313,23 @@ impl Shared {
     }
 }
 
-/// `poll_to_key()`: which events a wake-up is for.
+/// `poll_to_key()`: the events of a wake-up.
 fn key(events: PollMask) -> *mut c_void {
     core::ptr::without_provenance_mut(events as usize)
 }
 
-/// Wakes all who wait in `queue` for one of `events`, if they are no more than [`FEW`]; returns
-/// whether they are.
+/// Wakes all entries of `queue` that wait for one of `events`, if there are no more than [`FEW`];
+/// returns whether that was so.
 ///
-/// Those who asked to be woken one at a time (`EPOLLEXCLUSIVE`), too: there is no further wake-up
-/// until somebody reads, and the one need not be the one who does.
+/// This includes exclusive ones (`EPOLLEXCLUSIVE`): there is no other wake-up until somebody reads,
+/// and a single woken task might not.
 ///
 /// # Safety
 ///
 /// `queue` must be initialised, and its lock be held.
 unsafe fn wake_if_few(queue: *mut bindings::wait_queue_head, events: PollMask) -> bool {
-    // SAFETY: By the safety requirement the list is valid, and does not change, but for an entry
-    // that takes itself out when it is woken.
+    // SAFETY: By the safety requirement, the list is valid, and does not change, except that an
+    // entry may remove itself when it is woken.
     unsafe {
         let head = &raw mut (*queue).head;
         let mut next = (*head).next;
@@ -365,13 +364,13 @@ unsafe fn wake(entry: *mut bindings::wait_queue_entry, events: PollMask) {
     }
 }
 
-/// Wakes all who wait in `queue`, [`FEW`] in each section of its lock.
+/// Wakes all entries of `queue`, [`FEW`] in each section of its lock.
 ///
-/// An entry of its own in the queue says how far it has come.
+/// A bookmark in the queue marks how far it has come.
 fn wake_in_pieces(queue: &Opaque<bindings::wait_queue_head>) {
     /// # Safety
     ///
-    /// It may always be called.
+    /// May always be called.
     unsafe extern "C" fn pass(
         _entry: *mut bindings::wait_queue_entry,
         _mode: c_uint,
@@ -387,8 +386,8 @@ fn wake_in_pieces(queue: &Opaque<bindings::wait_queue_head>) {
     let bookmark = &raw mut bookmark.entry;
     let queue = queue.get();
     // SAFETY: The queue is initialised and, whenever its lock is held, is a valid list of valid
-    // entries. The bookmark is in it until this returns, and moves behind an entry before that is
-    // woken, which may take it out.
+    // entries. The bookmark stays in it until this returns. It is moved behind an entry before that
+    // is woken, since waking may remove the entry.
     unsafe {
         let head = &raw mut (*queue).head;
         with_lock(queue, || insert(bookmark, head));
@@ -411,7 +410,7 @@ fn wake_in_pieces(queue: &Opaque<bindings::wait_queue_head>) {
     }
 }
 
-/// `list_add()`: puts `entry` behind `previous`.
+/// `list_add()`: inserts `entry` after `previous`.
 ///
 /// # Safety
 ///

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Work queues of a module's own, so that it can wait for all of its work when it is unloaded.
+//! Work queues for one module, which can wait for all of its work before it is unloaded.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
@@ -12,15 +12,15 @@ use kernel::{
     workqueue::Queue, //
 };
 
-/// A queue whose work may run on any CPU and may take long. It goes on when memory is short, since
-/// it may be what frees some.
+/// A queue whose work may run on any CPU and may take long. It makes progress when memory is short,
+/// since its work may free some.
 ///
 /// # Invariants
 ///
-/// The pointer is to a work queue that was allocated by [`Self::new`].
+/// The pointer refers to a work queue that was allocated by [`Self::new`].
 pub(crate) struct WorkQueue(NonNull<bindings::workqueue_struct>);
 
-// SAFETY: The functions of work queues may be called by any thread, and at the same time.
+// SAFETY: Any thread may call the functions of work queues, concurrently.
 unsafe impl Send for WorkQueue {}
 // SAFETY: As above.
 unsafe impl Sync for WorkQueue {}
@@ -29,7 +29,7 @@ impl WorkQueue {
     /// Allocates a queue. May sleep.
     pub(crate) fn new(name: &'static CStr) -> Result<Self> {
         // SAFETY: The name is static and has no conversions. 0 stands for the default number of
-        // works that run at the same time.
+        // concurrent works.
         let queue = unsafe {
             bindings::alloc_workqueue_noprof(
                 name.as_char_ptr(),
@@ -48,15 +48,15 @@ impl WorkQueue {
         unsafe { Queue::from_raw(self.0.as_ptr()) }
     }
 
-    /// Waits until all work is done that is in the queue now. Sleeps.
+    /// Waits until all work that is now in the queue is done. Sleeps.
     pub(crate) fn flush(&self) {
         // SAFETY: The queue is valid by the type invariant.
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
     }
 
-    /// Waits until all work in the queue is done, and what that work enqueues. Sleeps.
+    /// Waits until all work in the queue is done, including work that it enqueues. Sleeps.
     ///
-    /// Nothing may be enqueued meanwhile but by that work, or the kernel complains.
+    /// Only that work may enqueue anything in the meantime; otherwise the kernel warns.
     pub(crate) fn drain(&self) {
         // SAFETY: The queue is valid by the type invariant.
         unsafe { bindings::drain_workqueue(self.0.as_ptr()) };
@@ -65,7 +65,7 @@ impl WorkQueue {
 
 impl Drop for WorkQueue {
     fn drop(&mut self) {
-        // SAFETY: The queue is valid by the type invariant, and nobody can enqueue any more.
+        // SAFETY: The queue is valid by the type invariant, and nobody can enqueue work any more.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
     }
 }
