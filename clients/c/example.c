@@ -15,6 +15,7 @@ struct entry {
 	uint64_t cookie; /* 0 if nothing is pinned */
 	uint64_t pin;
 	uint64_t last_use;
+	struct umn_stamp stamp;
 };
 
 struct example {
@@ -63,6 +64,23 @@ static void drop(struct umn_cache *cache, uint64_t cookie)
 	for (size_t i = 0; i < example->capacity; i++)
 		if (example->entries[i].cookie == cookie)
 			drop_entry(example, &example->entries[i]);
+}
+
+static int find(struct umn_cache *cache, uint64_t cookie, void **start, size_t *length, struct umn_stamp *stamp)
+{
+	struct example *example = example_of(cache);
+
+	for (size_t i = 0; i < example->capacity; i++) {
+		struct entry *entry = &example->entries[i];
+
+		if (entry->cookie != cookie)
+			continue;
+		*start = entry->start;
+		*length = entry->length;
+		*stamp = entry->stamp;
+		return 1;
+	}
+	return 0;
 }
 
 /* Returns a free entry, if necessary by evicting the least recently used one. */
@@ -115,12 +133,13 @@ int example_get(struct example *example, void *start, size_t length, uint64_t *p
 		example->has_once = 1;
 		example->once = *pin;
 	} else {
-		*entry = (struct entry){ start, length, cookie, *pin, example->now };
+		*entry = (struct entry){ start, length, cookie, *pin, example->now, example->cache.stamped };
 	}
 	return 0;
 }
 
-struct example *example_open(size_t capacity, example_pin pin_memory, example_unpin unpin_memory, void *adapter)
+struct example *example_open(size_t capacity, uint32_t features, example_pin pin_memory,
+			     example_unpin unpin_memory, void *adapter)
 {
 	struct example *example = calloc(1, sizeof(*example) + capacity * sizeof(example->entries[0]));
 	int error;
@@ -130,12 +149,13 @@ struct example *example_open(size_t capacity, example_pin pin_memory, example_un
 	example->cache.pin = pin;
 	example->cache.unpin = unpin;
 	example->cache.drop = drop;
+	example->cache.find = find;
 	example->pin = pin_memory;
 	example->unpin = unpin_memory;
 	example->adapter = adapter;
 	example->next_cookie = 1;
 	example->capacity = capacity;
-	error = umn_cache_open(&example->cache);
+	error = umn_cache_open_features(&example->cache, features);
 	if (error) {
 		free(example);
 		errno = -error;

@@ -11,8 +11,12 @@ struct example;
 typedef int (*example_pin)(void *adapter, void *start, size_t length, uint64_t *pin);
 typedef void (*example_unpin)(void *adapter, uint64_t pin);
 
-/* Makes a cache that keeps `capacity` pieces of memory pinned, or returns a null pointer and sets errno. */
-struct example *example_open(size_t capacity, example_pin pin, example_unpin unpin, void *adapter);
+/*
+ * Makes a cache that keeps `capacity` pieces of memory pinned. It requests features (UMMUNOTIFY_FEATURE_*,
+ * or 0). If it fails, it returns a null pointer and sets errno.
+ */
+struct example *example_open(size_t capacity, uint32_t features, example_pin pin, example_unpin unpin,
+			     void *adapter);
 
 /*
  * Returns in `pin` the pin of this memory, from the cache or a new one. It is valid until the next

@@ -14,6 +14,10 @@
  * first pin is released: some ways to pin change mappings themselves, but then have nothing left to
  * change. Memory that still changes after several rounds is used once and not cached.
  *
+ * umn_cache_open_features() requests features, and works without those that the kernel does not grant.
+ * Changes that leave the same pages, such as those by fork() and NUMA balancing, are then ignored, and
+ * drop() is not called for memory whose pages are known to be the same as when it was pinned.
+ *
  * The caller must hold a lock of its own for every function except umn_cache_changed(). Errors are
  * negative. After an error of umn_cache_update(), nothing in the cache may be used. It fails in a
  * forked child, which has to open its own cache.
@@ -28,12 +32,19 @@
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <linux/ummunotify.h>
 
 #ifndef MADV_WIPEONFORK
 #define MADV_WIPEONFORK 18
 #endif
+
+/* Identifies the pages that are mapped, if `is_known`. */
+struct umn_stamp {
+	uint64_t value;
+	int is_known;
+};
 
 struct umn_cache {
 	/*
@@ -43,7 +54,16 @@ struct umn_cache {
 	int (*pin)(struct umn_cache *cache, void *start, size_t length, uint64_t *pin);
 	void (*unpin)(struct umn_cache *cache, uint64_t pin);
 	void (*drop)(struct umn_cache *cache, uint64_t cookie); /* unpins, and calls umn_cache_forget() */
+	/*
+	 * Only used by umn_cache_open_features(), and may be a null pointer. Returns 1 and the memory that was
+	 * pinned under this cookie, with the value that `stamped` had after that; or 0 if there is none.
+	 */
+	int (*find)(struct umn_cache *cache, uint64_t cookie, void **start, size_t *length,
+		    struct umn_stamp *stamp);
+	/* Set by umn_cache_pin(): the stamp of the memory that it has pinned. */
+	struct umn_stamp stamped;
 	/* Set by umn_cache_open(). */
+	uint32_t features;	/* those that the kernel grants */
 	int fd;
 	const uint64_t *counter;
 	uint64_t *seen;		/* one more than the counter of the last update; 0 in a forked child */
@@ -56,6 +76,65 @@ static inline int umn_cache_changed(const struct umn_cache *cache)
 {
 	return __atomic_load_n(cache->counter, __ATOMIC_ACQUIRE) + 1 !=
 	       __atomic_load_n(cache->seen, __ATOMIC_ACQUIRE);
+}
+
+/* Has the kernel read from each page, which faults in absent ones. Raises no signal. */
+static inline void umn_cache_touch(uint64_t start, uint64_t end)
+{
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+	uint64_t address;
+
+	for (address = start / page * page; address < end; address += page)
+		/* The kernel reads the mask before it finds that -1 is not a way to change it. */
+		syscall(SYS_rt_sigprocmask, -1, (uintptr_t)address, (uintptr_t)0, sizeof(uint64_t));
+}
+
+/* Returns the stamp of the pages that are mapped now. */
+static inline struct umn_stamp umn_cache_stamp(const struct umn_cache *cache, void *start, size_t length)
+{
+	struct umn_stamp result = { 0, 0 };
+	int tries;
+
+	if (!(cache->features & UMMUNOTIFY_FEATURE_STAMP))
+		return result;
+	for (tries = 0; tries < 2 && !result.is_known; tries++) {
+		struct ummunotify_stamp_ioctl stamp = {
+			(uintptr_t)start, (uintptr_t)start + length, 0, 0, 0
+		};
+		int error;
+
+		if (tries)
+			umn_cache_touch(stamp.start, stamp.end);
+		do
+			error = ioctl(cache->fd, UMMUNOTIFY_STAMP, &stamp);
+		while (error && errno == EINTR);
+		if (error)
+			break;
+		result.value = stamp.stamp;
+		result.is_known = stamp.absent == 0;
+	}
+	return result;
+}
+
+static inline int umn_cache_is_same(struct umn_stamp one, struct umn_stamp two)
+{
+	return one.is_known && two.is_known && one.value == two.value;
+}
+
+/* Whether the pages are the same after a change. A change after the stamp has an event of its own. */
+static inline int umn_cache_may_keep(struct umn_cache *cache, const struct ummunotify_event *event)
+{
+	const uint32_t needed = UMMUNOTIFY_FEATURE_CAUSE | UMMUNOTIFY_FEATURE_STAMP;
+	const uint32_t other_pages = UMMUNOTIFY_CAUSE_UNMAP | UMMUNOTIFY_CAUSE_OTHER;
+	struct umn_stamp before;
+	void *start;
+	size_t length;
+
+	if ((cache->features & needed) != needed || !cache->find ||
+	    (event->flags >> UMMUNOTIFY_EVENT_CAUSES_SHIFT & other_pages))
+		return 0;
+	return cache->find(cache, event->user_cookie_counter, &start, &length, &before) &&
+	       umn_cache_is_same(before, umn_cache_stamp(cache, start, length));
 }
 
 /* Calls drop() for everything that has changed. */
@@ -87,7 +166,7 @@ static inline int umn_cache_update(struct umn_cache *cache)
 			}
 			if (number == cache->pinning)
 				cache->changed_meanwhile = 1;
-			else
+			else if (!umn_cache_may_keep(cache, &events[i]))
 				cache->drop(cache, number);
 		}
 	}
@@ -112,23 +191,33 @@ static inline int umn_cache_pin(struct umn_cache *cache, void *start, size_t len
 	struct ummunotify_register_ioctl region = {
 		(uintptr_t)start, (uintptr_t)start + length, cookie, 0, 0
 	};
+	struct umn_stamp before, after;
 	uint64_t older;
 	int round, error;
 
+	cache->stamped.is_known = 0;
+	if (cache->features & UMMUNOTIFY_FEATURE_CAUSE)
+		region.flags = UMMUNOTIFY_CAUSES_SAME_PAGES;
 	if (ioctl(cache->fd, UMMUNOTIFY_REGISTER_REGION, &region)) {
 		if (errno != ENOMEM && errno != ENOSPC)
 			return -errno;
 		return cache->pin(cache, start, length, pin);
 	}
 	cache->pinning = cookie;
+	before = umn_cache_stamp(cache, start, length);
 	error = cache->pin(cache, start, length, pin);
 	for (round = 0; !error && round < 8; round++) {
+		after = umn_cache_stamp(cache, start, length);
 		cache->changed_meanwhile = 0;
 		error = umn_cache_update(cache);
 		if (!error && !cache->changed_meanwhile) {
+			/* A change in progress may have replaced a page between the stamps. */
+			cache->stamped.value = after.value;
+			cache->stamped.is_known = umn_cache_is_same(before, after);
 			cache->pinning = 0;
 			return 1;
 		}
+		before = umn_cache_stamp(cache, start, length);
 		older = *pin;
 		if (!error)
 			error = cache->pin(cache, start, length, pin);
@@ -148,14 +237,24 @@ static inline void umn_cache_close(struct umn_cache *cache)
 	close(cache->fd);
 }
 
-/* Opens the device. */
-static inline int umn_cache_open(struct umn_cache *cache)
+/* Opens the device, and requests features. `features` are those that the kernel grants. */
+static inline int umn_cache_open_features(struct umn_cache *cache, uint32_t features)
 {
+	__u32 mask = features;
 	int error;
 
+	cache->features = 0;
 	cache->fd = open("/dev/ummunotify", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	if (cache->fd < 0)
 		return -errno;
+	if (features) {
+		if (ioctl(cache->fd, UMMUNOTIFY_EXCHANGE_FEATURES, &mask)) {
+			error = -errno;
+			close(cache->fd);
+			return error;
+		}
+		cache->features = mask;
+	}
 	cache->counter = (const uint64_t *)mmap(NULL, sizeof(uint64_t), PROT_READ, MAP_SHARED, cache->fd, 0);
 	cache->seen = (uint64_t *)mmap(NULL, sizeof(uint64_t), PROT_READ | PROT_WRITE,
 				       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -168,6 +267,12 @@ static inline int umn_cache_open(struct umn_cache *cache)
 	*cache->seen = 1;
 	cache->pinning = 0;
 	return 0;
+}
+
+/* Opens the device, without features. */
+static inline int umn_cache_open(struct umn_cache *cache)
+{
+	return umn_cache_open_features(cache, 0);
 }
 
 #endif /* UMN_CACHE_H */

@@ -23,6 +23,27 @@
 //! 5. Memory that still changes after several rounds, or that cannot be watched because a limit is
 //!    reached, is pinned for one use and not cached.
 //!
+//! # Features
+//!
+//! With [`Features::CAUSE`], [`Causes::SAME_PAGES`] are ignored: a change of protections, such as
+//! `fork` and NUMA balancing make, leaves the pinned pages where they are.
+//!
+//! With [`Features::STAMP`] as well, the cache checks before it drops a registration whether the
+//! pages are still the same. They are if the kernel tried to move them and failed, for example. The
+//! order matters:
+//!
+//! - In steps 3 and 4, memory is stamped before it is pinned **and** after it, and then the events
+//!   are read. If there is none for the memory, no change has started since the last read. But one
+//!   that had started earlier may still be in progress, and may replace a page between the pin and a
+//!   stamp. If both stamps are equal it has not, and the stamp is that of the pinned pages. If they
+//!   differ, the registration is kept without a stamp, and dropped by the first event. Stamping also
+//!   reads from pages that are absent. This must come before the pin: NUMA balancing leaves a page
+//!   that it has marked before it was pinned inaccessible.
+//! - In step 2, the event is read **first**, and the memory is stamped **afterwards**. So what
+//!   changes after the stamp has an event of its own. If the stamps are equal and the causes include
+//!   neither [`Causes::UNMAP`] nor [`Causes::OTHER`], the pinned pages are the mapped ones. They
+//!   were pinned all the time, so none of them can have been freed and allocated again.
+//!
 //! If a program sends while another of its threads changes the mapping, the old or the new pages
 //! may be sent. That is a bug in the program, with or without a cache. A change that was complete
 //! when [`RegistrationCache::get`] was called is always seen.
@@ -33,7 +54,13 @@ use std::{
     ops::Range, //
 };
 
-use crate::Watcher;
+use crate::{
+    Causes,
+    Change,
+    Features,
+    Stamp,
+    Watcher, //
+};
 
 /// Something that can pin memory of this process, such as a network adapter.
 pub trait Pin {
@@ -73,6 +100,10 @@ pub struct Counts {
     pub moved: u64,
     /// Changes that were read then.
     pub changes: u64,
+    /// Registrations that were dropped because of a change.
+    pub dropped: u64,
+    /// Changes after which a registration was kept, because the pages were the same.
+    pub kept: u64,
 }
 
 /// Pinned and watched memory.
@@ -80,6 +111,8 @@ struct Registration<K> {
     memory: Range<u64>,
     key: K,
     last_use: u64,
+    /// The stamp of the pinned pages, if there is one.
+    stamp: Option<Stamp>,
 }
 
 /// Keeps memory pinned, and finds out when the pinned pages are no longer those that are mapped.
@@ -87,12 +120,14 @@ struct Registration<K> {
 /// Use one for all threads of a process, behind a lock, so that threads share pinned memory. It
 /// needs one open file of the device, and must be the only reader of its events.
 ///
+/// It uses the features that the watcher has, and works without any.
+///
 /// When the device has failed, the cache must not be used any more, since events may be lost. It
 /// fails in a forked child, where the file still belongs to the parent.
 ///
 /// ```
 /// use std::{io, ops::Range};
-/// use ummunotify::{addresses, cache::{Pin, RegistrationCache}, Watcher};
+/// use ummunotify::{addresses, cache::{Pin, RegistrationCache}, Features, Options, Watcher};
 ///
 /// /// Stands for an adapter. A real one pins what it is given.
 /// struct Adapter(u32);
@@ -110,7 +145,8 @@ struct Registration<K> {
 ///
 /// # fn main() -> io::Result<()> {
 /// # if !ummunotify::is_present() { return Ok(()) }
-/// let mut cache = RegistrationCache::new(Adapter(0), 100, Some(Watcher::open()?));
+/// let watcher = Watcher::new(Options::new().features(Features::ALL).open()?)?;
+/// let mut cache = RegistrationCache::new(Adapter(0), 100, Some(watcher));
 /// let buffer = vec![1u8; 1 << 20];
 /// let memory = addresses(&buffer);
 /// let key = cache.get(&memory)?;
@@ -136,6 +172,18 @@ pub struct RegistrationCache<P: Pin> {
     /// Counts look-ups, to find the least recently used registration.
     now: u64,
     counts: Counts,
+    #[cfg(feature = "faulty")]
+    fault: Option<Fault>,
+}
+
+/// Mistakes that a cache can make, for tests that have to notice them.
+#[cfg(feature = "faulty")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Ignores events whose only cause is [`Causes::CLEAR`].
+    IgnoresClear,
+    /// Stamps memory before it reads the events.
+    StampsFirst,
 }
 
 impl<P: Pin> RegistrationCache<P> {
@@ -155,7 +203,15 @@ impl<P: Pin> RegistrationCache<P> {
             next_cookie: 1,
             now: 0,
             counts: Counts::default(),
+            #[cfg(feature = "faulty")]
+            fault: None,
         }
+    }
+
+    /// Makes the cache do something wrong from now on.
+    #[cfg(feature = "faulty")]
+    pub fn break_by(&mut self, fault: Fault) {
+        self.fault = Some(fault);
     }
 
     /// Returns a key for the pages mapped at `memory`, which is valid until the next call.
@@ -182,7 +238,7 @@ impl<P: Pin> RegistrationCache<P> {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         if let Some(watcher) = &self.watcher {
-            match watcher.watch(memory.clone(), cookie) {
+            match watcher.watch_ignoring(memory.clone(), cookie, Causes::SAME_PAGES) {
                 Ok(()) => {}
                 Err(error) if is_limit(&error) => return self.pin_once(memory),
                 Err(error) => return Err(error),
@@ -213,8 +269,12 @@ impl<P: Pin> RegistrationCache<P> {
 
     /// Pins the memory watched as `cookie`, and caches it if it has not changed meanwhile.
     fn pin_watched(&mut self, memory: &Range<u64>, cookie: u64) -> io::Result<Option<P::Key>> {
+        let mut before = self.stamp(memory);
         let mut key = self.pin(memory)?;
         for _ in 0..Self::ROUNDS {
+            let after = self.stamp(memory);
+            let is_same = |(before, after): (Stamp, Stamp)| before.is_same(after);
+            let stamp = after.filter(|_| before.zip(after).is_some_and(is_same));
             if !self.catch_up(Some(cookie))? {
                 // Nothing has changed since before it was pinned.
                 self.cookies.insert(memory.clone(), cookie);
@@ -222,10 +282,12 @@ impl<P: Pin> RegistrationCache<P> {
                     memory: memory.clone(),
                     key,
                     last_use: self.now,
+                    stamp,
                 };
                 self.registrations.insert(cookie, registration);
                 return Ok(Some(key));
             }
+            before = self.stamp(memory);
             let older = key;
             let pinned = self.pin(memory);
             self.adapter.unpin(older)?;
@@ -233,6 +295,12 @@ impl<P: Pin> RegistrationCache<P> {
         }
         self.adapter.unpin(key)?;
         Ok(None)
+    }
+
+    /// Returns the stamp of the pages that are mapped now, if it says anything.
+    fn stamp(&self, memory: &Range<u64>) -> Option<Stamp> {
+        let stamp = self.watcher.as_ref()?.stamp(memory.clone()).ok()??;
+        (stamp.absent() == 0).then_some(stamp)
     }
 
     fn pin_once(&mut self, memory: &Range<u64>) -> io::Result<P::Key> {
@@ -257,19 +325,72 @@ impl<P: Pin> RegistrationCache<P> {
             return Ok(false);
         }
         self.counts.moved += 1;
+        #[cfg(feature = "faulty")]
+        let early = self.stamp_too_early();
         while let Some(change) = self
             .watcher
             .as_mut()
             .map_or(Ok(None), Watcher::next_change)?
         {
             self.counts.changes += 1;
+            #[cfg(feature = "faulty")]
+            if self.is_mistaken(&change, &early) {
+                continue;
+            }
             if new == Some(change.cookie()) {
                 new_changed = true;
-            } else {
-                self.drop_registration(change.cookie())?;
+            } else if self.is_same(&change) {
+                self.counts.kept += 1;
+            } else if self.drop_registration(change.cookie())? {
+                self.counts.dropped += 1;
             }
         }
         Ok(new_changed)
+    }
+
+    /// Whether the pinned pages are still those that are mapped, after a change.
+    ///
+    /// The event must have been read already, so that a later change has another one.
+    fn is_same(&self, change: &Change) -> bool {
+        if change.causes().intersects(Causes::UNMAP | Causes::OTHER) {
+            return false;
+        }
+        let features = self.watcher.as_ref().map(|it| it.device().features());
+        if !features.is_some_and(|it| it.contains(Features::CAUSE | Features::STAMP)) {
+            return false;
+        }
+        let Some(found) = self.registrations.get(&change.cookie()) else {
+            return false;
+        };
+        let (Some(before), Some(now)) = (found.stamp, self.stamp(&found.memory)) else {
+            return false;
+        };
+        before.is_same(now)
+    }
+
+    #[cfg(feature = "faulty")]
+    fn stamp_too_early(&self) -> HashMap<u64, Option<Stamp>> {
+        if self.fault != Some(Fault::StampsFirst) {
+            return HashMap::new();
+        }
+        let all = self.registrations.iter();
+        all.map(|(cookie, it)| (*cookie, self.stamp(&it.memory)))
+            .collect()
+    }
+
+    #[cfg(feature = "faulty")]
+    fn is_mistaken(&self, change: &Change, early: &HashMap<u64, Option<Stamp>>) -> bool {
+        match self.fault {
+            Some(Fault::IgnoresClear) => change.causes() == Causes::CLEAR,
+            Some(Fault::StampsFirst) => {
+                let before = self.registrations.get(&change.cookie());
+                let before = before.and_then(|it| it.stamp);
+                let seen = early.get(&change.cookie()).copied().flatten();
+                let is_same = before.zip(seen).is_some_and(|(a, b)| a.is_same(b));
+                is_same && !change.causes().intersects(Causes::UNMAP | Causes::OTHER)
+            }
+            None => false,
+        }
     }
 
     /// Drops the least recently used registration if the cache is full.
@@ -285,14 +406,15 @@ impl<P: Pin> RegistrationCache<P> {
         Ok(())
     }
 
-    /// Unpins memory and stops watching it.
-    fn drop_registration(&mut self, cookie: u64) -> io::Result<()> {
+    /// Unpins memory and stops watching it. Returns whether it was there.
+    fn drop_registration(&mut self, cookie: u64) -> io::Result<bool> {
         let Some(old) = self.registrations.remove(&cookie) else {
-            return Ok(());
+            return Ok(false);
         };
         self.cookies.remove(&old.memory);
         self.unwatch(cookie)?;
-        self.adapter.unpin(old.key)
+        self.adapter.unpin(old.key)?;
+        Ok(true)
     }
 
     fn unwatch(&mut self, cookie: u64) -> io::Result<()> {

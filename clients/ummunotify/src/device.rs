@@ -9,10 +9,7 @@ use std::{
         OpenOptions, //
     },
     io,
-    ops::{
-        BitOr,
-        Range, //
-    },
+    ops::Range,
     os::{
         fd::{
             AsFd,
@@ -30,46 +27,21 @@ use std::{
     },
 };
 
-use crate::uapi::{
-    self,
-    Event,
-    Register, //
+use crate::{
+    features::{
+        Causes,
+        Features,
+        Stamp, //
+    },
+    uapi::{
+        self,
+        Event,
+        Register, //
+    },
 };
 
 /// Path of the device.
 pub const PATH: &str = "/dev/ummunotify";
-
-/// A set of extensions of the interface that a program may request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Features(u32);
-
-impl Features {
-    /// The empty set: the basic interface, which every version of the driver has.
-    pub const NONE: Self = Self(0);
-
-    /// The features with these bits, whether this crate knows them or not.
-    pub const fn from_bits(bits: u32) -> Self {
-        Self(bits)
-    }
-
-    /// The bits, as the kernel numbers them.
-    pub const fn bits(self) -> u32 {
-        self.0
-    }
-
-    /// Whether all of `other` are among these.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-}
-
-impl BitOr for Features {
-    type Output = Self;
-
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
 
 /// How to open the device. [`Device::open`] is the short form of the default.
 ///
@@ -78,8 +50,10 @@ impl BitOr for Features {
 ///
 /// # fn main() -> std::io::Result<()> {
 /// # if !ummunotify::is_present() { return Ok(()) }
-/// let device = Options::new().features(Features::NONE).open()?;
-/// assert_eq!(device.features(), Features::NONE);
+/// let device = Options::new().features(Features::ALL).open()?;
+/// if !device.features().contains(Features::STAMP) {
+///     // An older driver, which works all the same.
+/// }
 /// # Ok(())
 /// # }
 /// ```
@@ -166,11 +140,49 @@ impl Device {
     /// no memory, or the user's limit on locked memory is reached (`RLIMIT_MEMLOCK`). `ENOSPC`: the
     /// file has the maximum number of regions. `EPERM`: this is a forked child.
     pub fn watch(&self, addresses: Range<u64>, cookie: u64) -> io::Result<()> {
+        self.watch_ignoring(addresses, cookie, Causes::NONE)
+    }
+
+    /// Does the same as [`watch`](Self::watch), but changes with these causes do not hit the region.
+    ///
+    /// For pinned memory, ignore [`Causes::SAME_PAGES`]: they leave the pages where they are, and
+    /// whatever replaces a page later has another cause. Do not ignore them if something was derived
+    /// from the protections.
+    ///
+    /// Without [`Features::CAUSE`] nothing is ignored.
+    ///
+    /// ```
+    /// use ummunotify::{addresses, Causes, Device, Features, Options};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # if !ummunotify::is_present() { return Ok(()) }
+    /// let device = Options::new().features(Features::ALL).open()?;
+    /// let buffer = vec![1u8; 1 << 20];
+    /// device.watch_ignoring(addresses(&buffer), 42, Causes::SAME_PAGES)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`watch`](Self::watch); `EINVAL` also if other causes than
+    /// [`Causes::SAME_PAGES`] are to be ignored.
+    pub fn watch_ignoring(
+        &self,
+        addresses: Range<u64>,
+        cookie: u64,
+        ignored: Causes,
+    ) -> io::Result<()> {
+        if self.features != Features::NONE && !Causes::SAME_PAGES.contains(ignored) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let has_causes = self.features.contains(Features::CAUSE);
         let mut region = Register {
             start: addresses.start,
             end: addresses.end,
             user_cookie: cookie,
-            ..Register::default()
+            flags: if has_causes { ignored.bits() } else { 0 },
+            reserved: 0,
         };
         // SAFETY: The argument is a region that the kernel only reads.
         unsafe { self.ioctl(uapi::REGISTER_REGION, (&raw mut region).cast()) }
@@ -184,6 +196,31 @@ impl Device {
     pub fn unwatch(&self, mut cookie: u64) -> io::Result<()> {
         // SAFETY: The argument is a cookie that the kernel only reads.
         unsafe { self.ioctl(uapi::UNREGISTER_REGION, (&raw mut cookie).cast()) }
+    }
+
+    /// Returns a stamp of the pages that are mapped at `addresses`, rounded to whole pages.
+    ///
+    /// Two stamps can be compared to find out whether pages that were pinned are still mapped: see
+    /// [`Stamp::is_same`]. The order of the calls matters; [`cache`](crate::cache) explains it.
+    ///
+    /// A page is absent if it is not in memory, and also if it is inaccessible, be it only because
+    /// NUMA balancing wants to know who uses it. Then the stamp says nothing. Read from the pages
+    /// and try again, as [`Watcher::stamp`](crate::Watcher::stamp) does.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY`: without [`Features::STAMP`]. `EINVAL`: the range ends before it starts, or is longer
+    /// than 16 GiB. `EINTR`: a signal came while a long range was looked at. `EPERM`: this is a
+    /// forked child.
+    pub fn stamp(&self, addresses: Range<u64>) -> io::Result<Stamp> {
+        let mut stamp = uapi::Stamp {
+            start: addresses.start,
+            end: addresses.end,
+            ..uapi::Stamp::default()
+        };
+        // SAFETY: The argument is of the type that the kernel reads and writes.
+        unsafe { self.ioctl(uapi::STAMP, (&raw mut stamp).cast()) }?;
+        Ok(Stamp::new(&stamp))
     }
 
     /// Reads records into `events`, and returns how many were read.

@@ -40,8 +40,33 @@
 //! # Features
 //!
 //! [`Options::features`] asks the kernel for [`Features`] beyond the basic interface;
-//! [`Device::features`] tells which of them it granted. No feature is defined yet. What a feature
-//! adds will be there in methods of its own, and change nothing for programs that do not ask for it.
+//! [`Device::features`] tells which of them it granted. Programs that ask for none see no change.
+//! Those that ask for [`Features::ALL`] work with any driver: what was not granted tells or ignores
+//! nothing, and [`Watcher::stamp`] returns `None`.
+//!
+//! ```
+//! use std::io;
+//! use ummunotify::{addresses, Causes, Features, Options, Watcher};
+//!
+//! # fn main() -> io::Result<()> {
+//! # if !ummunotify::is_present() { return Ok(()) }
+//! let mut watcher = Watcher::new(Options::new().features(Features::ALL).open()?)?;
+//! let buffer = vec![1u8; 1 << 20];
+//! watcher.watch_ignoring(addresses(&buffer), 42, Causes::SAME_PAGES)?;
+//! // Here it would be pinned, after a first stamp. The cache has all of that order.
+//! let before = watcher.stamp(addresses(&buffer))?;
+//!
+//! drop(buffer);
+//! while let Some(change) = watcher.next_change()? {
+//!     println!("{:#x?}: {}", change.addresses(), change.causes()); // "unmap"
+//!     if watcher.device().features().contains(Features::CAUSE) {
+//!         assert!(change.causes().contains(Causes::UNMAP));
+//!     }
+//! }
+//! # let _ = before;
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Errors
 //!
@@ -49,6 +74,7 @@
 
 pub mod cache;
 mod device;
+mod features;
 pub mod uapi;
 mod watcher;
 mod wiped;
@@ -61,9 +87,13 @@ use std::{
 pub use device::{
     Counter,
     Device,
-    Features,
     Options,
     PATH, //
+};
+pub use features::{
+    Causes,
+    Features,
+    Stamp, //
 };
 pub use watcher::{
     Change,

@@ -25,6 +25,11 @@ use crate::{
         Counter,
         Device, //
     },
+    features::{
+        Causes,
+        Features,
+        Stamp, //
+    },
     uapi::{
         self,
         Event, //
@@ -88,6 +93,47 @@ impl Watcher {
     /// Those of [`Device::watch`].
     pub fn watch(&self, addresses: Range<u64>, cookie: u64) -> io::Result<()> {
         self.device.watch(addresses, cookie)
+    }
+
+    /// Watches `addresses`, and ignores some causes of change; see [`Device::watch_ignoring`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Device::watch_ignoring`].
+    pub fn watch_ignoring(
+        &self,
+        addresses: Range<u64>,
+        cookie: u64,
+        ignored: Causes,
+    ) -> io::Result<()> {
+        self.device.watch_ignoring(addresses, cookie, ignored)
+    }
+
+    /// Returns a stamp of the pages that are mapped at `addresses`, or `None` without
+    /// [`Features::STAMP`].
+    ///
+    /// If pages are absent, this reads from all of them and tries once more. It raises no signal if
+    /// they cannot be read. If a `userfaultfd` has to provide a page, it waits for that.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Device::stamp`], except for `EINTR`.
+    pub fn stamp(&self, addresses: Range<u64>) -> io::Result<Option<Stamp>> {
+        if !self.device.features().contains(Features::STAMP) {
+            return Ok(None);
+        }
+        let look = || loop {
+            match self.device.stamp(addresses.clone()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        };
+        let stamp = look()?;
+        if stamp.absent() == 0 {
+            return Ok(Some(stamp));
+        }
+        touch(&addresses);
+        look().map(Some)
     }
 
     /// Stops watching the region with this cookie. No change of it is returned after that, so the
@@ -213,6 +259,31 @@ impl AsFd for Watcher {
     }
 }
 
+/// Has the kernel read from each page, which faults in absent ones. Raises no signal.
+fn touch(addresses: &Range<u64>) {
+    const NO_WAY: libc::c_int = -1;
+    // SAFETY: This only asks for a number.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
+    let mut address = addresses.start / page * page;
+    loop {
+        // The kernel reads the mask before it finds that this is not a way to change it.
+        // SAFETY: The call only reads, and fails if it cannot.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                NO_WAY,
+                address as *const u8,
+                std::ptr::null_mut::<u8>(),
+                size_of::<u64>(),
+            )
+        };
+        match address.checked_add(page) {
+            Some(next) if next < addresses.end => address = next,
+            _ => return,
+        }
+    }
+}
+
 /// A watched region has changed: whatever was derived from its mappings must not be used any more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Change {
@@ -226,17 +297,24 @@ impl Change {
         self.event.user_cookie_counter
     }
 
-    /// The addresses that may have changed: the whole region if there was more than one change.
-    /// They always lie inside the region.
+    /// The addresses that may have changed. If there was more than one change, they are the smallest
+    /// range that encloses all of them with [`Features::HULL`], and the whole region without. They
+    /// always lie inside the region.
     #[inline]
     pub fn addresses(&self) -> Range<u64> {
         self.event.hint_start..self.event.hint_end
     }
 
-    /// Whether [`addresses`](Self::addresses) are those of a single change, rather than the region.
+    /// Whether [`addresses`](Self::addresses) enclose what has changed, rather than being the region.
     #[inline]
     pub fn is_exact(&self) -> bool {
         self.event.flags & uapi::EVENT_FLAG_HINT != 0
+    }
+
+    /// The causes of all changes since the event was queued; none without [`Features::CAUSE`].
+    #[inline]
+    pub fn causes(&self) -> Causes {
+        Causes::from_bits(self.event.flags >> uapi::EVENT_CAUSES_SHIFT)
     }
 
     /// The record from the kernel.
@@ -252,6 +330,7 @@ impl fmt::Debug for Change {
             .field("cookie", &self.cookie())
             .field("addresses", &format_args!("{:#x?}", self.addresses()))
             .field("is_exact", &self.is_exact())
+            .field("causes", &self.causes())
             .finish()
     }
 }

@@ -23,6 +23,8 @@ use ummunotify::{
         Pin,
         RegistrationCache, //
     },
+    Features,
+    Options,
     Watcher, //
 };
 
@@ -60,6 +62,7 @@ struct InC<P> {
 extern "C" {
     fn example_open(
         capacity: usize,
+        features: u32,
         pin: extern "C" fn(*mut c_void, *mut c_void, usize, *mut u64) -> c_int,
         unpin: extern "C" fn(*mut c_void, u64),
         adapter: *mut c_void,
@@ -70,11 +73,11 @@ extern "C" {
 }
 
 impl<P: Pin<Key: Into<u64> + TryFrom<u64>>> InC<P> {
-    fn open(adapter: P, capacity: usize) -> Outcome<Self> {
+    fn open(adapter: P, capacity: usize, features: Features) -> Outcome<Self> {
         let adapter = NonNull::from(Box::leak(Box::new(adapter)));
+        let (features, data) = (features.bits(), adapter.as_ptr().cast());
         // SAFETY: The functions take the adapter, which lives until the cache is closed.
-        let example =
-            unsafe { example_open(capacity, Self::pin, Self::unpin, adapter.as_ptr().cast()) };
+        let example = unsafe { example_open(capacity, features, Self::pin, Self::unpin, data) };
         let example = NonNull::new(example).ok_or_else(io::Error::last_os_error)?;
         Ok(Self { example, adapter })
     }
@@ -133,22 +136,32 @@ impl<P> Drop for InC<P> {
     }
 }
 
-fn watcher() -> Outcome<Option<Watcher>> {
-    Ok(Some(Watcher::new(open()?.into_inner())?))
+/// As it was in version 2, and with all that the driver grants.
+const EACH: [Features; 2] = [Features::NONE, Features::ALL];
+
+fn watcher(features: Features) -> Outcome<Option<Watcher>> {
+    let device = Options::new().features(features).open();
+    let device = device.or_skip("no /dev/ummunotify to open")?;
+    Ok(Some(Watcher::new(device)?))
 }
 
 /// Opens both caches, each with an adapter of the same kind.
 fn both<P: Pin<Key: Into<u64> + TryFrom<u64>>>(
     capacity: usize,
+    features: Features,
     adapter: impl Fn() -> Outcome<P>,
 ) -> Outcome<(RegistrationCache<P>, InC<P>)> {
-    let in_rust = RegistrationCache::new(adapter()?, capacity, watcher()?);
-    Ok((in_rust, InC::open(adapter()?, capacity)?))
+    let in_rust = RegistrationCache::new(adapter()?, capacity, watcher(features)?);
+    Ok((in_rust, InC::open(adapter()?, capacity, features)?))
 }
 
 fn caches_agree() -> Outcome {
+    EACH.into_iter().try_for_each(agree)
+}
+
+fn agree(features: Features) -> Outcome {
     const CAPACITY: usize = 10;
-    let (mut in_rust, mut in_c) = both(CAPACITY, || {
+    let (mut in_rust, mut in_c) = both(CAPACITY, features, || {
         Adapter::open(CAPACITY as u16 + 2).or_skip("io_uring with sparse buffer tables")
     })?;
     let buffers = (0..16)
@@ -234,6 +247,11 @@ impl Pin for Splitting {
 }
 
 fn caches_end_where_pinning_changes_mappings() -> Outcome {
+    EACH.into_iter()
+        .try_for_each(end_where_pinning_changes_mappings)
+}
+
+fn end_where_pinning_changes_mappings(features: Features) -> Outcome {
     for in_c in [false, true] {
         let area = Guarded::huge(1)?;
         mem::advise(&area.all(), libc::MADV_HUGEPAGE).or_skip("huge pages")?;
@@ -245,10 +263,10 @@ fn caches_end_where_pinning_changes_mappings() -> Outcome {
 
         let (mut rust, mut c);
         let cache: &mut dyn Cache = if in_c {
-            c = InC::open(adapter, 4)?;
+            c = InC::open(adapter, 4, features)?;
             &mut c
         } else {
-            rust = RegistrationCache::new(adapter, 4, watcher()?);
+            rust = RegistrationCache::new(adapter, 4, watcher(features)?);
             &mut rust
         };
         expect::same("hit at first", cache.get(&memory)?.1, false)?;
@@ -285,9 +303,13 @@ impl Pin for Restless {
 }
 
 fn caches_give_up() -> Outcome {
+    EACH.into_iter().try_for_each(give_up)
+}
+
+fn give_up(features: Features) -> Outcome {
     let area = Guarded::new(2)?;
     let (memory, other) = (area.page(0), area.page(1));
-    let (mut in_rust, mut in_c) = both(4, || Ok(Restless::default()))?;
+    let (mut in_rust, mut in_c) = both(4, features, || Ok(Restless::default()))?;
 
     let get = |cache: &mut dyn Cache| -> Outcome {
         for _ in 0..3 {
@@ -328,10 +350,10 @@ fn caches_at_the_limit() -> Outcome {
         };
         let (mut rust, mut c);
         let cache: &mut dyn Cache = if in_c {
-            c = InC::open(adapter, PAGES as usize)?;
+            c = InC::open(adapter, PAGES as usize, Features::ALL)?;
             &mut c
         } else {
-            rust = RegistrationCache::new(adapter, PAGES as usize, watcher()?);
+            rust = RegistrationCache::new(adapter, PAGES as usize, watcher(Features::ALL)?);
             &mut rust
         };
         let mut found = 0;
@@ -352,7 +374,7 @@ fn caches_at_the_limit() -> Outcome {
 fn caches_in_a_child() -> Outcome {
     // `fork` does not change shared memory.
     let area = Guarded::shared(1)?;
-    let (mut in_rust, mut in_c) = both(4, || {
+    let (mut in_rust, mut in_c) = both(4, Features::ALL, || {
         Ok(Restless {
             quiet: true,
             ..Restless::default()
