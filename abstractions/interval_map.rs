@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! A map from keys to values with intervals, and a queue of some of its entries.
+//!
+//! Each entry has a class. A search can be limited to some classes. Entries of other classes then
+//! cost nothing.
 
 use core::{
     marker::PhantomData,
@@ -39,6 +42,86 @@ pub(crate) struct Node<K, T> {
     interval: IntervalNode,
     links: FifoLinks,
     value: T,
+    class: Class,
+}
+
+/// The number of classes.
+const CLASSES: usize = 8;
+
+/// The class of an entry.
+///
+/// # Invariants
+///
+/// It is below [`CLASSES`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Class(u8);
+
+impl Class {
+    /// Creates the class with this number, of which the lowest three bits count.
+    #[inline]
+    pub(crate) const fn new(number: u8) -> Self {
+        // INVARIANT: This is what the mask is for.
+        Self(number & (CLASSES - 1) as u8)
+    }
+
+    /// Returns the number of the class.
+    #[inline]
+    pub(crate) const fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// A set of classes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Classes(u8);
+
+impl Classes {
+    /// No class.
+    pub(crate) const NONE: Self = Self(0);
+
+    /// All classes.
+    pub(crate) const ALL: Self = Self(u8::MAX);
+
+    /// Creates the set of the classes whose bits are set, bit 0 for class 0.
+    pub(crate) const fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
+
+    /// Returns the bits of the classes, bit 0 for class 0.
+    #[inline]
+    pub(crate) const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Adds a class.
+    #[inline]
+    fn insert(&mut self, class: Class) {
+        self.0 |= 1 << class.0;
+    }
+
+    /// Removes a class.
+    #[inline]
+    fn remove(&mut self, class: Class) {
+        self.0 &= !(1 << class.0);
+    }
+
+    /// Returns the classes that are in both sets.
+    #[inline]
+    fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Removes the lowest class, and returns it.
+    #[inline]
+    fn pop(&mut self) -> Option<Class> {
+        if self.0 == 0 {
+            return None;
+        }
+        // INVARIANT: One of eight bits is set, which is `CLASSES`.
+        let class = Class(self.0.trailing_zeros() as u8);
+        self.0 &= self.0 - 1;
+        Some(class)
+    }
 }
 
 /// The slab cache for entries of [`IntervalMap`]s.
@@ -99,10 +182,20 @@ impl<K, T> Drop for RemovedList<'_, K, T> {
 /// The position of a walk over the entries that overlap an interval.
 #[derive(Clone, Copy)]
 struct Walk {
-    /// The next node to visit.
+    /// The next node to visit in the current class, if any.
     next: Option<NonNull<IntervalNode>>,
     start: usize,
     last: usize,
+    /// The classes still to be searched.
+    left: Classes,
+}
+
+impl Walk {
+    /// Returns whether all nodes were visited.
+    #[inline]
+    fn is_over(&self) -> bool {
+        self.next.is_none() && self.left == Classes::NONE
+    }
 }
 
 /// A map whose entries are found by a unique key, or by an interval.
@@ -117,14 +210,16 @@ struct Walk {
 ///
 /// - The nodes in `by_key` are the fields of a [`Node`] that came from [`CacheBox::into_raw`] and
 ///   that only this map owns.
-/// - `by_interval` has exactly the intervals of these nodes.
+/// - `by_interval` has exactly the intervals of these nodes, each in the tree of its class.
+/// - `populated` are the classes of these nodes.
 /// - All links in `queue` are those of such nodes.
 /// - `walk.next`, if any, is in `by_interval`, and was found for the interval of `walk`.
 /// - `len` is the number of nodes.
 /// - All nodes came from `cache`.
 pub(crate) struct IntervalMap<K: Ord, T> {
     by_key: KeyTree<K>,
-    by_interval: IntervalTree,
+    by_interval: [IntervalTree; CLASSES],
+    populated: Classes,
     queue: Fifo,
     walk: Walk,
     len: usize,
@@ -144,12 +239,14 @@ impl<K: Ord, T> IntervalMap<K, T> {
         // INVARIANT: There are no entries.
         Self {
             by_key: KeyTree::new(),
-            by_interval: IntervalTree::new(),
+            by_interval: [const { IntervalTree::new() }; CLASSES],
+            populated: Classes::NONE,
             queue: Fifo::new(),
             walk: Walk {
                 next: None,
                 start: 0,
                 last: 0,
+                left: Classes::NONE,
             },
             len: 0,
             cache,
@@ -163,7 +260,13 @@ impl<K: Ord, T> IntervalMap<K, T> {
         self.len
     }
 
-    /// Inserts an entry for the interval `start ..= last`, which is not queued.
+    /// Returns the classes that have entries.
+    #[inline]
+    pub(crate) fn populated(&self) -> Classes {
+        self.populated
+    }
+
+    /// Inserts an entry of this class for the interval `start ..= last`, which is not queued.
     ///
     /// If there is already an entry with this key, it stays unchanged, and the new one is returned.
     /// It is also returned if its memory came from another cache.
@@ -171,6 +274,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
     pub(crate) fn insert<'c>(
         &mut self,
         reservation: Reservation<'c, K, T>,
+        class: Class,
         key: K,
         start: usize,
         last: usize,
@@ -182,6 +286,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
             interval: IntervalNode::new(start, last),
             links: FifoLinks::new(),
             value,
+            class,
         });
         let node = node.into_raw();
         // INVARIANT: The node is added to both trees or to none of them.
@@ -194,8 +299,9 @@ impl<K: Ord, T> IntervalMap<K, T> {
                     _node: CacheBox::from_raw(node),
                 });
             }
-            self.by_interval.insert(Node::interval_of(node));
+            self.by_interval[usize::from(class.0)].insert(Node::interval_of(node));
         }
+        self.populated.insert(class);
         self.len += 1;
         Ok(())
     }
@@ -232,22 +338,24 @@ impl<K: Ord, T> IntervalMap<K, T> {
     #[inline]
     unsafe fn take_out(&mut self, node: NonNull<Node<K, T>>) {
         // SAFETY: By the safety requirement and the type invariants, here and below.
-        let interval = unsafe { Node::interval_of(node) };
+        let (interval, class) = unsafe { (Node::interval_of(node), (*node.as_ptr()).class) };
+        let tree = &mut self.by_interval[usize::from(class.0)];
         if self.walk.next == Some(interval) {
+            let Walk { start, last, .. } = self.walk;
             // SAFETY: As above; `walk.next` was found for this interval.
-            self.walk.next = unsafe {
-                self.by_interval
-                    .next_overlap(interval, self.walk.start, self.walk.last)
-            };
+            self.walk.next = unsafe { IntervalTree::next_overlap(interval, start, last) };
         }
         // SAFETY: As above.
         unsafe {
             let links = Node::links_of(node);
             self.by_key.remove(Node::key_of(node));
-            self.by_interval.remove(interval);
+            tree.remove(interval);
             if self.queue.contains(links) {
                 self.queue.remove(links);
             }
+        }
+        if tree.is_empty() {
+            self.populated.remove(class);
         }
         self.len -= 1;
     }
@@ -300,79 +408,99 @@ impl<K: Ord, T> IntervalMap<K, T> {
         core::mem::replace(self, empty)
     }
 
-    /// Returns whether an entry overlaps `start ..= last`.
+    /// Returns whether an entry of one of these classes overlaps `start ..= last`.
     #[inline]
-    pub(crate) fn has_overlap(&mut self, start: usize, last: usize) -> bool {
-        self.by_interval.first_overlap(start, last).is_some()
+    pub(crate) fn has_overlap(&mut self, classes: Classes, start: usize, last: usize) -> bool {
+        let mut left = classes.and(self.populated);
+        while let Some(class) = left.pop() {
+            let tree = &mut self.by_interval[usize::from(class.0)];
+            if tree.first_overlap(start, last).is_some() {
+                return true;
+            }
+        }
+        false
     }
 
-    /// Begins a walk over the entries that overlap `start ..= last`: calls `visit` for up to `most`
-    /// of them.
+    /// Begins a walk over the entries of these classes that overlap `start ..= last`: calls `visit`
+    /// for up to `most` of them.
     ///
     /// Returns whether these were all. If not, [`Self::go_on`] visits the next ones. An earlier
     /// walk is abandoned.
     ///
     /// Entries may be inserted and removed during a walk. Each entry that is present all the time
-    /// is visited exactly once, in the order of starts. Costs O(log n) for each entry, and O(log n)
-    /// if there is none.
-    /// there is none.
+    /// is visited exactly once, class by class, in the order of starts. Costs O(log n) for each
+    /// entry and each class.
     #[inline]
     pub(crate) fn walk(
         &mut self,
+        classes: Classes,
         start: usize,
         last: usize,
         most: usize,
         visit: impl FnMut(Entry<'_, K, T>),
     ) -> bool {
-        let next = self.by_interval.first_overlap(start, last);
-        // SAFETY: The node was found for this interval.
-        let next = unsafe { self.visit(next, start, last, most, visit) };
-        if next.is_none() {
+        let walk = Walk {
+            next: None,
+            start,
+            last,
+            left: classes.and(self.populated),
+        };
+        // SAFETY: There is no node yet.
+        let walk = unsafe { self.visit(walk, most, visit) };
+        if walk.is_over() {
             return true;
         }
         // INVARIANT: The node was found for this interval.
-        self.walk = Walk { next, start, last };
+        self.walk = walk;
         false
     }
 
     /// Calls `visit` for up to `most` further entries of the walk; returns whether these were the
     /// last.
     pub(crate) fn go_on(&mut self, most: usize, visit: impl FnMut(Entry<'_, K, T>)) -> bool {
-        let Walk { next, start, last } = self.walk;
         // INVARIANT, SAFETY: The node was found for this interval, by the type invariants.
-        self.walk.next = unsafe { self.visit(next, start, last, most, visit) };
-        self.walk.next.is_none()
+        self.walk = unsafe { self.visit(self.walk, most, visit) };
+        self.walk.is_over()
     }
 
-    /// Visits up to `most` nodes beginning with `next`, and returns the node after them.
+    /// Visits up to `most` nodes from the position `walk` on, and returns the position after them.
     ///
     /// # Safety
     ///
-    /// `next` must be in the tree, and have been found for `start ..= last`.
+    /// If `walk` has a next node, it must be in the tree of its class, and have been found for the
+    /// interval of `walk`.
     #[inline(always)]
     unsafe fn visit(
         &mut self,
-        mut next: Option<NonNull<IntervalNode>>,
-        start: usize,
-        last: usize,
+        mut walk: Walk,
         most: usize,
         mut visit: impl FnMut(Entry<'_, K, T>),
-    ) -> Option<NonNull<IntervalNode>> {
-        for _ in 0..most {
-            let Some(interval) = next else { break };
-            // SAFETY: By the type invariants, each node in `by_interval` is the field of a `Node`.
-            let node = unsafe { container_of!(interval.as_ptr(), Node<K, T>, interval) };
-            visit(Entry {
-                // SAFETY: The pointer was derived from one that is not null.
-                node: unsafe { NonNull::new_unchecked(node) },
-                queue: &mut self.queue,
-                _value: PhantomData,
-            });
-            // SAFETY: The node was found for the same interval, and is still in the tree: an
-            // `Entry` cannot remove it.
-            next = unsafe { self.by_interval.next_overlap(interval, start, last) };
+    ) -> Walk {
+        let Walk { start, last, .. } = walk;
+        let mut room = most;
+        loop {
+            while let Some(interval) = walk.next {
+                if room == 0 {
+                    return walk;
+                }
+                room -= 1;
+                // SAFETY: By the type invariants, each node in `by_interval` is the field of a `Node`.
+                let node = unsafe { container_of!(interval.as_ptr(), Node<K, T>, interval) };
+                visit(Entry {
+                    // SAFETY: The pointer was derived from one that is not null.
+                    node: unsafe { NonNull::new_unchecked(node) },
+                    queue: &mut self.queue,
+                    _value: PhantomData,
+                });
+                // SAFETY: The node was found for the same interval, and is still in its tree: an
+                // `Entry` cannot remove it.
+                walk.next = unsafe { IntervalTree::next_overlap(interval, start, last) };
+            }
+            let Some(class) = walk.left.pop() else {
+                return walk;
+            };
+            walk.next = self.by_interval[usize::from(class.0)].first_overlap(start, last);
         }
-        next
     }
 
     /// Returns the number of queued entries.
@@ -582,6 +710,13 @@ impl<K, T> Entry<'_, K, T> {
         unsafe { &(*self.node.as_ptr()).interval }.last()
     }
 
+    /// Returns the class.
+    #[inline]
+    pub(crate) fn class(&self) -> Class {
+        // SAFETY: The node is valid by the type invariant.
+        unsafe { (*self.node.as_ptr()).class }
+    }
+
     /// Returns the value.
     #[inline]
     pub(crate) fn value(&mut self) -> &mut T {
@@ -617,6 +752,7 @@ mod tests {
     /// An entry of the reference list.
     #[derive(Clone, Copy)]
     struct Listed {
+        class: Class,
         key: u64,
         start: usize,
         last: usize,
@@ -654,13 +790,33 @@ mod tests {
 
         /// Inserts an entry; returns whether the map and the list agree on success.
         fn insert(&mut self, key: u64, start: usize, last: usize) -> Result<bool> {
+            let class = Class::new(self.random(8) as u8);
+            self.insert_as(class, key, start, last)
+        }
+
+        fn insert_as(&mut self, class: Class, key: u64, start: usize, last: usize) -> Result<bool> {
             let is_new = self.list.iter().all(|listed| listed.key != key);
             let reservation = Reservation::new(&self.cache)?;
-            let result = self.map.insert(reservation, key, start, last, !key);
+            let result = self.map.insert(reservation, class, key, start, last, !key);
             if is_new {
-                self.list.push(Listed { key, start, last }, GFP_KERNEL)?;
+                let listed = Listed {
+                    class,
+                    key,
+                    start,
+                    last,
+                };
+                self.list.push(listed, GFP_KERNEL)?;
             }
-            Ok(result.is_ok() == is_new && self.map.len() == self.list.len())
+            Ok(result.is_ok() == is_new && self.is_as_long())
+        }
+
+        /// Returns whether the map has as many entries as the list, and of the same classes.
+        fn is_as_long(&self) -> bool {
+            let mut classes = Classes::NONE;
+            self.list
+                .iter()
+                .for_each(|listed| classes.insert(listed.class));
+            self.map.len() == self.list.len() && self.map.populated() == classes
         }
 
         fn remove(&mut self, key: u64) -> bool {
@@ -668,9 +824,7 @@ mod tests {
             let is_listed = self.list.iter().any(|listed| listed.key == key);
             self.list.retain(|listed| listed.key != key);
             self.queue.retain(|queued| *queued != key);
-            removed == is_listed
-                && self.map.len() == self.list.len()
-                && self.map.queue_len() == self.queue.len()
+            removed == is_listed && self.is_as_long() && self.map.queue_len() == self.queue.len()
         }
 
         /// Removes the idle ones of some entries; returns whether the map and the list agree.
@@ -696,30 +850,33 @@ mod tests {
                 !keys[..found].contains(&listed.key) || queue.contains(&listed.key)
             });
             removed.nodes.len() == before - list.len()
-                && self.map.len() == list.len()
+                && self.is_as_long()
                 && (found < count || next == after || count == 0)
         }
 
-        /// Queues all overlapping entries, a few at a time; returns whether they are those of the
-        /// list, sorted by start.
-        fn queue(&mut self, start: usize, last: usize) -> Result<bool> {
+        /// Queues all overlapping entries of some classes, a few at a time; returns whether they
+        /// are those of the list, sorted by class and start.
+        fn queue(&mut self, classes: Classes, start: usize, last: usize) -> Result<bool> {
             let most = 1 + self.random(9) as usize;
             let Self {
                 map, list, queue, ..
             } = self;
             queue.reserve(list.len(), GFP_KERNEL)?;
-            let (mut found, mut previous, mut right) = (0, 0, true);
-            let overlaps = map.has_overlap(start, last);
+            let (mut found, mut previous, mut right) = (0, (0, 0), true);
+            let overlaps = map.has_overlap(classes, start, last);
             let mut visit = |mut entry: Entry<'_, u64, u64>| {
                 let key = !*entry.value();
                 right &= list.iter().any(|listed| {
                     listed.key == key
+                        && listed.class == entry.class()
                         && (listed.start, listed.last) == (entry.start(), entry.last())
                         && listed.start <= last
                         && start <= listed.last
                 });
-                right &= previous <= entry.start();
-                previous = entry.start();
+                right &= classes.bits() >> entry.class().number() & 1 == 1;
+                let place = (entry.class().number(), entry.start());
+                right &= previous <= place;
+                previous = place;
                 let was_queued = queue.contains(&key);
                 right &= entry.is_queued() == was_queued;
                 right &= entry.enqueue() != was_queued;
@@ -728,12 +885,16 @@ mod tests {
                 }
                 found += 1;
             };
-            let mut is_done = map.walk(start, last, most, &mut visit);
+            let mut is_done = map.walk(classes, start, last, most, &mut visit);
             while !is_done {
                 is_done = map.go_on(most, &mut visit);
             }
             right &= overlaps == (found > 0);
-            let overlap = |listed: &&Listed| listed.start <= last && start <= listed.last;
+            let overlap = |listed: &&Listed| {
+                classes.bits() >> listed.class.number() & 1 == 1
+                    && listed.start <= last
+                    && start <= listed.last
+            };
             Ok(right && found == list.iter().filter(overlap).count())
         }
 
@@ -783,7 +944,10 @@ mod tests {
             let right = match compared.random(9) {
                 0..=3 => compared.insert(key, start, last)?,
                 4 | 5 => compared.remove(key),
-                6 => compared.queue(start, last)?,
+                6 => {
+                    let classes = Classes::from_bits(compared.random(256) as u8);
+                    compared.queue(classes, start, last)?
+                }
                 7 => {
                     let count = compared.random(4) as usize;
                     compared.remove_idle(key, count)
@@ -807,7 +971,7 @@ mod tests {
             let start = key as usize * 2;
             assert!(compared.insert(key, start, start)?);
         }
-        assert!(compared.queue(0, usize::MAX)?);
+        assert!(compared.queue(Classes::ALL, 0, usize::MAX)?);
         for key in (0..1000).rev() {
             assert!(compared.remove(key));
         }
@@ -829,7 +993,7 @@ mod tests {
             assert!(compared.insert(key, start, last)?);
         }
         for (start, last) in [(0, 0), (5, 5), (6, 6), (usize::MAX, usize::MAX), (4, 6)] {
-            assert!(compared.queue(start, last)?);
+            assert!(compared.queue(Classes::ALL, start, last)?);
             assert!(compared.dequeue(7, 7));
         }
         assert!(compared.insert(3, 9, 9)?);
@@ -840,22 +1004,44 @@ mod tests {
     fn walks_go_on_where_entries_are_removed() -> Result {
         let mut compared = Compared::new()?;
         for key in 0..10 {
-            assert!(compared.insert(key, key as usize, 100)?);
+            assert!(compared.insert_as(Class::new(0), key, key as usize, 100)?);
         }
         let mut visited = 0;
         let mut visit = |mut entry: Entry<'_, u64, u64>| visited |= 1 << !*entry.value();
-        assert!(!compared.map.walk(50, 60, 3, &mut visit));
+        assert!(!compared.map.walk(Classes::ALL, 50, 60, 3, &mut visit));
         // An entry that was visited, the next one, the one after that, and the last one.
         for key in [1, 3, 4, 9] {
             assert!(compared.remove(key));
         }
         // Before the next one, and after it.
-        assert!(compared.insert(20, 1, 100)?);
-        assert!(compared.insert(21, 7, 100)?);
+        assert!(compared.insert_as(Class::new(0), 20, 1, 100)?);
+        assert!(compared.insert_as(Class::new(0), 21, 7, 100)?);
         assert!(compared.map.go_on(10, &mut visit));
         assert!(compared.map.go_on(10, &mut visit));
         assert_eq!(visited, 1 << 21 | 0b1_1110_0111);
         assert!(compared.map.walk.next.is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn walks_go_on_in_the_next_class() -> Result {
+        let mut compared = Compared::new()?;
+        let [none, some] = [0, 5].map(Class::new);
+        for (class, key) in [(none, 0), (none, 1), (some, 2), (some, 3)] {
+            assert!(compared.insert_as(class, key, 0, 9)?);
+        }
+        let mut visited = 0;
+        let mut visit = |mut entry: Entry<'_, u64, u64>| visited |= 1 << !*entry.value();
+        assert!(!compared.map.walk(Classes::ALL, 0, 9, 1, &mut visit));
+        // The next one, which is the last of its class.
+        assert!(compared.remove(1));
+        assert!(!compared.map.go_on(1, &mut visit));
+        assert!(compared.map.go_on(1, &mut visit));
+        // A class that is empty by then.
+        assert!(!compared.map.walk(Classes::ALL, 0, 9, 0, &mut visit));
+        assert!(compared.remove(2) && compared.remove(3) && compared.remove(0));
+        assert!(compared.map.go_on(0, &mut visit));
+        assert_eq!(visited, 0b1101);
         Ok(())
     }
 
@@ -866,7 +1052,7 @@ mod tests {
         for key in 0..100 {
             compared.insert(key, 0, key as usize)?;
         }
-        assert!(compared.queue(0, 0)?);
+        assert!(compared.queue(Classes::ALL, 0, 0)?);
         let Compared { map, cache, .. } = compared;
         let spare: Reservation<'_, u64, u64> = Reservation::new(&cache)?;
         drop(spare);

@@ -73,11 +73,17 @@ unsafe impl Send for IntervalTree {}
 
 impl IntervalTree {
     /// Creates an empty tree.
-    pub(crate) fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         // INVARIANT: There are no nodes.
         Self {
             root: pin_init::zeroed(),
         }
+    }
+
+    /// Returns whether there are no nodes.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.root.rb_root.rb_node.is_null()
     }
 
     /// Inserts a node.
@@ -119,10 +125,10 @@ impl IntervalTree {
     ///
     /// # Safety
     ///
-    /// `node` must be in this tree, and must have been found for the same `start` and `last`.
+    /// `node` must be in a tree, to which the caller has exclusive access, and must have been found
+    /// for the same `start` and `last`.
     #[inline]
     pub(crate) unsafe fn next_overlap(
-        &mut self,
         node: NonNull<IntervalNode>,
         start: usize,
         last: usize,

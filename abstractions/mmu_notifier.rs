@@ -21,7 +21,28 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A range of addresses whose mappings change.
+/// What changes the mappings of a [`Range`]: `enum mmu_notifier_event`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The addresses are unmapped, or their mappings moved.
+    Unmap,
+    /// Page table entries are cleared, for another reason than the others.
+    Clear,
+    /// The protection of whole areas changes.
+    ProtectionArea,
+    /// The protection of pages changes.
+    ProtectionPage,
+    /// Page table entries are marked as not written to.
+    SoftDirty,
+    /// Pages are moved to or from a device.
+    Migrate,
+    /// Pages are made exclusive to a device.
+    Exclusive,
+    /// Something that was added to the kernel later, or is not used for ranges.
+    Other,
+}
+
+/// A range of addresses whose mappings are being changed.
 ///
 /// # Invariants
 ///
@@ -64,12 +85,20 @@ impl Range {
         end.saturating_sub(1).max(self.start())
     }
 
-    /// Returns whether the protection of whole areas changes, as in `mprotect()`.
+    /// Returns what changes the mappings.
     #[inline]
-    pub(crate) fn is_protection_of_area(&self) -> bool {
+    pub(crate) fn event(&self) -> Event {
         // SAFETY: By the type invariant.
-        let event = unsafe { (*self.0.get()).event };
-        event == bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_VMA
+        match unsafe { (*self.0.get()).event } {
+            bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP => Event::Unmap,
+            bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR => Event::Clear,
+            bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_VMA => Event::ProtectionArea,
+            bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_PAGE => Event::ProtectionPage,
+            bindings::mmu_notifier_event_MMU_NOTIFY_SOFT_DIRTY => Event::SoftDirty,
+            bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE => Event::Migrate,
+            bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE => Event::Exclusive,
+            _ => Event::Other,
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 //! The records that `read()` returns.
 
 pub(super) use crate::uapi::ummunotify_event as Event;
+pub(super) use crate::uapi::UMMUNOTIFY_EVENT_FLAG_HINT as HINT;
 use crate::uapi::{
-    UMMUNOTIFY_EVENT_FLAG_HINT,
     UMMUNOTIFY_EVENT_TYPE_INVAL,
     UMMUNOTIFY_EVENT_TYPE_LAST, //
 };
@@ -16,12 +16,12 @@ pub(super) const SIZE: usize = size_of::<Event>();
 
 /// Returns the record that reports `what` of a region as invalidated.
 ///
-/// `hint` says whether that is a part of the region or all of it.
+/// `flags` are [`HINT`], if that is a part of the region and not all of it, and the causes.
 #[inline]
-pub(super) fn invalidated(cookie: u64, what: &Span, hint: bool) -> Event {
+pub(super) fn invalidated(cookie: u64, what: &Span, flags: u32) -> Event {
     Event {
         type_: UMMUNOTIFY_EVENT_TYPE_INVAL,
-        flags: if hint { UMMUNOTIFY_EVENT_FLAG_HINT } else { 0 },
+        flags,
         hint_start: what.start as u64,
         // Only a region at the very last address would overflow, and no change hits that one.
         hint_end: (what.last as u64).wrapping_add(1),
@@ -49,12 +49,13 @@ mod tests {
     fn records_have_the_layout_of_v2() {
         let words = |event: Event| -> [u64; 4] { zerocopy::transmute!(event) };
         let inval =
-            |cookie, start, last, hint| words(invalidated(cookie, &Span { start, last }, hint));
+            |cookie, start, last, flags| words(invalidated(cookie, &Span { start, last }, flags));
         assert_eq!(SIZE, 32);
         // The type is the lower half of the first word, the flags are the upper one.
-        assert!(inval(9, 0x1000, 0x1fff, true) == [1 << 32, 0x1000, 0x2000, 9]);
-        assert!(inval(0, 0x1001, 0x1001, false) == [0, 0x1001, 0x1002, 0]);
-        assert!(inval(u64::MAX, 0, usize::MAX - 1, false) == [0, 0, u64::MAX, u64::MAX]);
+        assert!(inval(9, 0x1000, 0x1fff, HINT) == [1 << 32, 0x1000, 0x2000, 9]);
+        assert!(inval(0, 0x1001, 0x1001, 0) == [0, 0x1001, 0x1002, 0]);
+        assert!(inval(u64::MAX, 0, usize::MAX - 1, 0) == [0, 0, u64::MAX, u64::MAX]);
+        assert!(inval(9, 0, 0, 0x8003_0001) == [0x8003_0001 << 32, 0, 1, 9]);
         assert!(words(last(3)) == [1, 0, 0, 3]);
         assert_eq!(last(0).as_bytes().len(), SIZE);
     }

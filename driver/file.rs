@@ -112,6 +112,7 @@ use crate::{
         destination::Destination,
         marked::Marked,
         mmu_notifier::{
+            Event,
             MmuNotifier,
             Range,
             Registration, //
@@ -123,11 +124,16 @@ use crate::{
             POLL_READABLE, //
         },
     },
-    module_parameters, //
+    module_parameters,
+    uapi::{
+        UMMUNOTIFY_FEATURE_CAUSE,
+        UMMUNOTIFY_FEATURE_HULL, //
+    }, //
 };
 
 use super::{
     account::Account,
+    cause::Causes,
     event,
     gate::Gate,
     ioctl::{
@@ -147,7 +153,7 @@ use super::{
 };
 
 /// The features that can be granted.
-const FEATURES: u32 = 0;
+const FEATURES: u32 = UMMUNOTIFY_FEATURE_CAUSE | UMMUNOTIFY_FEATURE_HULL;
 
 /// The most events that are copied to user space without letting go of the lock in between.
 const BATCH: usize = 48;
@@ -166,6 +172,8 @@ pub(crate) struct WatchFile {
     cache: Arc<RegionCache>,
     /// The most regions that may be registered.
     most_regions: usize,
+    /// The features that were granted. Written once, with the lock held, before `used` is set.
+    granted: Marked<u32>,
     /// Set when a non-blocking read found nothing; lets the next one fail without the lock. Written
     /// with the lock held.
     quiet: Marked<bool>,
@@ -223,6 +231,7 @@ impl WatchFile {
             mm,
             cache,
             most_regions,
+            granted: Marked::new(0),
             quiet: Marked::new(false),
             endless: Marked::new(0),
             gate: Gate::new(),
@@ -275,9 +284,15 @@ impl WatchFile {
         let granted = mask.read()? & FEATURES;
         // A bad pointer must not use up the only chance, so this comes before `used` is set.
         mask.write(granted)?;
-        if core::mem::replace(&mut self.state.lock().used, true) {
+        let mut state = self.state.lock();
+        if core::mem::replace(&mut state.used, true) {
             return Err(EINVAL);
         }
+        let has = |feature| granted & feature != 0;
+        state
+            .regions
+            .set_features(has(UMMUNOTIFY_FEATURE_CAUSE), has(UMMUNOTIFY_FEATURE_HULL));
+        self.granted.write_once(granted);
         Ok(())
     }
 
@@ -330,7 +345,8 @@ impl WatchFile {
 
     #[inline]
     fn register(this: ArcBorrow<'_, OpenFile<Self>>, arg: UserPtr) -> Result {
-        let bounds = ioctl::read_bounds(arg, |address| untagged(&this.mm, address))?;
+        let granted = this.granted.read_once();
+        let bounds = ioctl::read_bounds(arg, granted, |address| untagged(&this.mm, address))?;
         let new = NewRegion::new(&this.cache)?;
         let mut state = this.state.lock();
         if !state.is_watching || !state.regions.is_applied() {
@@ -354,8 +370,11 @@ impl WatchFile {
             start,
             last,
             cookie,
+            class,
         } = bounds;
-        let result = state.regions.register(&this.gate, new, start, last, cookie);
+        let result = state
+            .regions
+            .register(&this.gate, new, class, start, last, cookie);
         // If the cookie is taken, the memory is freed after the lock is dropped.
         drop(state);
         result.map_err(|_| EINVAL)?;
@@ -439,13 +458,17 @@ impl WatchFile {
 
     #[inline(never)]
     fn hit(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
-        Self::invalidate(this, |regions| regions.hit(range.start(), range.last()));
+        let causes = Causes::of(range.event());
+        Self::invalidate(this, |regions| {
+            regions.hit(range.start(), range.last(), causes)
+        });
     }
 
     #[inline(never)]
     fn hit_again(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
+        let causes = Causes::of(range.event());
         Self::invalidate(this, |regions| {
-            let hit = regions.hit_again(range.start(), range.last());
+            let hit = regions.hit_again(range.start(), range.last(), causes);
             this.gate.forget_rearmed();
             hit
         });
@@ -471,8 +494,9 @@ impl WatchFile {
     #[cold]
     #[inline(never)]
     fn end_endless(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
+        let causes = Causes::of(range.event());
         Self::invalidate(this, |regions| {
-            regions.hit_again(range.start(), range.last())
+            regions.hit_again(range.start(), range.last(), causes)
         });
         let mut state = this.state.lock();
         state.endless = state.endless.saturating_sub(1);
@@ -773,6 +797,7 @@ impl CharFile for WatchFile {
         );
         let (deferred, merged) = (state.regions.deferred(), state.regions.merged());
         let locked = state.account.pages() << (PAGE_SHIFT - 10);
+        let granted = self.granted.read_once();
         drop(state);
         seq_print!(out, "regions:\t{}\n", regions);
         seq_print!(out, "queued:\t{}\n", queued);
@@ -781,24 +806,28 @@ impl CharFile for WatchFile {
         seq_print!(out, "deferred:\t{}\n", deferred);
         seq_print!(out, "merged:\t{}\n", merged);
         seq_print!(out, "locked:\t{} kB\n", locked);
+        seq_print!(out, "features:\t0x{:x} granted 0x{:x}\n", FEATURES, granted);
     }
 }
 
 impl MmuNotifier for OpenFile<WatchFile> {
     #[inline]
     fn invalidate_range_start(this: ArcBorrow<'_, Self>, range: &Range) {
-        if range.start() == 0 && range.is_protection_of_area() {
+        if range.start() == 0 && range.event() == Event::ProtectionArea {
             WatchFile::start_endless(this, range);
-        } else if this.gate.start(range.start(), range.end()) {
+        } else if this
+            .gate
+            .start(range.start(), range.end(), Causes::of(range.event()))
+        {
             WatchFile::hit(this, range);
         }
     }
 
     #[inline]
     fn invalidate_range_end(this: ArcBorrow<'_, Self>, range: &Range) {
-        if range.start() == 0 && range.is_protection_of_area() {
+        if range.start() == 0 && range.event() == Event::ProtectionArea {
             WatchFile::end_endless(this, range);
-        } else if this.gate.finish() {
+        } else if this.gate.finish(Causes::of(range.event())) {
             WatchFile::hit_again(this, range);
         }
     }

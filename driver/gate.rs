@@ -4,16 +4,17 @@
 //!
 //! A change of mappings is *in flight* from [`Gate::start`] to [`Gate::finish`]. A region is
 //! *rearmed* when it is registered or its event is read. Two questions decide whether a callback
-//! needs the lock. At the start: can there be a region in the range? At the end: was a region
-//! rearmed while a change was in flight?
+//! needs the lock. At the start: can there be a region in the range that heeds the cause of the
+//! change? At the end: was a region rearmed while a change was in flight, and can there be one that
+//! heeds the cause?
 //!
 //! # Why no answer is wrong
 //!
 //! One word holds the number of changes in flight and a bit, [`REARMED`]. So all writes to the two
 //! are ordered, and each sees those before it. The bit is written with the lock held.
 //!
-//! - At the start: [`Gate::start`] writes the word and then reads `first` and `last`. Registering
-//!   writes `first` and `last` ([`Gate::widen`]) and then reads the word ([`Gate::note_rearmed`]).
+//! - At the start: [`Gate::start`] writes the word and then reads `first`, `last` and `classes`.
+//!   Registering writes these ([`Gate::widen`]) and then reads the word ([`Gate::note_rearmed`]).
 //!   Both access the word with a full barrier, so at least one sees what the other wrote. Either
 //!   the start takes the lock and finds the region, or the region counts as rearmed and the end of
 //!   the change looks at it.
@@ -21,19 +22,28 @@
 //!   while the change is in flight writes the word, too, and the client looks at the page tables
 //!   after that. If rearming comes first, the end sees the bit and looks at the regions. If the end
 //!   comes first, rearming acquires the word from it, and the client finds the new page.
+//! - If the end sees the bit, it reads `classes` after that. A region that was registered before
+//!   the end, in the order of the word, was added to `classes` before that. So if no class heeds
+//!   the cause, no region does that the client could have looked up too early, and the bit is left
+//!   to the end of another change.
 //! - If the bit is set already, rearming leaves the word alone. Changes in flight find it when they
 //!   end, or have found it and wait for the lock, which the rearming task holds.
 //! - After the end: rearming finds no change in flight, leaves the word alone, and the client finds
 //!   the new page: reading the word acquires what the end released.
 //! - Forgetting: the bit is cleared with the lock held, and only while no change is in flight.
-//!   Until then, each change that ends looks at the regions, at worst in vain.
+//!   Until then, each change that ends looks at the regions, at worst for nothing.
 
 use kernel::sync::atomic::{
     Atomic,
     Full, //
 };
 
-use crate::abstractions::marked::Marked;
+use crate::abstractions::{
+    interval_map::Classes,
+    marked::Marked, //
+};
+
+use super::cause::Causes;
 
 /// Set in [`Gate::word`] if a region was rearmed while a change was in flight.
 const REARMED: usize = 1 << (usize::BITS - 1);
@@ -46,6 +56,8 @@ pub(super) struct Gate {
     first: Marked<usize>,
     /// No region has an address above this one.
     last: Marked<usize>,
+    /// The classes that have regions: [`Classes::bits`].
+    classes: Marked<u8>,
 }
 
 impl Gate {
@@ -55,27 +67,36 @@ impl Gate {
             word: Atomic::new(0),
             first: Marked::new(usize::MAX),
             last: Marked::new(0),
+            classes: Marked::new(0),
         }
     }
 
-    /// A change to `start .. end` is in flight from now on. Returns whether a region may overlap.
+    /// A change to `start .. end` is in flight from now on. Returns whether a region that heeds one
+    /// of `causes` may overlap.
     #[inline]
-    pub(super) fn start(&self, start: usize, end: usize) -> bool {
+    pub(super) fn start(&self, start: usize, end: usize, causes: Causes) -> bool {
         // Full: pairs with that of `note_rearmed`: write the word, then read the bounds.
         self.word.fetch_add(1, Full);
-        self.first.read_once() < end && start <= self.last.read_once()
+        self.first.read_once() < end && start <= self.last.read_once() && self.is_heeded(causes)
     }
 
-    /// A change is no longer in flight. Returns whether a region was rearmed while it was.
+    /// A change is no longer in flight. Returns whether a region was rearmed while it was, and
+    /// there may be one that heeds one of `causes`.
     ///
     /// If so, the caller must rescan the range and then call [`Self::forget_rearmed`].
     #[inline]
-    pub(super) fn finish(&self) -> bool {
+    pub(super) fn finish(&self, causes: Causes) -> bool {
         // Full: pairs with that of `note_rearmed`, which acquires the changed page tables from
         // here, or else is seen here.
         let before = self.word.fetch_sub(1, Full);
         debug_assert!(before & !REARMED > 0);
-        before & REARMED != 0
+        before & REARMED != 0 && self.is_heeded(causes)
+    }
+
+    /// Returns whether there may be a region that heeds one of `causes`.
+    #[inline]
+    fn is_heeded(&self, causes: Causes) -> bool {
+        self.classes.read_once() & causes.heeding().bits() != 0
     }
 
     /// The end of a change has rescanned its range. The caller must hold the state lock, and must
@@ -85,10 +106,12 @@ impl Gate {
         let _ = self.word.cmpxchg(REARMED, 0, Full);
     }
 
-    /// There is going to be a region at `start ..= last`. The caller must hold the state lock, and
-    /// must call [`Self::note_rearmed`] before it drops it: that orders these stores.
+    /// There is going to be a region at `start ..= last`, and regions of `classes`. The caller must
+    /// hold the state lock, and must call [`Self::note_rearmed`] before it drops it: that orders
+    /// these stores.
     #[inline]
-    pub(super) fn widen(&self, start: usize, last: usize) {
+    pub(super) fn widen(&self, start: usize, last: usize, classes: Classes) {
+        self.set_classes(classes);
         if start < self.first.read_once() {
             self.first.write_once(start);
         }
@@ -97,10 +120,19 @@ impl Gate {
         }
     }
 
+    /// There are regions of `classes` only. The caller must hold the state lock.
+    #[inline]
+    pub(super) fn set_classes(&self, classes: Classes) {
+        if classes.bits() != self.classes.read_once() {
+            self.classes.write_once(classes.bits());
+        }
+    }
+
     /// There are no regions any more. The caller must hold the state lock.
     pub(super) fn close(&self) {
         self.first.write_once(usize::MAX);
         self.last.write_once(0);
+        self.classes.write_once(0);
     }
 
     /// A region was rearmed. The caller must hold the state lock.
@@ -120,12 +152,14 @@ impl Gate {
 mod tests {
     use super::*;
 
+    const ANY: Causes = Causes::NONE;
+
     #[test]
     fn opens_for_what_may_overlap() {
         let gate = Gate::new();
-        assert!(!gate.start(0, usize::MAX));
-        gate.widen(10, 20);
-        gate.widen(40, 40);
+        assert!(!gate.start(0, usize::MAX, ANY));
+        gate.widen(10, 20, Classes::ALL);
+        gate.widen(40, 40, Classes::ALL);
         for (start, end, open) in [
             (0, 10, false),
             (0, 11, true),
@@ -134,41 +168,65 @@ mod tests {
             (41, 50, false),
             (0, usize::MAX, true),
         ] {
-            assert_eq!(gate.start(start, end), open);
+            assert_eq!(gate.start(start, end, ANY), open);
         }
         gate.close();
-        assert!(!gate.start(0, usize::MAX));
+        assert!(!gate.start(0, usize::MAX, ANY));
+    }
+
+    #[test]
+    fn opens_for_causes_that_are_heeded() {
+        let (all, some) = (Causes::new(1 << 1), Causes::new(1 << 2));
+        // Class 1 ignores `some`.
+        let [heeding, ignoring] = [0b1, 0b10].map(Classes::from_bits);
+        let gate = Gate::new();
+        gate.widen(10, 20, ignoring);
+        assert!(gate.start(10, 20, all));
+        assert!(!gate.start(10, 20, some));
+        gate.note_rearmed();
+        // What nobody heeds leaves it to other ends.
+        assert!(!gate.finish(some));
+        assert!(!gate.start(10, 20, some));
+        gate.widen(30, 40, heeding);
+        gate.note_rearmed();
+        assert!(gate.finish(some) && gate.finish(all));
+        gate.forget_rearmed();
+        gate.set_classes(ignoring);
+        assert!(!gate.start(10, 20, some));
+        assert!(gate.start(10, 20, all));
     }
 
     #[test]
     fn rearms_only_in_a_change() {
         let gate = Gate::new();
+        gate.widen(10, 20, Classes::ALL);
         gate.note_rearmed();
-        gate.start(0, 1);
-        assert!(!gate.finish());
-        gate.start(0, 1);
+        gate.start(0, 1, ANY);
+        assert!(!gate.finish(ANY));
+        gate.start(0, 1, ANY);
         gate.note_rearmed();
         gate.note_rearmed();
-        assert!(gate.finish());
+        assert!(gate.finish(ANY));
         gate.forget_rearmed();
-        gate.start(0, 1);
-        assert!(!gate.finish());
+        gate.start(0, 1, ANY);
+        assert!(!gate.finish(ANY));
     }
 
     #[test]
     fn forgets_when_the_last_change_ends() {
         let gate = Gate::new();
-        gate.start(0, 1);
-        gate.start(0, 1);
+        gate.widen(10, 20, Classes::ALL);
+        gate.start(0, 1, ANY);
+        gate.start(0, 1, ANY);
         gate.note_rearmed();
-        assert!(gate.finish());
+        assert!(gate.finish(ANY));
         gate.forget_rearmed();
-        gate.start(0, 1);
-        assert!(gate.finish());
+        gate.start(0, 1, ANY);
+        assert!(gate.finish(ANY));
         gate.forget_rearmed();
-        assert!(gate.finish());
+        assert!(gate.finish(ANY));
         gate.forget_rearmed();
-        gate.start(0, 1);
-        assert!(!gate.finish());
+        gate.start(0, 1, ANY);
+        assert!(!gate.finish(ANY));
     }
 }

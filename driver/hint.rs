@@ -106,6 +106,20 @@ impl Hint {
         Some(Span { start, last })
     }
 
+    /// Returns the smallest hint that encloses this one and `part`, which must be inside `region`.
+    ///
+    /// `region` must be the one that was passed to [`Self::new`].
+    pub(super) fn widened(self, region: &Span, part: &Span) -> Self {
+        let Some(hint) = self.part_of(region) else {
+            return Self::WHOLE;
+        };
+        let hull = Span {
+            start: hint.start.min(part.start),
+            last: hint.last.max(part.last),
+        };
+        Self::new(region, &hull)
+    }
+
     /// Returns whether the hint encloses all of `part`.
     ///
     /// `region` must be the one that was passed to [`Self::new`].
@@ -179,6 +193,55 @@ mod tests {
             let hint = Hint::new(&region, &part);
             assert!(hint.part_of(&region) == told);
             assert!(hint.covers(&region, &part));
+        }
+    }
+
+    #[test]
+    fn widens_to_the_hull() {
+        let region = span(P + 7, T);
+        for (hint, part, hull) in [
+            (
+                span(2 * P, 3 * P),
+                span(5 * P, 6 * P),
+                Some(span(2 * P, 6 * P)),
+            ),
+            (
+                span(5 * P, 6 * P),
+                span(2 * P, 3 * P),
+                Some(span(2 * P, 6 * P)),
+            ),
+            (
+                span(2 * P, 9 * P),
+                span(3 * P, 4 * P),
+                Some(span(2 * P, 9 * P)),
+            ),
+            (
+                span(3 * P, 4 * P),
+                span(2 * P, 9 * P),
+                Some(span(2 * P, 9 * P)),
+            ),
+            (
+                span(P + 7, P + 7),
+                span(P + 9, P + 9),
+                Some(span(P + 7, P + 9)),
+            ),
+            // In pages, as counted from the start of the region, from here on.
+            (
+                span(2 * P, 2 * P),
+                span(3 * G, 3 * G),
+                Some(span(P + 7, 3 * G + 6)),
+            ),
+            (
+                span(T - P, T),
+                span(T - 2 * P, T),
+                Some(span(T - 3 * P + 7, T)),
+            ),
+            // Too long.
+            (span(P + 7, P + 7), span(T - P, T), None),
+            (region, span(2 * P, 2 * P), None),
+        ] {
+            let hint = Hint::new(&region, &hint).widened(&region, &part);
+            assert!(hint.part_of(&region) == hull);
         }
     }
 

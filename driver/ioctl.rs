@@ -10,12 +10,18 @@ use kernel::{
     }, //
 };
 
-use crate::uapi::{
-    ummunotify_register_ioctl,
-    RUST_CONST_UMMUNOTIFY_EXCHANGE_FEATURES as EXCHANGE_FEATURES,
-    RUST_CONST_UMMUNOTIFY_REGISTER_REGION as REGISTER_REGION,
-    RUST_CONST_UMMUNOTIFY_UNREGISTER_REGION as UNREGISTER_REGION, //
+use crate::{
+    abstractions::interval_map::Class,
+    uapi::{
+        ummunotify_register_ioctl,
+        RUST_CONST_UMMUNOTIFY_EXCHANGE_FEATURES as EXCHANGE_FEATURES,
+        RUST_CONST_UMMUNOTIFY_REGISTER_REGION as REGISTER_REGION,
+        RUST_CONST_UMMUNOTIFY_UNREGISTER_REGION as UNREGISTER_REGION,
+        UMMUNOTIFY_FEATURE_CAUSE, //
+    }, //
 };
+
+use super::cause;
 
 /// A command and the address of its argument.
 pub(super) enum Command {
@@ -66,17 +72,30 @@ pub(super) struct Bounds {
     pub(super) last: usize,
     /// The number that identifies the region.
     pub(super) cookie: u64,
+    /// The class of regions that ignore the same causes.
+    pub(super) class: Class,
 }
 
 impl Bounds {
-    /// Checks the argument of REGISTER_REGION. `untag` removes the tag of an address.
+    /// Checks the argument of REGISTER_REGION. `granted` are the features that were granted;
+    /// `untag` removes the tag of an address.
     ///
-    /// `flags` and `reserved` are ignored without negotiated features, whatever they hold: there is
-    /// a program that passes uninitialised memory.
+    /// `flags` and `reserved` are ignored if none was, whatever they hold: there is a program that
+    /// passes uninitialised memory.
     ///
-    /// Fails with `EINVAL` if the end is below the start.
+    /// Fails with `EINVAL` if the end is below the start, or there are flags that the features give
+    /// no meaning.
     #[inline]
-    fn new(region: ummunotify_register_ioctl, untag: impl Fn(usize) -> usize) -> Result<Self> {
+    fn new(
+        region: ummunotify_register_ioctl,
+        granted: u32,
+        untag: impl Fn(usize) -> usize,
+    ) -> Result<Self> {
+        let class = if granted == 0 {
+            Class::new(0)
+        } else {
+            class_of(&region, granted)?
+        };
         // Kconfig allows only 64-bit machines, so nothing is cut off.
         let (start, end) = (untag(region.start as usize), untag(region.end as usize));
         if end < start {
@@ -88,20 +107,35 @@ impl Bounds {
             // No underflow: an `end` above `start` is not 0.
             last: end.wrapping_sub(usize::from(end > start)),
             cookie: region.user_cookie,
+            class,
         })
     }
 }
 
-/// Reads the argument of REGISTER_REGION. `untag` removes the tag of an address.
+/// Returns the class of a region of a file with features.
+#[cold]
+fn class_of(region: &ummunotify_register_ioctl, granted: u32) -> Result<Class> {
+    if region.reserved != 0 || granted & UMMUNOTIFY_FEATURE_CAUSE == 0 && region.flags != 0 {
+        return Err(EINVAL);
+    }
+    cause::class_ignoring(region.flags).ok_or(EINVAL)
+}
+
+/// Reads the argument of REGISTER_REGION. `granted` are the features that were granted; `untag`
+/// removes the tag of an address.
 ///
-/// Fails with `EFAULT`, and with `EINVAL` if the end is below the start.
+/// Fails with `EFAULT`, and with `EINVAL` if the end is below the start, or a flag has no meaning.
 #[inline]
-pub(super) fn read_bounds(arg: UserPtr, untag: impl Fn(usize) -> usize) -> Result<Bounds> {
+pub(super) fn read_bounds(
+    arg: UserPtr,
+    granted: u32,
+    untag: impl Fn(usize) -> usize,
+) -> Result<Bounds> {
     let words: [u64; size_of::<ummunotify_register_ioctl>() / size_of::<u64>()] =
         UserSlice::new(arg, size_of::<ummunotify_register_ioctl>())
             .reader()
             .read()?;
-    Bounds::new(zerocopy::transmute!(words), untag)
+    Bounds::new(zerocopy::transmute!(words), granted, untag)
 }
 
 /// Reads the argument of UNREGISTER_REGION. Fails with `EFAULT`.
@@ -156,6 +190,7 @@ mod tests {
                         flags,
                         reserved,
                     },
+                    0,
                     |address| address,
                 );
                 let expected = watched.ok_or(EINVAL);
@@ -166,15 +201,44 @@ mod tests {
             user_cookie: u64::MAX - 1,
             ..Default::default()
         };
-        assert!(
-            Bounds::new(region, |address| address).is_ok_and(|found| found.cookie == u64::MAX - 1)
-        );
+        assert!(Bounds::new(region, 0, |address| address)
+            .is_ok_and(|found| found.cookie == u64::MAX - 1));
+    }
+
+    #[test]
+    fn features_give_flags_a_meaning() {
+        const CAUSE: u32 = UMMUNOTIFY_FEATURE_CAUSE;
+        for (granted, flags, reserved, class) in [
+            (CAUSE, 0, 0, Some(0)),
+            (CAUSE, 1 << 2, 0, Some(1)),
+            (CAUSE, 7 << 2, 0, Some(7)),
+            (CAUSE | 2, 1 << 4, 0, Some(4)),
+            (CAUSE, 0, 1, None),
+            (CAUSE, 1 << 1, 0, None),
+            (CAUSE, 1 << 5, 0, None),
+            (CAUSE, 1 << 15, 0, None),
+            (CAUSE, 1 << 16, 0, None),
+            (CAUSE, u32::MAX, 0, None),
+            (2, 0, 0, Some(0)),
+            (2, 1 << 2, 0, None),
+            (2, 0, 1, None),
+            (4, 1, 0, None),
+        ] {
+            let region = ummunotify_register_ioctl {
+                flags,
+                reserved,
+                ..Default::default()
+            };
+            let bounds = Bounds::new(region, granted, |address| address);
+            let expected = class.ok_or(EINVAL);
+            assert!(bounds.map(|found| found.class.number()) == expected);
+        }
     }
 
     #[test]
     fn bad_pointers_are_faults() {
         let nowhere = UserPtr::from_addr(usize::MAX - 4096);
-        assert!(read_bounds(nowhere, |address| address).err() == Some(EFAULT));
+        assert!(read_bounds(nowhere, 0, |address| address).err() == Some(EFAULT));
         assert!(read_cookie(nowhere).err() == Some(EFAULT));
         assert!(Word(nowhere).read().err() == Some(EFAULT));
         assert!(Word(nowhere).write(0).err() == Some(EFAULT));

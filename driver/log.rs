@@ -5,7 +5,10 @@
 //! Whoever changes a mapping visits a limited number of regions. If more are hit, the change is
 //! noted here, and whoever reads visits the rest. See [`super::regions`].
 
-use super::hint::Span;
+use super::{
+    cause::Causes,
+    hint::Span, //
+};
 
 /// The most changes that are kept apart.
 const ROOM: usize = 32;
@@ -17,7 +20,8 @@ pub(super) enum Kind {
     Start,
     /// The change has ended: likewise, if it is not in an event that is queued.
     End,
-    /// Several changes: report all of the region.
+    /// Several changes, somewhere in the range: report all of the region. Files with hulls report
+    /// the part of it that is in the range.
     Several,
 }
 
@@ -25,6 +29,8 @@ pub(super) enum Kind {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) kind: Kind,
+    /// One cause, or those of several changes, or none if the file does without.
+    pub(super) causes: Causes,
     pub(super) span: Span,
 }
 
@@ -54,6 +60,7 @@ impl Log {
     pub(super) const fn new() -> Self {
         const NONE: Change = Change {
             kind: Kind::Start,
+            causes: Causes::NONE,
             span: Span { start: 0, last: 0 },
         };
         Self {
@@ -86,7 +93,7 @@ impl Log {
     pub(super) fn push(&mut self, change: Change) {
         if self.len > 1 {
             let newest = self.at(self.len - 1);
-            if newest.span == change.span {
+            if newest.span == change.span && newest.causes == change.causes {
                 // The end hits only what is not queued by then, and that is nothing.
                 if change.kind != Kind::End {
                     newest.kind = Kind::Several;
@@ -98,6 +105,7 @@ impl Log {
             let newest = *self.at(ROOM - 1);
             let before = self.at(ROOM - 2);
             before.kind = Kind::Several;
+            before.causes = before.causes.or(newest.causes);
             before.span.start = before.span.start.min(newest.span.start);
             before.span.last = before.span.last.max(newest.span.last);
             self.len -= 1;
@@ -150,8 +158,13 @@ mod tests {
     use super::*;
 
     fn change(kind: Kind, start: usize, last: usize) -> Change {
+        caused(Causes::NONE, kind, start, last)
+    }
+
+    fn caused(causes: Causes, kind: Kind, start: usize, last: usize) -> Change {
         Change {
             kind,
+            causes,
             span: Span { start, last },
         }
     }
@@ -217,6 +230,31 @@ mod tests {
         log.pop();
         assert!(log.oldest() == Some(change(Kind::Several, 1, 3)));
         assert_eq!(log.merged(), 0);
+    }
+
+    #[test]
+    fn keeps_causes_apart_as_long_as_there_is_room() {
+        let [one, two] = [1, 2].map(Causes::new);
+        let mut log = Log::new();
+        for causes in [one, one, two, two] {
+            log.push(caused(causes, Kind::Start, 1, 2));
+        }
+        // Never into the oldest.
+        assert_eq!(log.len(), 3);
+        log.pop();
+        assert!(log.oldest() == Some(caused(one, Kind::Start, 1, 2)));
+        log.pop();
+        assert!(log.oldest() == Some(caused(two, Kind::Several, 1, 2)));
+        log.pop();
+        starts(&mut log, 0..ROOM - 1);
+        log.push(caused(one, Kind::Start, 1, 2));
+        log.push(caused(two, Kind::End, 5, 6));
+        log.push(caused(two, Kind::End, 7, 8));
+        (0..ROOM - 2).for_each(|_| log.pop());
+        let first = (ROOM - 2) * 10;
+        assert!(log.oldest() == Some(caused(one.or(two), Kind::Several, 1, first + 5)));
+        log.pop();
+        assert!(log.oldest() == Some(caused(two, Kind::End, 7, 8)));
     }
 
     #[test]

@@ -15,6 +15,7 @@
 #![cfg_attr(not(CONFIG_KUNIT = "y"), forbid(unsafe_code))]
 
 mod account;
+mod cause;
 mod event;
 mod file;
 mod gate;

@@ -11,7 +11,9 @@
 //!                  +---------------+------ read ---------+
 //! ```
 //!
-//! From each of them UNREGISTER leads out, and takes along what is queued.
+//! From each of them UNREGISTER leads out, and takes along what is queued. With
+//! `UMMUNOTIFY_FEATURE_HULL` a second hit leads back to "queued, with a hint", which is wider then.
+//! A change whose cause the region ignores does not hit it.
 //!
 //! # Why no change of a mapping is missed
 //!
@@ -31,8 +33,11 @@
 //!   the range with nothing queued can only be one of these: it was either not there at S, or
 //!   queued at S and read since. It is queued again. One that has an event queued already was
 //!   possibly read after S and then hit by another change; its event is extended unless it covers
-//!   this range anyway.
+//!   this range and has this cause anyway.
 //! - Registered, or its event read, after E: P finds the new page.
+//!
+//! Where a region ignores the cause of the change, it is as if there were no region: S and E are of
+//! the same cause, and what a region ignores never changes.
 //!
 //! # Who does the work
 //!
@@ -66,7 +71,8 @@
 //! - Reading while entries are applied rearms as ever: [`Regions::read`] notes it in the same
 //!   section in which an event is taken out, no matter how the event came into the queue.
 //! - When the log is full, its two newest entries become one for all that lies between. That hits
-//!   more regions than it should, and none less; they are reported as a whole.
+//!   more regions than it should, and none less; they are reported as a whole, or with hulls as
+//!   far as they are in between. Each is reported with all causes of the two that it heeds.
 //! - Nobody waits forever: a read and a REGISTER apply what was in the log when they began, which
 //!   is limited, however quick others add to it. A read that has something to return ends then.
 
@@ -78,6 +84,8 @@ use kernel::{
 };
 
 use crate::abstractions::interval_map::{
+    Class,
+    Classes,
     Entry,
     IntervalMap,
     NodeCache,
@@ -88,9 +96,11 @@ use crate::abstractions::interval_map::{
 };
 
 use super::{
+    cause::Causes,
     event::{
         self,
-        Event, //
+        Event,
+        HINT, //
     },
     gate::Gate,
     hint::{
@@ -117,32 +127,52 @@ const SOME: usize = 64;
 /// The most regions that are taken out in one section of the lock, which costs more.
 pub(super) const FEW: usize = 48;
 
+/// The event that is queued for a region.
+///
+/// The alignment leaves four bytes less between this and the class of the region.
+#[derive(Clone, Copy)]
+#[repr(C, packed(4))]
+pub(crate) struct Pending {
+    /// The part of the region that it is about.
+    hint: Hint,
+    /// The flags of its record, if the hint is not all of the region: [`HINT`], and the causes.
+    flags: u32,
+}
+
+impl Pending {
+    /// No event.
+    const NONE: Self = Self {
+        hint: Hint::WHOLE,
+        flags: 0,
+    };
+}
+
 /// Where the memory of regions comes from.
-pub(crate) type RegionCache = NodeCache<u64, Hint>;
+pub(crate) type RegionCache = NodeCache<u64, Pending>;
 
 /// Memory for a region that is going to be registered.
-pub(super) type NewRegion<'c> = Reservation<'c, u64, Hint>;
+pub(super) type NewRegion<'c> = Reservation<'c, u64, Pending>;
 
 /// A region that is not registered any more. Dropping it frees its memory.
-pub(super) type OldRegion<'c> = Removed<'c, u64, Hint>;
+pub(super) type OldRegion<'c> = Removed<'c, u64, Pending>;
 
 /// All regions of a file. Dropping it frees their memory.
-pub(super) type AllRegions = IntervalMap<u64, Hint>;
+pub(super) type AllRegions = IntervalMap<u64, Pending>;
 
 /// Several regions that are not registered any more.
-pub(super) type OldRegions<'c> = RemovedList<'c, u64, Hint>;
+pub(super) type OldRegions<'c> = RemovedList<'c, u64, Pending>;
 
 /// All regions of a file, and what happened to them.
 ///
-/// Their keys in the map are the cookies. Their values are what the event is about that is queued
-/// for them.
+/// Their keys in the map are the cookies. Their values are the events that are queued for them.
+/// Their classes are the causes that they ignore.
 ///
 /// # Invariants
 ///
 /// - `counter` is greater than `reported` where something is queued, or in `log`.
 /// - While `is_walking`, the walk of `map` is that of the oldest change in `log`.
 pub(super) struct Regions {
-    map: IntervalMap<u64, Hint>,
+    map: IntervalMap<u64, Pending>,
     /// Changes that are still to be applied.
     log: Log,
     /// The oldest of them has begun to be applied.
@@ -153,6 +183,10 @@ pub(super) struct Regions {
     counter: u64,
     /// The counter in the last LAST record that was read.
     reported: u64,
+    /// The causes that are reported: all of them, or none.
+    causes: Causes,
+    /// A second hit widens a hint, and does not give it up.
+    has_hulls: bool,
 }
 
 impl Regions {
@@ -166,7 +200,19 @@ impl Regions {
             is_fresh: false,
             counter: 0,
             reported: 0,
+            causes: Causes::NONE,
+            has_hulls: false,
         }
+    }
+
+    /// From now on events have causes, or hints are widened. There must be no regions yet.
+    pub(super) fn set_features(&mut self, has_causes: bool, has_hulls: bool) {
+        self.causes = if has_causes {
+            Causes::ALL
+        } else {
+            Causes::NONE
+        };
+        self.has_hulls = has_hulls;
     }
 
     /// Returns the number of registered regions.
@@ -228,9 +274,9 @@ impl Regions {
         };
         self.is_fresh = false;
         let is_done = match change.kind {
-            Kind::Start => self.apply_to_some(change.span, hit),
-            Kind::End => self.apply_to_some(change.span, hit_unless_told),
-            Kind::Several => self.apply_to_some(change.span, hit_whole),
+            Kind::Start => self.apply_to_some(change, hit),
+            Kind::End => self.apply_to_some(change, hit_unless_told),
+            Kind::Several => self.apply_to_some(change, hit_several),
         };
         // INVARIANT: If the walk is not over, then the change stays.
         self.is_walking = !is_done;
@@ -240,14 +286,27 @@ impl Regions {
     }
 
     /// Begins or continues the walk of the oldest change; returns whether it is over.
-    fn apply_to_some(&mut self, span: Span, hit: impl Hit) -> bool {
-        let visit = |mut entry: Entry<'_, u64, Hint>| {
-            hit_part(&mut entry, span, &hit);
+    fn apply_to_some(&mut self, change: Change, hit: impl Hit) -> bool {
+        let report = self.report(&change);
+        let visit = |mut entry: Entry<'_, u64, Pending>| {
+            hit_part(&mut entry, report, &hit);
         };
         if self.is_walking {
             self.map.go_on(SOME, visit)
         } else {
-            self.map.walk(span.start, span.last, SOME, visit)
+            let Span { start, last } = change.span;
+            self.map
+                .walk(change.causes.heeding(), start, last, SOME, visit)
+        }
+    }
+
+    /// What is reported of a change.
+    #[inline]
+    fn report(&self, change: &Change) -> Report {
+        Report {
+            span: change.span,
+            causes: change.causes,
+            has_hulls: self.has_hulls,
         }
     }
 
@@ -259,14 +318,16 @@ impl Regions {
         &mut self,
         gate: &Gate,
         new: NewRegion<'c>,
+        class: Class,
         start: usize,
         last: usize,
         cookie: u64,
     ) -> Result<(), OldRegion<'c>> {
-        self.map.insert(new, cookie, start, last, Hint::WHOLE)?;
+        self.map
+            .insert(new, class, cookie, start, last, Pending::NONE)?;
         // The oldest change, which may have come after this REGISTER began, has not hit it.
         self.is_fresh = false;
-        gate.widen(start, last);
+        gate.widen(start, last, self.map.populated());
         gate.note_rearmed();
         Ok(())
     }
@@ -282,6 +343,8 @@ impl Regions {
         let removed = self.map.remove(cache, &cookie)?;
         if self.map.len() == 0 {
             gate.close();
+        } else {
+            gate.set_classes(self.map.populated());
         }
         Some(removed)
     }
@@ -305,37 +368,45 @@ impl Regions {
         self.map.remove_idle(cache, &from, FEW)
     }
 
-    /// The mappings of `start ..= last` are going to be changed.
+    /// The mappings of `start ..= last` are going to be changed, for one of `causes`.
     ///
     /// Returns whether a region was hit, so that the counter has moved.
     #[inline]
-    pub(super) fn hit(&mut self, start: usize, last: usize) -> bool {
-        self.hit_some(Kind::Start, Span { start, last }, hit)
+    pub(super) fn hit(&mut self, start: usize, last: usize, causes: Causes) -> bool {
+        self.hit_some(Kind::Start, causes, Span { start, last }, hit)
     }
 
     /// The mappings of `start ..= last` have been changed, and regions in it may have been rearmed
     /// during that.
     ///
     /// Returns whether a region was hit again, so that the counter has moved.
-    pub(super) fn hit_again(&mut self, start: usize, last: usize) -> bool {
-        self.hit_some(Kind::End, Span { start, last }, hit_unless_told)
+    pub(super) fn hit_again(&mut self, start: usize, last: usize, causes: Causes) -> bool {
+        self.hit_some(Kind::End, causes, Span { start, last }, hit_unless_told)
     }
 
     /// Calls `hit` for the regions that overlap `span`, if they are no more than [`MOST`], and else
     /// leaves the rest, or all of them, to [`Self::apply`].
     #[inline]
-    fn hit_some(&mut self, kind: Kind, span: Span, hit: impl Hit) -> bool {
+    fn hit_some(&mut self, kind: Kind, causes: Causes, span: Span, hit: impl Hit) -> bool {
+        let heeding = causes.heeding();
+        let change = Change {
+            kind,
+            causes: causes.and(self.causes),
+            span,
+        };
         if !self.log.is_empty() {
-            return self.defer(Change { kind, span });
+            return self.defer(heeding, change);
         }
         let mut any = false;
-        let is_done = self.map.walk(span.start, span.last, MOST, |mut entry| {
-            any |= hit_part(&mut entry, span, &hit);
+        let report = self.report(&change);
+        let Span { start, last } = span;
+        let is_done = self.map.walk(heeding, start, last, MOST, |mut entry| {
+            any |= hit_part(&mut entry, report, &hit);
         });
         if !is_done {
             // What is left may turn out to be reported already. Then the counter moves needlessly.
             any = true;
-            self.defer_rest(Change { kind, span });
+            self.defer_rest(change);
         }
         self.counter += u64::from(any);
         any
@@ -352,8 +423,9 @@ impl Regions {
 
     /// Leaves all regions to [`Self::apply`].
     #[cold]
-    fn defer(&mut self, change: Change) -> bool {
-        let any = self.map.has_overlap(change.span.start, change.span.last);
+    fn defer(&mut self, heeding: Classes, change: Change) -> bool {
+        let Span { start, last } = change.span;
+        let any = self.map.has_overlap(heeding, start, last);
         if any {
             if !self.repeats_oldest(change) {
                 self.log.push(change);
@@ -374,16 +446,26 @@ impl Regions {
         if oldest.span != change.span || !self.is_fresh || self.log.len() > 1 {
             return false;
         }
-        // An end reports a part of each region. A second change makes that the whole region.
-        if oldest.kind == Kind::End && change.kind == Kind::Start {
+        // Other regions heed another cause, and all are to report it.
+        if oldest.causes != change.causes {
             return false;
         }
-        // At the end of a change all that were visited are queued still, so there is no more to do.
-        if oldest.kind == Kind::Start && change.kind == Kind::Start {
+        // All that were visited are queued still, so there is no more to do at the end of a change,
+        // nor at the start of one where they need not report the whole region.
+        if change.kind == Kind::End || self.has_hulls {
+            return true;
+        }
+        // An end reports a part of each region. A second change makes that the whole region.
+        if oldest.kind == Kind::End {
+            return false;
+        }
+        if oldest.kind == Kind::Start {
             self.log.repeat_oldest();
+            let report = self.report(&change);
             let Span { start, last } = change.span;
-            let is_done = self.map.walk(start, last, MOST, |mut entry| {
-                hit_part(&mut entry, change.span, &hit_whole);
+            let heeding = change.causes.heeding();
+            let is_done = self.map.walk(heeding, start, last, MOST, |mut entry| {
+                hit_part(&mut entry, report, &hit_several);
             });
             if is_done {
                 // INVARIANT: The others were unregistered meanwhile, so that nothing is left.
@@ -456,28 +538,30 @@ impl Regions {
 
 /// The record about a region with an event queued.
 #[inline]
-fn record(queued: Queued<u64, Hint>) -> Event {
+fn record(queued: Queued<u64, Pending>) -> Event {
     let region = Span {
         start: queued.start,
         last: queued.last,
     };
-    match queued.value.part_of(&region) {
-        Some(part) => event::invalidated(queued.key, &part, true),
-        None => event::invalidated(queued.key, &region, false),
+    let Pending { hint, flags } = queued.value;
+    match hint.part_of(&region) {
+        Some(part) => event::invalidated(queued.key, &part, flags),
+        None => event::invalidated(queued.key, &region, flags & !HINT),
     }
 }
 
 /// The same, where the hint tells bytes, as most do.
 #[inline]
-fn usual_record(queued: &Queued<u64, Hint>) -> Option<Event> {
-    let part = queued.value.bytes_from(queued.start)?;
-    Some(event::invalidated(queued.key, &part, true))
+fn usual_record(queued: &Queued<u64, Pending>) -> Option<Event> {
+    let Pending { hint, flags } = queued.value;
+    let part = hint.bytes_from(queued.start)?;
+    Some(event::invalidated(queued.key, &part, flags))
 }
 
 /// The same, where it does not.
 #[cold]
 #[inline(never)]
-fn rare_record(queued: Queued<u64, Hint>) -> Event {
+fn rare_record(queued: Queued<u64, Pending>) -> Event {
     record(queued)
 }
 
@@ -492,52 +576,89 @@ pub(super) enum Batch {
     Faulted,
 }
 
+/// What is reported of a change.
+#[derive(Clone, Copy)]
+struct Report {
+    span: Span,
+    causes: Causes,
+    /// The file has hulls.
+    has_hulls: bool,
+}
+
 /// What to do to a region that a change hits, with where it is and the part of it that is hit.
 ///
 /// Returns whether it reported anything new.
-trait Hit: Fn(&mut Entry<'_, u64, Hint>, &Span, &Span) -> bool {}
+trait Hit: Fn(&mut Entry<'_, u64, Pending>, &Span, &Span, Report) -> bool {}
 
-impl<F: Fn(&mut Entry<'_, u64, Hint>, &Span, &Span) -> bool> Hit for F {}
+impl<F: Fn(&mut Entry<'_, u64, Pending>, &Span, &Span, Report) -> bool> Hit for F {}
 
-/// Calls `hit` for a region that has something in common with `span`.
+/// Calls `hit` for a region that has something in common with the range of the change.
 #[inline(always)]
-fn hit_part(entry: &mut Entry<'_, u64, Hint>, span: Span, hit: &impl Hit) -> bool {
+fn hit_part(entry: &mut Entry<'_, u64, Pending>, report: Report, hit: &impl Hit) -> bool {
     let region = Span {
         start: entry.start(),
         last: entry.last(),
     };
     let part = Span {
-        start: span.start.max(region.start),
-        last: span.last.min(region.last),
+        start: report.span.start.max(region.start),
+        last: report.span.last.min(region.last),
     };
-    hit(entry, &region, &part)
+    hit(entry, &region, &part, report)
 }
 
 /// Reports a change to `part` of a region.
 #[inline]
-fn hit(entry: &mut Entry<'_, u64, Hint>, region: &Span, part: &Span) -> bool {
-    // One event cannot hold two ranges, so a second one makes it the whole region.
-    *entry.value() = if entry.enqueue() {
-        Hint::new(region, part)
-    } else {
-        Hint::WHOLE
+fn hit(entry: &mut Entry<'_, u64, Pending>, region: &Span, part: &Span, report: Report) -> bool {
+    let flags = report.causes.event_flags() | HINT;
+    if entry.enqueue() {
+        let hint = Hint::new(region, part);
+        *entry.value() = Pending { hint, flags };
+        return true;
+    }
+    let Pending {
+        hint,
+        flags: before,
+    } = *entry.value();
+    *entry.value() = Pending {
+        hint: if report.has_hulls {
+            hint.widened(region, part)
+        } else {
+            // One event cannot hold two ranges.
+            Hint::WHOLE
+        },
+        flags: flags | before,
     };
     true
 }
 
-/// The same, unless there is an event queued that covers it.
+/// The same, unless there is an event queued that covers it and has its cause.
 #[inline]
-fn hit_unless_told(entry: &mut Entry<'_, u64, Hint>, region: &Span, part: &Span) -> bool {
-    if entry.is_queued() && entry.value().covers(region, part) {
+fn hit_unless_told(
+    entry: &mut Entry<'_, u64, Pending>,
+    region: &Span,
+    part: &Span,
+    report: Report,
+) -> bool {
+    let Pending { hint, flags } = *entry.value();
+    let causes = report.causes.event_flags();
+    if entry.is_queued() && hint.covers(region, part) && flags & causes == causes {
         return false;
     }
-    hit(entry, region, part)
+    hit(entry, region, part, report)
 }
 
-/// Reports changes to a region, wherever in it.
-fn hit_whole(entry: &mut Entry<'_, u64, Hint>, _region: &Span, _part: &Span) -> bool {
-    entry.enqueue();
-    *entry.value() = Hint::WHOLE;
+/// Reports several changes to a region, wherever in `part` they were.
+fn hit_several(
+    entry: &mut Entry<'_, u64, Pending>,
+    region: &Span,
+    part: &Span,
+    mut report: Report,
+) -> bool {
+    report.causes = report.causes.heeded_by(entry.class());
+    hit(entry, region, part, report);
+    if !report.has_hulls {
+        entry.value().hint = Hint::WHOLE;
+    }
     true
 }
 
@@ -545,6 +666,16 @@ fn hit_whole(entry: &mut Entry<'_, u64, Hint>, _region: &Span, _part: &Span) -> 
 mod tests {
     use super::*;
 
+    use crate::{
+        driver::cause::class_ignoring,
+        uapi::{
+            UMMUNOTIFY_CAUSES_SAME_PAGES as SAME_PAGES,
+            UMMUNOTIFY_CAUSE_CLEAR as CLEAR,
+            UMMUNOTIFY_CAUSE_PROTECT_AREA as PROTECT,
+            UMMUNOTIFY_CAUSE_PROTECT_PAGES as FORK,
+            UMMUNOTIFY_CAUSE_UNMAP as UNMAP, //
+        }, //
+    };
     use kernel::page::PAGE_SIZE as P;
     use zerocopy::IntoBytes;
 
@@ -553,18 +684,30 @@ mod tests {
     /// Ranges are given as the first and the last address.
     #[derive(Clone, Copy)]
     enum Step {
+        /// The file is granted causes, and hulls.
+        Grant(bool, bool),
         /// A region with this cookie is registered; whether that works.
         Register(u64, usize, usize, bool),
+        /// A region that ignores these causes is registered.
+        Ignoring(u32, u64, usize, usize),
         /// A region is unregistered; whether there is one.
         Unregister(u64, bool),
         /// A change starts; the counter after that.
         Start(usize, usize, u64),
         /// A change ends; the counter after that.
         End(usize, usize, u64),
+        /// A change for this cause starts; the counter after that.
+        StartBy(u32, usize, usize, u64),
+        /// A change for this cause ends; the counter after that.
+        EndBy(u32, usize, usize, u64),
         /// Deferred changes are applied to some regions; how many changes are left.
         Apply(usize),
         /// So many regions at `start ..= last` are registered, with cookies from the first one on.
         RegisterMany(u64, u64, usize, usize),
+        /// Likewise, of regions that ignore these causes.
+        IgnoringMany(u32, u64, u64, usize, usize),
+        /// So many regions are unregistered.
+        UnregisterMany(u64, u64),
         /// So many regions are read, with cookies from the first one on, and this hint or without.
         ReadMany(u64, u64, usize, usize, bool),
         /// A read with room for so many records; what it finds.
@@ -581,21 +724,28 @@ mod tests {
         Part(u64, usize, usize),
         /// INVAL without one.
         Whole(u64, usize, usize),
+        /// INVAL with these causes, with a hint.
+        PartBy(u32, u64, usize, usize),
+        /// INVAL with these causes, without one.
+        WholeBy(u32, u64, usize, usize),
         /// LAST.
         Last(u64),
     }
     use Record::*;
 
-    fn inval(cookie: u64, start: usize, end: usize, hint: bool) -> Event {
+    fn inval(causes: u32, cookie: u64, start: usize, end: usize, hint: bool) -> Event {
         let last = end - 1;
-        event::invalidated(cookie, &Span { start, last }, hint)
+        let flags = causes << 16 | if hint { HINT } else { 0 };
+        event::invalidated(cookie, &Span { start, last }, flags)
     }
 
     impl Record {
         fn event(self) -> Event {
             match self {
-                Part(cookie, start, end) => inval(cookie, start, end, true),
-                Whole(cookie, start, end) => inval(cookie, start, end, false),
+                Part(cookie, start, end) => inval(0, cookie, start, end, true),
+                Whole(cookie, start, end) => inval(0, cookie, start, end, false),
+                PartBy(causes, cookie, start, end) => inval(causes, cookie, start, end, true),
+                WholeBy(causes, cookie, start, end) => inval(causes, cookie, start, end, false),
                 Last(counter) => event::last(counter),
             }
         }
@@ -648,15 +798,55 @@ mod tests {
                     }
         }
 
+        /// Registers a region that ignores these causes; returns whether that works.
+        fn register(
+            &mut self,
+            ignored: u32,
+            cookie: u64,
+            start: usize,
+            last: usize,
+        ) -> Result<bool> {
+            let new = NewRegion::new(&self.cache)?;
+            let class = class_ignoring(ignored).ok_or(EINVAL)?;
+            let result = self
+                .regions
+                .register(&self.gate, new, class, start, last, cookie);
+            Ok(result.is_ok())
+        }
+
+        /// A change starts; returns whether the counter is right after that.
+        fn start(&mut self, cause: u32, start: usize, last: usize, counter: u64) -> bool {
+            let before = self.regions.counter();
+            let causes = Causes::new(cause);
+            let hit = self.gate.start(start, last.saturating_add(1), causes)
+                && self.regions.hit(start, last, causes);
+            self.regions.counter() == counter && hit == (counter != before)
+        }
+
+        /// A change ends; returns whether the counter is right after that.
+        fn end(&mut self, cause: u32, start: usize, last: usize, counter: u64) -> bool {
+            let before = self.regions.counter();
+            let causes = Causes::new(cause);
+            let mut hit = false;
+            if self.gate.finish(causes) {
+                hit = self.regions.hit_again(start, last, causes);
+                self.gate.forget_rearmed();
+            }
+            self.regions.counter() == counter && hit == (counter != before)
+        }
+
         /// Does a step as `driver::file` does; returns whether what is expected came of it.
         fn step(&mut self, step: Step) -> Result<bool> {
             Ok(match step {
+                Grant(causes, hulls) => {
+                    self.regions.set_features(causes, hulls);
+                    true
+                }
                 Register(cookie, start, last, works) => {
-                    let new = NewRegion::new(&self.cache)?;
-                    self.regions
-                        .register(&self.gate, new, start, last, cookie)
-                        .is_ok()
-                        == works
+                    self.register(0, cookie, start, last)? == works
+                }
+                Ignoring(causes, cookie, start, last) => {
+                    self.register(causes, cookie, start, last)?
                 }
                 Unregister(cookie, works) => {
                     let cache = &*self.cache;
@@ -673,27 +863,34 @@ mod tests {
                     }
                     works
                 }
+                IgnoringMany(causes, first, count, start, last) => {
+                    let mut works = true;
+                    for cookie in first..first + count {
+                        works &= self.register(causes, cookie, start, last)?;
+                    }
+                    works
+                }
+                UnregisterMany(first, count) => {
+                    let mut works = true;
+                    for cookie in first..first + count {
+                        works &= self.step(Unregister(cookie, true))?;
+                    }
+                    works
+                }
                 ReadMany(first, count, start, end, hint) => (first..first + count).all(|cookie| {
                     let mut memory = [const { MaybeUninit::uninit() }; 1];
                     let mut right = false;
                     self.regions.read(&self.gate, &mut memory, |found| {
-                        right = found[0].as_bytes() == inval(cookie, start, end, hint).as_bytes();
+                        right =
+                            found[0].as_bytes() == inval(0, cookie, start, end, hint).as_bytes();
                         found.len()
                     });
                     right
                 }),
-                Start(start, last, counter) => {
-                    let before = self.regions.counter();
-                    let hit = self.gate.start(start, last.saturating_add(1))
-                        && self.regions.hit(start, last);
-                    self.regions.counter() == counter && hit == (counter != before)
-                }
-                End(start, last, counter) => {
-                    let before = self.regions.counter();
-                    let hit = self.gate.finish() && self.regions.hit_again(start, last);
-                    self.gate.forget_rearmed();
-                    self.regions.counter() == counter && hit == (counter != before)
-                }
+                Start(start, last, counter) => self.start(CLEAR, start, last, counter),
+                End(start, last, counter) => self.end(CLEAR, start, last, counter),
+                StartBy(cause, start, last, counter) => self.start(cause, start, last, counter),
+                EndBy(cause, start, last, counter) => self.end(cause, start, last, counter),
                 Read(room, expected) => self.read(room, expected, expected.len()),
                 Fault(room, expected, count) => self.read(room, expected, count),
             })
@@ -1221,6 +1418,188 @@ mod tests {
             Apply(0),
             ReadMany(1, MANY + 1, 0, 4 * P, false),
             Read(8, &[Last(3)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn causes_are_reported_where_they_were_granted() -> Result {
+        assert!(runs(&[
+            Grant(true, false),
+            Register(1, 0, 9 * P - 1, true),
+            StartBy(FORK, 0, P - 1, 1),
+            EndBy(FORK, 0, P - 1, 1),
+            Read(8, &[PartBy(FORK, 1, 0, P), Last(1)]),
+            // Causes of an event that is read do not come again.
+            StartBy(UNMAP, 0, P - 1, 2),
+            StartBy(PROTECT, 0, P - 1, 3),
+            EndBy(UNMAP, 0, P - 1, 3),
+            EndBy(PROTECT, 0, P - 1, 3),
+            Read(8, &[WholeBy(UNMAP | PROTECT, 1, 0, 9 * P), Last(3)]),
+        ])?);
+        assert!(runs(&[
+            Register(1, 0, 9 * P - 1, true),
+            StartBy(FORK, 0, P - 1, 1),
+            EndBy(FORK, 0, P - 1, 1),
+            Read(8, &[Part(1, 0, P), Last(1)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn ignored_causes_leave_a_region_alone() -> Result {
+        assert!(runs(&[
+            Grant(true, false),
+            Ignoring(SAME_PAGES, 1, 0, 9 * P - 1),
+            Ignoring(FORK, 2, 0, 9 * P - 1),
+            Register(3, 0, 9 * P - 1, true),
+            StartBy(FORK, 0, P - 1, 1),
+            EndBy(FORK, 0, P - 1, 1),
+            Read(8, &[PartBy(FORK, 3, 0, P), Last(1)]),
+            // The event that is queued for region 2 has neither another hint nor another cause.
+            StartBy(PROTECT, 0, P - 1, 2),
+            StartBy(FORK, P, 2 * P - 1, 3),
+            EndBy(FORK, P, 2 * P - 1, 3),
+            EndBy(PROTECT, 0, P - 1, 3),
+            Read(
+                8,
+                &[
+                    WholeBy(PROTECT | FORK, 3, 0, 9 * P),
+                    PartBy(PROTECT, 2, 0, P),
+                    Last(3),
+                ],
+            ),
+            // Nobody heeds it.
+            Unregister(3, true),
+            StartBy(FORK, 0, P - 1, 3),
+            EndBy(FORK, 0, P - 1, 3),
+            Read(8, &[]),
+            StartBy(CLEAR, 0, P - 1, 4),
+            EndBy(CLEAR, 0, P - 1, 4),
+            Read(
+                8,
+                &[PartBy(CLEAR, 2, 0, P), PartBy(CLEAR, 1, 0, P), Last(4)]
+            ),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn registered_in_a_change_that_only_it_heeds() -> Result {
+        assert!(runs(&[
+            Grant(true, true),
+            Ignoring(SAME_PAGES, 1, 0, P - 1),
+            StartBy(FORK, 0, P - 1, 0),
+            Register(2, 0, P - 1, true),
+            // One that ignores it is not to be reported.
+            Ignoring(FORK, 3, 0, P - 1),
+            EndBy(FORK, 0, P - 1, 1),
+            Read(8, &[PartBy(FORK, 2, 0, P), Last(1)]),
+            // The end of what nobody heeds leaves the rearmed region to the other end.
+            Unregister(2, true),
+            StartBy(CLEAR, 0, P - 1, 2),
+            StartBy(FORK, 0, P - 1, 2),
+            Read(
+                8,
+                &[PartBy(CLEAR, 3, 0, P), PartBy(CLEAR, 1, 0, P), Last(2)]
+            ),
+            EndBy(FORK, 0, P - 1, 2),
+            EndBy(CLEAR, 0, P - 1, 3),
+            Read(
+                8,
+                &[PartBy(CLEAR, 3, 0, P), PartBy(CLEAR, 1, 0, P), Last(3)]
+            ),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn an_end_adds_its_cause_to_an_event_that_lacks_it() -> Result {
+        assert!(runs(&[
+            Grant(true, true),
+            Register(1, 0, 9 * P - 1, true),
+            StartBy(CLEAR, P, 2 * P - 1, 1),
+            Read(8, &[PartBy(CLEAR, 1, P, 2 * P), Last(1)]),
+            // This covers all that the first change does, and leaves the pages as they are.
+            StartBy(FORK, 0, 3 * P - 1, 2),
+            EndBy(FORK, 0, 3 * P - 1, 2),
+            EndBy(CLEAR, P, 2 * P - 1, 3),
+            Read(8, &[PartBy(CLEAR | FORK, 1, 0, 3 * P), Last(3)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn hulls_enclose_all_hits() -> Result {
+        assert!(runs(&[
+            Grant(false, true),
+            Register(1, P, 9 * P - 1, true),
+            Start(5 * P, 6 * P - 1, 1),
+            End(5 * P, 6 * P - 1, 1),
+            Start(2 * P, 3 * P - 1, 2),
+            End(2 * P, 3 * P - 1, 2),
+            Start(3 * P, 4 * P - 1, 3),
+            End(3 * P, 4 * P - 1, 3),
+            Read(8, &[Part(1, 2 * P, 6 * P), Last(3)]),
+            // It starts anew after a read, and is inside the region.
+            Start(0, 2 * P - 1, 4),
+            Read(8, &[Part(1, P, 2 * P), Last(4)]),
+            Start(8 * P, 20 * P - 1, 5),
+            End(8 * P, 20 * P - 1, 5),
+            End(0, 2 * P - 1, 6),
+            Read(8, &[Part(1, P, 9 * P), Last(6)]),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn deferred_changes_have_causes_and_hulls() -> Result {
+        assert!(runs(&[
+            Grant(true, true),
+            RegisterMany(1, MANY, 0, 9 * P - 1),
+            Register(1000, 0, 9 * P - 1, true),
+            Ignoring(FORK, 1001, 0, 9 * P - 1),
+            StartBy(CLEAR, P, 2 * P - 1, 1),
+            EndBy(CLEAR, P, 2 * P - 1, 1),
+            // The same for another cause, the same once more, and another one.
+            StartBy(FORK, P, 2 * P - 1, 2),
+            EndBy(FORK, P, 2 * P - 1, 2),
+            StartBy(FORK, P, 2 * P - 1, 3),
+            EndBy(FORK, P, 2 * P - 1, 3),
+            StartBy(UNMAP, 4 * P, 5 * P - 1, 4),
+            EndBy(UNMAP, 4 * P, 5 * P - 1, 4),
+            Apply(2),
+            Apply(2),
+            Apply(2),
+            Apply(1),
+            Apply(1),
+            Apply(1),
+            Apply(0),
+            UnregisterMany(1, MANY),
+            Read(
+                8,
+                &[
+                    PartBy(CLEAR | FORK | UNMAP, 1000, P, 5 * P),
+                    PartBy(CLEAR | UNMAP, 1001, P, 5 * P),
+                    Last(4),
+                ],
+            ),
+        ])?);
+        Ok(())
+    }
+
+    #[test]
+    fn many_that_ignore_a_change_do_not_defer_it() -> Result {
+        assert!(runs(&[
+            Grant(true, false),
+            IgnoringMany(FORK, 1, 3 * MANY, 0, P - 1),
+            StartBy(FORK, 0, P - 1, 0),
+            EndBy(FORK, 0, P - 1, 0),
+            Register(1000, 0, P - 1, true),
+            StartBy(FORK, 0, P - 1, 1),
+            EndBy(FORK, 0, P - 1, 1),
+            Apply(0),
+            Read(8, &[PartBy(FORK, 1000, 0, P), Last(1)]),
         ])?);
         Ok(())
     }

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The causes of changes, and which regions heed them.
+//!
+//! A region ignores some of the causes that leave the page frames as they are. There are eight
+//! combinations of these, and each is a [`Class`] of regions. A search looks only at the classes
+//! that heed the cause, so regions that ignore it cost it nothing.
+
+use crate::{
+    abstractions::{
+        interval_map::{
+            Class,
+            Classes, //
+        },
+        mmu_notifier, //
+    },
+    uapi::{
+        UMMUNOTIFY_CAUSES_SAME_PAGES,
+        UMMUNOTIFY_CAUSE_CLEAR,
+        UMMUNOTIFY_CAUSE_DEVICE,
+        UMMUNOTIFY_CAUSE_OTHER,
+        UMMUNOTIFY_CAUSE_PROTECT_AREA,
+        UMMUNOTIFY_CAUSE_PROTECT_PAGES,
+        UMMUNOTIFY_CAUSE_SOFT_DIRTY,
+        UMMUNOTIFY_CAUSE_UNMAP,
+        UMMUNOTIFY_EVENT_CAUSES_SHIFT, //
+    },
+};
+
+/// The lowest bit of the causes that can be ignored. The others are the next ones.
+const IGNORABLE_SHIFT: u32 = UMMUNOTIFY_CAUSES_SAME_PAGES.trailing_zeros();
+
+/// A set of causes, `UMMUNOTIFY_CAUSE_*`.
+///
+/// Files that were not granted `UMMUNOTIFY_FEATURE_CAUSE` do without: their changes have no cause.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Causes(u16);
+
+impl Causes {
+    /// No cause.
+    pub(super) const NONE: Self = Self(0);
+
+    /// Every cause.
+    pub(super) const ALL: Self = Self(u16::MAX);
+
+    /// Creates the set of the causes whose bits are set.
+    pub(super) const fn new(bits: u32) -> Self {
+        Self(bits as u16)
+    }
+
+    /// Returns the cause of what the kernel says it does.
+    #[inline]
+    pub(super) fn of(event: mmu_notifier::Event) -> Self {
+        use mmu_notifier::Event;
+        Self::new(match event {
+            Event::Unmap => UMMUNOTIFY_CAUSE_UNMAP,
+            Event::Clear => UMMUNOTIFY_CAUSE_CLEAR,
+            Event::ProtectionArea => UMMUNOTIFY_CAUSE_PROTECT_AREA,
+            Event::ProtectionPage => UMMUNOTIFY_CAUSE_PROTECT_PAGES,
+            Event::SoftDirty => UMMUNOTIFY_CAUSE_SOFT_DIRTY,
+            Event::Migrate | Event::Exclusive => UMMUNOTIFY_CAUSE_DEVICE,
+            Event::Other => UMMUNOTIFY_CAUSE_OTHER,
+        })
+    }
+
+    /// Returns the causes, as they are in the flags of an event.
+    #[inline]
+    pub(super) const fn event_flags(self) -> u32 {
+        (self.0 as u32) << UMMUNOTIFY_EVENT_CAUSES_SHIFT
+    }
+
+    /// Returns the causes that are in either set.
+    pub(super) const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Returns the causes that are in both sets.
+    #[inline]
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Returns the causes that regions of this class heed.
+    pub(super) const fn heeded_by(self, class: Class) -> Self {
+        Self(self.0 & !((class.number() as u16) << IGNORABLE_SHIFT))
+    }
+
+    /// Returns the classes of regions that heed at least one of the causes. Without causes, these
+    /// are all classes.
+    #[inline]
+    pub(super) const fn heeding(self) -> Classes {
+        const IGNORABLE: u16 = UMMUNOTIFY_CAUSES_SAME_PAGES as u16;
+        /// By the causes that can be ignored, of which there are three.
+        const HEEDING: [Classes; 8] = {
+            let mut heeding = [Classes::ALL; 8];
+            let mut causes = 1;
+            while causes < 8 {
+                let mut bits = 0;
+                let mut class = 0;
+                while class < 8 {
+                    if causes & !class != 0 {
+                        bits |= 1 << class;
+                    }
+                    class += 1;
+                }
+                heeding[causes] = Classes::from_bits(bits);
+                causes += 1;
+            }
+            heeding
+        };
+        if self.0 & !IGNORABLE != 0 {
+            return Classes::ALL;
+        }
+        HEEDING[(self.0 >> IGNORABLE_SHIFT) as usize & 7]
+    }
+}
+
+/// Returns the class of regions that ignore these causes, or `None` if there is one among them that
+/// cannot be ignored, or a bit that is not a cause.
+#[inline]
+pub(super) fn class_ignoring(causes: u32) -> Option<Class> {
+    (causes & !UMMUNOTIFY_CAUSES_SAME_PAGES == 0)
+        .then_some(Class::new((causes >> IGNORABLE_SHIFT) as u8))
+}
+
+#[kernel::prelude::kunit_tests(ummunotify_cause)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_ignore_what_they_say() {
+        for class in 0..8 {
+            let ignored = u32::from(class) << IGNORABLE_SHIFT;
+            let found = class_ignoring(ignored);
+            assert_eq!(found.map(Class::number), Some(class));
+            for bit in 0..16 {
+                let cause = Causes::new(1 << bit);
+                let heeds = ignored & 1 << bit == 0;
+                let is_heeded = cause.heeded_by(Class::new(class)) == cause;
+                let is_heeding = cause.heeding().bits() >> class & 1 == 1;
+                assert_eq!((is_heeded, is_heeding), (heeds, heeds));
+            }
+        }
+        for bit in (0..32).filter(|bit| ![2, 3, 4].contains(bit)) {
+            assert!(class_ignoring(1 << bit).is_none());
+            assert!(class_ignoring(UMMUNOTIFY_CAUSES_SAME_PAGES | 1 << bit).is_none());
+        }
+    }
+
+    #[test]
+    fn one_of_several_causes_is_enough() {
+        let all = Causes::new(UMMUNOTIFY_CAUSES_SAME_PAGES);
+        assert_eq!(all.heeding().bits(), 0b0111_1111);
+        let clear = Causes::new(UMMUNOTIFY_CAUSE_CLEAR);
+        assert!(all.or(clear).heeding() == Classes::ALL);
+        assert!(all.or(clear).heeded_by(Class::new(7)) == clear);
+        assert!(Causes::NONE.heeding() == Classes::ALL);
+        assert_eq!(all.or(clear).event_flags(), 0b1_1110 << 16);
+    }
+}
