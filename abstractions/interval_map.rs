@@ -745,9 +745,15 @@ impl<K, T> Entry<'_, K, T> {
     }
 }
 
-#[kernel::prelude::kunit_tests(interval_map)]
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(ummunotify_interval_map)]
 mod tests {
     use super::*;
+
+    use crate::abstractions::kunit::{
+        agree,
+        expect_eq, //
+    };
 
     /// An entry of the reference list.
     #[derive(Clone, Copy)]
@@ -807,16 +813,19 @@ mod tests {
                 };
                 self.list.push(listed, GFP_KERNEL)?;
             }
-            Ok(result.is_ok() == is_new && self.is_as_long())
+            Ok(agree("insert succeeds", result.is_ok(), is_new) && self.has_right_lengths())
         }
 
-        /// Returns whether the map has as many entries as the list, and of the same classes.
-        fn is_as_long(&self) -> bool {
+        /// Returns whether the map has as many entries as the lists, and of the same classes.
+        fn has_right_lengths(&self) -> bool {
             let mut classes = Classes::NONE;
             self.list
                 .iter()
                 .for_each(|listed| classes.insert(listed.class));
-            self.map.len() == self.list.len() && self.map.populated() == classes
+            let is_same = self.map.populated() == classes;
+            agree("entries", self.map.len(), self.list.len())
+                && agree("queued entries", self.map.queue_len(), self.queue.len())
+                && agree("classes are those of the list", is_same, true)
         }
 
         fn remove(&mut self, key: u64) -> bool {
@@ -824,7 +833,7 @@ mod tests {
             let is_listed = self.list.iter().any(|listed| listed.key == key);
             self.list.retain(|listed| listed.key != key);
             self.queue.retain(|queued| *queued != key);
-            removed == is_listed && self.is_as_long() && self.map.queue_len() == self.queue.len()
+            agree("remove finds an entry", removed, is_listed) && self.has_right_lengths()
         }
 
         /// Removes the idle ones of some entries; returns whether the map and the list agree.
@@ -849,9 +858,9 @@ mod tests {
             list.retain(|listed| {
                 !keys[..found].contains(&listed.key) || queue.contains(&listed.key)
             });
-            removed.nodes.len() == before - list.len()
-                && self.is_as_long()
-                && (found < count || next == after || count == 0)
+            agree("removed entries", removed.nodes.len(), before - list.len())
+                && (found < count || count == 0 || agree("the next key", next, after))
+                && self.has_right_lengths()
         }
 
         /// Queues all overlapping entries of some classes, a few at a time; returns whether they
@@ -889,13 +898,18 @@ mod tests {
             while !is_done {
                 is_done = map.go_on(most, &mut visit);
             }
-            right &= overlaps == (found > 0);
             let overlap = |listed: &&Listed| {
                 classes.bits() >> listed.class.number() & 1 == 1
                     && listed.start <= last
                     && start <= listed.last
             };
-            Ok(right && found == list.iter().filter(overlap).count())
+            Ok(agree("entries are those of the list", right, true)
+                && agree("has_overlap", overlaps, found > 0)
+                && agree(
+                    "visited entries",
+                    found,
+                    list.iter().filter(overlap).count(),
+                ))
         }
 
         /// Removes some entries from the queue, and puts some of these back; returns whether the
@@ -913,7 +927,7 @@ mod tests {
                 |queued| (queued.key & 1 == 0).then(|| entry(queued)),
                 |queued| entry(&queued),
             );
-            let right = seen.len() == count.min(queue.len())
+            let right = agree("dequeued entries", seen.len(), count.min(queue.len()))
                 && seen
                     .iter()
                     .zip(queue.iter())
@@ -929,7 +943,8 @@ mod tests {
             for _ in 0..skip.min(seen) {
                 let _ = queue.remove(0);
             }
-            right && map.queue_len() == queue.len()
+            agree("dequeued entries are those of the list", right, true)
+                && agree("queued entries", map.queue_len(), queue.len())
         }
     }
 
@@ -959,7 +974,7 @@ mod tests {
             };
             wrong += usize::from(!right);
         }
-        assert_eq!(wrong, 0);
+        expect_eq!(wrong, 0);
         Ok(())
     }
 
@@ -1018,7 +1033,7 @@ mod tests {
         assert!(compared.insert_as(Class::new(0), 21, 7, 100)?);
         assert!(compared.map.go_on(10, &mut visit));
         assert!(compared.map.go_on(10, &mut visit));
-        assert_eq!(visited, 1 << 21 | 0b1_1110_0111);
+        expect_eq!(visited, 1 << 21 | 0b1_1110_0111);
         assert!(compared.map.walk.next.is_none());
         Ok(())
     }

@@ -9,7 +9,7 @@
 //! [`destination`] and [`shared_page`] would become optional methods of `miscdevice`. The rest is
 //! private to the driver: [`key_tree`], [`fifo`] and [`interval_map`] share one node, which
 //! [`kernel::rbtree`] and [`kernel::list`] cannot do; [`marked`] is `Atomic` without a function
-//! call for each access; [`compat`] has the differences between kernel series.
+//! call for each access; [`compat`] has the differences between kernel series; `kunit` is for tests.
 
 pub(crate) mod address_space;
 pub(crate) mod char_file;
@@ -20,6 +20,8 @@ pub(crate) mod interval_map;
 pub(crate) mod interval_tree;
 pub(crate) mod key_tree;
 pub(crate) mod kmem_cache;
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
+pub(crate) mod kunit;
 pub(crate) mod locked_memory;
 pub(crate) mod marked;
 pub(crate) mod mmu_notifier;
