@@ -40,6 +40,12 @@ impl Device {
         ummunotify::Device::open().map(Self)
     }
 
+    /// Opens the device with features, for non-blocking reads. The kernel may grant fewer.
+    pub fn open_with(features: ummunotify::Features) -> io::Result<Self> {
+        let options = ummunotify::Options::new().features(features);
+        options.open().map(Self)
+    }
+
     /// Issues an ioctl. The caller vouches for the pointer, or means it to be bad.
     pub fn ioctl_raw(&self, request: u32, argument: *mut c_void) -> io::Result<()> {
         // SAFETY: The kernel checks the pointer; the caller allows it to write there.

@@ -70,11 +70,13 @@ table! {
     cause_unwatched: "changes to memory that is not watched are not reported",
 }
 
-/// Applies a cause to the middle one of three pages that `make` returns, in two ways.
+/// Applies a cause to the middle one of three pages that `make` returns, in three ways.
 ///
 /// If only the neighbours are watched, nothing may be reported. If all three are watched, exactly
-/// the page in the middle must be, on return. Returns how far the counter moved.
+/// the page in the middle must be, on return. With the feature, the event must name `causes`. Returns
+/// how far the counter moved.
 fn only_the_middle(
+    causes: Causes,
     make: impl Fn() -> Outcome<Guarded>,
     cause: impl Fn(&Range<u64>) -> Outcome,
 ) -> Outcome<u64> {
@@ -97,12 +99,40 @@ fn only_the_middle(
     };
     bench.reads(&[event, last(counter)])?;
     bench.counts(counter)?;
+    causes_told(causes, &make()?, cause)?;
     Ok(counter)
 }
 
+/// Applies a cause to the second page of an area, which is watched by two regions, and expects the
+/// event of one to name `causes`, and that of the other, which ignores some, to name the rest.
+pub(super) fn causes_told(
+    causes: Causes,
+    area: &Guarded,
+    cause: impl FnOnce(&Range<u64>) -> Outcome,
+) -> Outcome {
+    const ALL: u64 = 1;
+    const SOME: u64 = 2;
+    let device = open_with(Features::CAUSE)?;
+    let page = area.page(1);
+    device.watch(page.clone(), ALL)?;
+    device.watch_ignoring(page.clone(), SOME, Causes::SAME_PAGES)?;
+    cause(&page)?;
+    let rest = Causes::from_bits(causes.bits() & !Causes::SAME_PAGES.bits());
+    let events = read_if_any(&device, 4)?;
+    let of = |cookie| {
+        let mut events = events.iter().filter(|event| event.kind == EVENT_INVAL);
+        let event = events.find(|event| event.user_cookie_counter == cookie);
+        event.map_or(Causes::NONE, causes_of)
+    };
+    expect::same("causes", of(ALL), causes)?;
+    expect::same("causes that are not ignored", of(SOME), rest)?;
+    let last = events.last().map(|event| (event.kind, event.flags));
+    expect::same("type and flags of LAST", last, Some((EVENT_LAST, 0)))
+}
+
 /// [`only_the_middle`] of small private pages, for a cause that is a single invalidation.
-fn once(cause: impl Fn(&Range<u64>) -> Outcome) -> Outcome {
-    let counter = only_the_middle(private, cause)?;
+fn once(causes: Causes, cause: impl Fn(&Range<u64>) -> Outcome) -> Outcome {
+    let counter = only_the_middle(causes, private, cause)?;
     expect::same("the counter", counter, 1)
 }
 
@@ -117,7 +147,7 @@ fn shared() -> Outcome<Guarded> {
 }
 
 fn cause_munmap() -> Outcome {
-    once(|page| Ok(mem::unmap(page)?))
+    once(Causes::UNMAP, |page| Ok(mem::unmap(page)?))
 }
 
 fn cause_munmap_part() -> Outcome {
@@ -140,16 +170,19 @@ fn cause_munmap_more() -> Outcome {
 }
 
 fn cause_map_fixed() -> Outcome {
-    once(|page| Ok(mem::map_over(page)?))
+    once(Causes::UNMAP, |page| Ok(mem::map_over(page)?))
 }
 
 fn cause_mremap_from() -> Outcome {
     let target = Guarded::new(1)?.all();
-    only_the_middle(private, |page| Ok(mem::move_to(page, &target)?)).map(drop)
+    only_the_middle(Causes::UNMAP, private, |page| {
+        Ok(mem::move_to(page, &target)?)
+    })
+    .map(drop)
 }
 
 fn cause_mremap_onto() -> Outcome {
-    only_the_middle(private, |page| {
+    only_the_middle(Causes::UNMAP, private, |page| {
         Ok(mem::move_to(&Guarded::new(1)?.all(), page)?)
     })
     .map(drop)
@@ -184,11 +217,15 @@ fn cause_brk() -> Outcome {
 }
 
 fn cause_mprotect_none() -> Outcome {
-    once(|page| Ok(mem::protect(page, libc::PROT_NONE)?))
+    once(Causes::PROTECT_AREA, |page| {
+        Ok(mem::protect(page, libc::PROT_NONE)?)
+    })
 }
 
 fn cause_mprotect_read() -> Outcome {
-    once(|page| Ok(mem::protect(page, libc::PROT_READ)?))
+    once(Causes::PROTECT_AREA, |page| {
+        Ok(mem::protect(page, libc::PROT_READ)?)
+    })
 }
 
 fn cause_mprotect_write() -> Outcome {
@@ -198,19 +235,29 @@ fn cause_mprotect_write() -> Outcome {
         Ok(area)
     };
     let writable = libc::PROT_READ | libc::PROT_WRITE;
-    only_the_middle(read_only, |page| Ok(mem::protect(page, writable)?)).map(drop)
+    only_the_middle(Causes::PROTECT_AREA, read_only, |page| {
+        Ok(mem::protect(page, writable)?)
+    })
+    .map(drop)
 }
 
 fn cause_dontneed() -> Outcome {
-    once(|page| Ok(mem::advise(page, libc::MADV_DONTNEED)?))
+    once(Causes::CLEAR, |page| {
+        Ok(mem::advise(page, libc::MADV_DONTNEED)?)
+    })
 }
 
 fn cause_free() -> Outcome {
-    once(|page| Ok(mem::advise(page, libc::MADV_FREE)?))
+    once(Causes::CLEAR, |page| {
+        Ok(mem::advise(page, libc::MADV_FREE)?)
+    })
 }
 
 fn cause_remove() -> Outcome {
-    only_the_middle(shared, |page| Ok(mem::advise(page, libc::MADV_REMOVE)?)).map(drop)
+    only_the_middle(Causes::CLEAR, shared, |page| {
+        Ok(mem::advise(page, libc::MADV_REMOVE)?)
+    })
+    .map(drop)
 }
 
 /// Writes pages to swap; skips the test if there is none.
@@ -240,14 +287,14 @@ pub(super) fn page_out(pages: &Range<u64>, mut advise: impl FnMut() -> io::Resul
 }
 
 fn cause_pageout() -> Outcome {
-    only_the_middle(private, |page| {
+    only_the_middle(Causes::CLEAR, private, |page| {
         page_out(page, || mem::advise(page, libc::MADV_PAGEOUT))
     })
     .map(drop)
 }
 
 fn cause_pageout_shared() -> Outcome {
-    only_the_middle(shared, |page| {
+    only_the_middle(Causes::CLEAR, shared, |page| {
         page_out(page, || mem::advise(page, libc::MADV_PAGEOUT))
     })
     .map(drop)
@@ -255,7 +302,12 @@ fn cause_pageout_shared() -> Outcome {
 
 /// Small pages where a huge one could be, between unused ones; the middle one of three.
 pub(super) fn collapsible() -> Outcome<(Bench, Range<u64>)> {
-    let bench = Bench::over(open()?, Guarded::huge(3)?)?;
+    collapsible_on(open()?)
+}
+
+/// The same, watched by this file.
+pub(super) fn collapsible_on(device: Device) -> Outcome<(Bench, Range<u64>)> {
+    let bench = Bench::over(device, Guarded::huge(3)?)?;
     mem::advise(&bench.area.all(), libc::MADV_NOHUGEPAGE).or_skip("huge pages")?;
     bench.area.fill();
     let start = bench.area.all().start + HUGE;
@@ -317,7 +369,7 @@ fn cause_guard_install() -> Outcome {
     if known.is_err() {
         return Err(Failure::Skipped("no MADV_GUARD_INSTALL".into()));
     }
-    only_the_middle(private, |page| {
+    only_the_middle(Causes::CLEAR, private, |page| {
         Ok(mem::advise(page, mem::MADV_GUARD_INSTALL)?)
     })
     .map(drop)
@@ -370,7 +422,7 @@ fn cause_truncate() -> Outcome {
 pub(super) fn only_the_middle_of_file(cause: impl Fn(&File) -> Outcome) -> Outcome {
     let file = mem::memory_file(3)?;
     let make = || Ok(Guarded::of_file(&file, 3)?);
-    only_the_middle(make, |_| cause(&file)).map(drop)
+    only_the_middle(Causes::CLEAR, make, |_| cause(&file)).map(drop)
 }
 
 fn cause_punch_hole() -> Outcome {
@@ -412,7 +464,7 @@ fn cause_write_to_zero_page() -> Outcome {
         }
         Ok(area)
     };
-    only_the_middle(only_read, |page| {
+    only_the_middle(Causes::CLEAR, only_read, |page| {
         mem::write_byte(page.start, 1);
         Ok(())
     })
@@ -422,7 +474,7 @@ fn cause_write_to_zero_page() -> Outcome {
 fn cause_write_to_file_copy() -> Outcome {
     let file = mem::memory_file(3)?;
     let make = || Ok(Guarded::copy_of_file(&file, 3)?);
-    only_the_middle(make, |page| {
+    only_the_middle(Causes::CLEAR, make, |page| {
         mem::write_byte(page.start, 1);
         Ok(())
     })
@@ -534,7 +586,7 @@ pub(super) fn migrate(page: u64, node: i32, mut step: impl FnMut() -> io::Result
 }
 
 fn cause_move_pages() -> Outcome {
-    only_the_middle(private, |page| {
+    only_the_middle(Causes::CLEAR, private, |page| {
         let node = other_node(page.start)?;
         migrate(page.start, node, || {
             // That a page is busy at the moment is not an error.
@@ -548,7 +600,7 @@ fn cause_move_pages() -> Outcome {
 fn cause_mbind() -> Outcome {
     /// See above.
     const MPOL_MF_MOVE: u32 = 2;
-    only_the_middle(private, |page| {
+    only_the_middle(Causes::CLEAR, private, |page| {
         let node = other_node(page.start)?;
         let mask = 1u64 << node;
         migrate(page.start, node, || {
@@ -590,12 +642,15 @@ fn cause_write_protected() -> Outcome {
         fault.register(&area.all(), userfault::MODE_WRITE_PROTECT)?;
         Ok(area)
     };
-    only_the_middle(make, |page| Ok(fault.write_protect(page)?)).map(drop)
+    only_the_middle(Causes::PROTECT_AREA, make, |page| {
+        Ok(fault.write_protect(page)?)
+    })
+    .map(drop)
 }
 
 fn cause_moved() -> Outcome {
     let fault = UserFault::new(userfault::FEATURE_MOVE)?;
-    only_the_middle(private, |page| {
+    only_the_middle(Causes::CLEAR, private, |page| {
         let target = Guarded::unpopulated(1)?.all();
         fault.register(&target, userfault::MODE_MISSING)?;
         fault.move_pages(page, &target)?;
@@ -650,7 +705,7 @@ fn cause_scan() -> Outcome {
         fault.register(&area.all(), userfault::MODE_WRITE_PROTECT)?;
         Ok(area)
     };
-    only_the_middle(make, |page| {
+    only_the_middle(Causes::PROTECT_AREA, make, |page| {
         scan(page, PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC)?;
         Ok(())
     })
@@ -682,7 +737,7 @@ fn cause_uprobe() -> Outcome {
         mem::protect(&area.all(), libc::PROT_READ | libc::PROT_EXEC)?;
         Ok(area)
     };
-    only_the_middle(make, |page| {
+    only_the_middle(Causes::CLEAR, make, |page| {
         let attributes = Attributes {
             kind,
             size: size_of::<Attributes>() as u32,
@@ -716,11 +771,13 @@ fn only_in_a_guest() -> Outcome {
 /// [`only_the_middle`] for advice that a kernel without memory failures does not know.
 fn failing_memory(advice: i32) -> Outcome {
     only_in_a_guest()?;
-    only_the_middle(private, |page| match mem::advise(page, advice) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            Err(Failure::Skipped("no memory failures".into()))
+    only_the_middle(Causes::CLEAR, private, |page| {
+        match mem::advise(page, advice) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Err(Failure::Skipped("no memory failures".into()))
+            }
+            result => result.or_skip("memory failures"),
         }
-        result => result.or_skip("memory failures"),
     })
     .map(drop)
 }

@@ -120,13 +120,13 @@ impl Act {
 }
 
 /// Whether a record is an event of the region with a cookie.
-fn names(event: &Event, cookie: u64) -> bool {
+pub(super) fn names(event: &Event, cookie: u64) -> bool {
     event.kind == EVENT_INVAL && event.user_cookie_counter == cookie
 }
 
 /// The result of an attempt.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Try {
+pub(super) enum Try {
     /// It was not in the window, so it shows nothing.
     Outside,
     /// It was in the window, and another event followed.
@@ -136,7 +136,7 @@ enum Try {
 }
 
 impl Try {
-    fn new(inside: bool, told: bool) -> Self {
+    pub(super) fn new(inside: bool, told: bool) -> Self {
         match (inside, told) {
             (false, _) => Self::Outside,
             (true, true) => Self::Told,
@@ -147,14 +147,14 @@ impl Try {
 
 /// The number of attempts, of those in the window, and of those among them that were missed.
 #[derive(Default)]
-struct Tries {
+pub(super) struct Tries {
     all: u64,
     inside: u64,
     missed: u64,
 }
 
 impl Tries {
-    fn add(&mut self, result: Try) {
+    pub(super) fn add(&mut self, result: Try) {
         self.all += 1;
         self.inside += u64::from(result != Try::Outside);
         self.missed += u64::from(result == Try::Missed);
@@ -181,14 +181,14 @@ impl Tries {
 
     /// The same, allowing for other load on the processors.
     #[track_caller]
-    fn judge_nearly_all(&self) -> Outcome {
+    pub(super) fn judge_nearly_all(&self) -> Outcome {
         self.judge(self.all - self.all / 4)
     }
 }
 
 /// From now on this thread and those it starts stay on one processor, where this one takes
 /// precedence.
-fn take_precedence() -> Outcome {
+pub(super) fn take_precedence() -> Outcome {
     process::stay_here()?;
     process::set_priority(0, 3).or_skip("real-time priority")
 }
@@ -270,7 +270,7 @@ fn private() -> Outcome<(Guarded, ())> {
 }
 
 /// The first byte of a page, or that there is none.
-fn content(page: &Range<u64>) -> Outcome<u64> {
+pub(super) fn content(page: &Range<u64>) -> Outcome<u64> {
     Ok(mem::peek(page.start)?.map_or(u64::MAX, u64::from))
 }
 

@@ -5,6 +5,9 @@
 #[cfg(target_pointer_width = "64")] // like the demonstration
 mod caches;
 mod causes;
+mod causes_gap;
+mod causes_ignored;
+mod causes_told;
 mod clients;
 mod counter;
 mod crowd;
@@ -14,6 +17,7 @@ mod faults;
 pub mod fork;
 mod gap;
 mod hostile;
+mod hull;
 mod ioctl;
 mod last;
 mod limits;
@@ -34,14 +38,19 @@ use std::{
 };
 
 use self::prelude::*;
-use crate::harness::Test;
+use crate::{
+    harness::Test,
+    uapi, //
+};
 
 /// What most tests use.
 mod prelude {
     pub(super) use super::{
         as_ordinary_user,
+        causes_of,
         open,
         open_blocking,
+        open_with,
         read_if_any,
         Bench, //
     };
@@ -86,6 +95,10 @@ mod prelude {
             EVENT_LAST, //
         },
     };
+    pub(super) use ummunotify::{
+        Causes,
+        Features, //
+    };
 }
 
 /// All tests.
@@ -104,6 +117,10 @@ pub fn all() -> Vec<Test> {
         causes::TESTS,
         others::TESTS,
         gap::TESTS,
+        causes_told::TESTS,
+        causes_ignored::TESTS,
+        causes_gap::TESTS,
+        hull::TESTS,
         races::TESTS,
         deferred::TESTS,
         limits::TESTS,
@@ -121,6 +138,24 @@ pub fn all() -> Vec<Test> {
 /// Opens a file for non-blocking reads.
 fn open() -> Outcome<Device> {
     Device::open_nonblocking().or_skip("no /dev/ummunotify to open")
+}
+
+/// Opens the device with features, for non-blocking reads. Fails if one is not granted.
+fn open_with(features: Features) -> Outcome<Device> {
+    let device = Device::open_with(features).or_skip("no /dev/ummunotify to open")?;
+    let granted = device.features();
+    expect::that(
+        "EXCHANGE_FEATURES",
+        granted == features,
+        format_args!("features {:#x} to be granted", features.bits()),
+        format_args!("{:#x}", granted.bits()),
+    )?;
+    Ok(device)
+}
+
+/// The causes that an event names.
+fn causes_of(event: &Event) -> Causes {
+    Causes::from_bits(event.flags >> uapi::EVENT_CAUSES_SHIFT)
 }
 
 /// Opens a file for blocking reads.

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! No gap between the start and the end of a change that regions ignore.
+//!
+//! The start of such a change may find that nobody cares, but its end has to look again: a region
+//! that was registered in between may not ignore it. A second file, which ignores nothing, tells when
+//! the window is open. It is opened first, so that its start is called last.
+
+use std::{
+    ops::Range,
+    sync::{
+        atomic::{
+            AtomicBool,
+            Ordering, //
+        },
+        Barrier,
+    },
+    thread,
+    time::Duration, //
+};
+
+use super::{
+    gap::{
+        content,
+        names,
+        take_precedence,
+        Tries,
+        Try, //
+    },
+    prelude::*, //
+};
+use crate::harness;
+
+table! {
+    causes_gap_registered: "a region registered during a change that all others ignore is hit",
+    causes_gap_renewed: "so is one that is registered again, and no longer ignores it",
+    causes_gap_first: "so is the first region of a file",
+    causes_gap_read: "an event that is read during the change is followed by another, with its cause",
+    causes_gap_still_ignored: "a region registered during the change that ignores it is not hit",
+    causes_gap_now_ignored: "nor is one that is registered again, and now ignores it",
+}
+
+/// The region that an act is about, and one that ignores everything that can be ignored.
+const REGION: u64 = 2;
+const IGNORING: u64 = 3;
+
+/// What was seen after an act in the window.
+struct Seen {
+    inside: bool,
+    /// The counter has moved since the act.
+    counted: bool,
+    events: Vec<Event>,
+}
+
+/// Acts in the window of an `mprotect` of a page.
+fn in_the_window(
+    prepare: impl FnOnce(&Device, &Range<u64>) -> Outcome,
+    act: impl FnOnce(&Device, &Range<u64>) -> Outcome,
+) -> Outcome<Seen> {
+    let bell = open()?;
+    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(1)?)?;
+    let page = bench.area.all();
+    bell.watch(page.clone(), 1)?;
+    prepare(&bench.device, &page)?;
+    let before = content(&page)?;
+    let (go, returned) = (Barrier::new(2), AtomicBool::new(false));
+    let (inside, at_act) = thread::scope(|scope| -> Outcome<_> {
+        let changer = scope.spawn(|| {
+            go.wait();
+            let changed = mem::protect(&page, libc::PROT_NONE);
+            returned.store(true, Ordering::Release);
+            changed
+        });
+        // It goes on only while this thread sleeps.
+        go.wait();
+        let woken = bell.poll(libc::POLLIN, Duration::from_secs(10))?;
+        let acted = expect::same("poll", woken & libc::POLLIN, libc::POLLIN);
+        let acted = acted.and_then(|()| act(&bench.device, &page));
+        let at_act = bench.counter.get();
+        let inside = content(&page)? == before && !returned.load(Ordering::Acquire);
+        changer.join().expect("the thread does not panic")?;
+        acted?;
+        Ok((inside, at_act))
+    })?;
+    let counted = bench.counter.get() > at_act;
+    let events = bench.drain()?;
+    Ok(Seen {
+        inside,
+        counted,
+        events,
+    })
+}
+
+/// Watches the region that is acted on, and ignores causes.
+fn watch(device: &Device, page: &Range<u64>, ignored: Causes) -> Outcome {
+    let result = device.watch_ignoring(page.clone(), REGION, ignored);
+    expect::success("REGISTER_REGION", result)
+}
+
+/// Expects the region to be hit after the act, or not to be.
+fn judge(
+    is_hit: bool,
+    prepare: impl Fn(&Device, &Range<u64>) -> Outcome,
+    act: impl Fn(&Device, &Range<u64>) -> Outcome,
+) -> Outcome {
+    take_precedence()?;
+    let mut tries = Tries::default();
+    for _ in 0..harness::rounds(12) {
+        let seen = in_the_window(
+            |device, page| {
+                device.watch_ignoring(page.clone(), IGNORING, Causes::SAME_PAGES)?;
+                prepare(device, page)
+            },
+            &act,
+        )?;
+        let event = seen.events.iter().find(|event| names(event, REGION));
+        if let Some(event) = event {
+            expect::same("causes", causes_of(event), Causes::PROTECT_AREA)?;
+        }
+        let ignoring = seen.events.iter().any(|event| names(event, IGNORING));
+        expect::same("hit of the region that ignores it", ignoring, false)?;
+        let right = event.is_some() == is_hit && seen.counted == is_hit;
+        tries.add(Try::new(seen.inside, right));
+    }
+    tries.judge_nearly_all()
+}
+
+fn causes_gap_registered() -> Outcome {
+    judge(
+        true,
+        |_, _| Ok(()),
+        |device, page| watch(device, page, Causes::NONE),
+    )
+}
+
+fn causes_gap_renewed() -> Outcome {
+    judge(
+        true,
+        |device, page| watch(device, page, Causes::SAME_PAGES),
+        |device, page| {
+            device.unregister(REGION)?;
+            watch(device, page, Causes::SOFT_DIRTY)
+        },
+    )
+}
+
+fn causes_gap_first() -> Outcome {
+    judge(
+        true,
+        |device, _| Ok(device.unregister(IGNORING)?),
+        |device, page| watch(device, page, Causes::PROTECT_PAGES),
+    )
+}
+
+fn causes_gap_read() -> Outcome {
+    judge(
+        true,
+        |device, page| watch(device, page, Causes::NONE),
+        |device, _| {
+            let events = device.read_events(4)?;
+            let found = events.iter().any(|event| names(event, REGION));
+            expect::that("the read in the window", found, "the event", "none")
+        },
+    )
+}
+
+fn causes_gap_still_ignored() -> Outcome {
+    judge(
+        false,
+        |_, _| Ok(()),
+        |device, page| watch(device, page, Causes::PROTECT_AREA),
+    )
+}
+
+fn causes_gap_now_ignored() -> Outcome {
+    judge(
+        false,
+        |device, page| watch(device, page, Causes::NONE),
+        |device, page| {
+            device.unregister(REGION)?;
+            watch(device, page, Causes::SAME_PAGES)
+        },
+    )
+}

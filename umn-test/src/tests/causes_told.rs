@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Causes in events, where it takes more than one page to raise them, or another process. What
+//! single operations raise is in `causes`.
+
+use std::{
+    fs,
+    ops::Range,
+    ptr, //
+};
+
+use super::{
+    causes::{
+        causes_told,
+        collapse,
+        collapsible_on,
+        migrate,
+        move_page,
+        other_node, //
+    },
+    prelude::*, //
+};
+
+table! {
+    causes_munmap_around: "munmap of more, and of less, than a region: UNMAP",
+    causes_brk: "brk and shmdt: UNMAP",
+    causes_mremap: "mremap: UNMAP at the old and at the new place, and of what it cuts off",
+    causes_truncate: "another process truncates the file: CLEAR",
+    causes_fork: "fork: PROTECT_PAGES; the first write after it: CLEAR",
+    causes_fork_of_shared: "fork does not report shared memory",
+    causes_soft_dirty: "clear_refs, also by another process: SOFT_DIRTY",
+    causes_migration: "another process moves pages: CLEAR",
+    causes_debugger: "a debugger's write to a page that is copied on write: CLEAR",
+    causes_merged: "KSM: CLEAR, and the write that takes the page apart: CLEAR",
+    causes_collapsed: "a huge page is made: CLEAR",
+    causes_split: "mprotect, mlock and MADV_DONTFORK of part of a huge page: CLEAR of the block",
+    causes_folded: "an event carries the causes of all changes since it was queued",
+    causes_of_one_change: "each event of a change that hits many regions carries its cause",
+    causes_deferred: "events of deferred changes carry causes",
+    causes_start_anew: "after a read, the next event carries only later causes",
+    causes_discarded: "a region that is registered again does not inherit causes",
+}
+
+fn causes_munmap_around() -> Outcome {
+    let unmap_all = |page: &Range<u64>| Ok(mem::unmap(&(page.start - PAGE..page.end + PAGE))?);
+    causes_told(Causes::UNMAP, &Guarded::new(3)?, unmap_all)?;
+    let area = Guarded::new(4)?;
+    let bench = Bench::over(open_with(Features::CAUSE)?, area)?;
+    bench.watch(1, &bench.area.all())?;
+    mem::unmap(&bench.area.page(2))?;
+    only(&bench, Causes::UNMAP)
+}
+
+/// Expects all that is queued to be events with these causes, at least one.
+#[track_caller]
+fn only(bench: &Bench, causes: Causes) -> Outcome {
+    let events = bench.drain()?;
+    let mut told: Vec<_> = events
+        .iter()
+        .filter(|event| event.kind == EVENT_INVAL)
+        .map(causes_of)
+        .collect();
+    told.dedup();
+    expect::same("causes", told, vec![causes])
+}
+
+fn causes_brk() -> Outcome {
+    // SAFETY: The heap grows by two pages, which nobody knows of.
+    let end = |bytes| check(unsafe { libc::sbrk(bytes) } as isize);
+    let odd = end(0)? as u64 % PAGE;
+    end((PAGE - odd) as isize)?;
+    let start = end(2 * PAGE as isize)? as u64;
+    mem::write_byte(start + PAGE, 1);
+    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(1)?)?;
+    bench.watch(1, &(start + PAGE..start + 2 * PAGE))?;
+    end(-(PAGE as isize))?;
+    only(&bench, Causes::UNMAP)?;
+
+    // SAFETY: The calls take no pointers to anything, and attach where the kernel likes.
+    let at = unsafe {
+        let id = check(libc::shmget(
+            libc::IPC_PRIVATE,
+            PAGE as usize,
+            libc::IPC_CREAT | 0o600,
+        ))
+        .or_skip("shmget")?;
+        let at = libc::shmat(id, ptr::null(), 0);
+        check(libc::shmctl(id, libc::IPC_RMID, ptr::null_mut()))?;
+        check(at as isize)? as usize as u64
+    };
+    mem::write_byte(at, 1);
+    bench.watch(2, &(at..at + PAGE))?;
+    // SAFETY: Nobody uses the segment any more.
+    check(unsafe { libc::shmdt(at as *const _) })?;
+    only(&bench, Causes::UNMAP)
+}
+
+fn causes_mremap() -> Outcome {
+    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(4)?)?;
+    bench.watch_pages()?;
+    mem::move_to(&bench.area.page(0), &bench.area.page(1))?;
+    let events = bench.drain()?;
+    let told: Vec<_> = events
+        .iter()
+        .filter(|event| event.kind == EVENT_INVAL)
+        .map(|event| (event.user_cookie_counter, causes_of(event)))
+        .collect();
+    let wanted = [2, 1].map(|cookie| (cookie, Causes::UNMAP));
+    expect::same("cookies and causes", told, wanted.to_vec())?;
+    mem::resize(&bench.area.span(2..4), 1, 0)?;
+    only(&bench, Causes::UNMAP)
+}
+
+fn causes_truncate() -> Outcome {
+    let file = mem::memory_file(2)?;
+    let shorten = Child::fork(|line| {
+        line.hear()?;
+        Ok(file.set_len(PAGE)?)
+    })?;
+    let area = Guarded::of_file(&file, 2)?;
+    causes_told(Causes::CLEAR, &area, |_| {
+        shorten.tell()?;
+        shorten.join()
+    })
+}
+
+fn causes_fork() -> Outcome {
+    let area = Guarded::new(2)?;
+    let mut child = None;
+    causes_told(Causes::PROTECT_PAGES, &area, |_| {
+        child = Some(Child::fork(|line| Ok(line.hear()?))?);
+        Ok(())
+    })?;
+    // The child still has the pages.
+    causes_told(Causes::CLEAR, &area, |page| {
+        mem::write_byte(page.start, 1);
+        Ok(())
+    })?;
+    drop(child);
+    Ok(())
+}
+
+fn causes_fork_of_shared() -> Outcome {
+    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::shared(2)?)?;
+    bench.watch_pages()?;
+    Child::fork(|_| Ok(()))?.join()?;
+    bench.counts(0)
+}
+
+fn causes_soft_dirty() -> Outcome {
+    let clear = |pid: &str| fs::write(format!("/proc/{pid}/clear_refs"), "4").or_skip("clear_refs");
+    causes_told(Causes::SOFT_DIRTY, &Guarded::new(2)?, |_| clear("self"))?;
+    let parent = std::process::id().to_string();
+    let other = Child::fork(|line| {
+        line.hear()?;
+        clear(&parent)
+    })?;
+    causes_told(Causes::SOFT_DIRTY, &Guarded::new(2)?, |_| {
+        other.tell()?;
+        other.join()
+    })
+}
+
+fn causes_migration() -> Outcome {
+    let parent = std::process::id() as i32;
+    let other = Child::fork(|line| loop {
+        let (page, node) = (line.hear_number()?, line.hear_number()?);
+        if page == 0 {
+            return Ok(());
+        }
+        // A page that is busy for the moment is no error.
+        let _ = move_page(parent, page, Some(node as i32));
+        line.tell()?;
+    })?;
+    causes_told(Causes::CLEAR, &Guarded::new(2)?, |page| {
+        let node = other_node(page.start)?;
+        migrate(page.start, node, || {
+            let ask = || -> Outcome {
+                other.tell_number(page.start)?;
+                other.tell_number(node as u64)?;
+                other.hear()
+            };
+            ask().map_err(|_| std::io::Error::other("the other process has ended"))
+        })
+    })?;
+    other.tell_number(0)?;
+    other.tell_number(0)?;
+    other.join()
+}
+
+fn causes_debugger() -> Outcome {
+    let path = format!("/proc/{}/mem", std::process::id());
+    let debugger = Child::fork(|line| {
+        use std::os::unix::fs::FileExt;
+        let memory = fs::File::options().write(true).open(&path);
+        let memory = memory.or_skip("another process's memory")?;
+        let at = line.hear_number()?;
+        memory.write_all_at(&[42], at).or_skip("writing there")
+    })?;
+    let area = Guarded::new(2)?;
+    // It holds the pages, so that a write has to copy them.
+    let holder = Child::fork(|line| Ok(line.hear()?))?;
+    causes_told(Causes::CLEAR, &area, |page| {
+        debugger.tell_number(page.start)?;
+        debugger.join()
+    })?;
+    drop(holder);
+    Ok(())
+}
+
+/// Gives two pages the same content, and waits until KSM has merged them.
+pub(super) fn merge(one: &Range<u64>, other: &Range<u64>) -> Outcome {
+    for byte in 0..PAGE {
+        let value = (byte * 7 + 13) as u8;
+        mem::write_byte(one.start + byte, value);
+        mem::write_byte(other.start + byte, value);
+    }
+    for range in [one, other] {
+        mem::advise(range, libc::MADV_MERGEABLE).or_skip("MADV_MERGEABLE")?;
+    }
+    let frame = |page| Ok::<_, Failure>(mem::page_states(page)?[0].frame());
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(40);
+    while frame(one)? != frame(other)? {
+        if std::time::Instant::now() > end {
+            return Err(Failure::new("KSM", "two merged pages", "two"));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Has KSM run all the time, until the settings are dropped.
+pub(super) fn run_ksm() -> Outcome<Vec<Setting>> {
+    let values = [
+        ("sleep_millisecs", "0"),
+        ("pages_to_scan", "1000"),
+        ("run", "1"),
+    ];
+    Setting::change_all("/sys/kernel/mm/ksm", &values).or_skip("KSM")
+}
+
+fn causes_merged() -> Outcome {
+    let _settings = run_ksm()?;
+    let (area, twin) = (Guarded::new(2)?, Guarded::new(1)?);
+    causes_told(Causes::CLEAR, &area, |page| merge(page, &twin.all()))?;
+    causes_told(Causes::CLEAR, &area, |page| {
+        mem::write_byte(page.start, 99);
+        Ok(())
+    })
+}
+
+/// A huge page that is watched, and small pages of which one is watched on either side.
+fn huge_page() -> Outcome<(Bench, Range<u64>)> {
+    let (bench, place) = collapsible_on(open_with(Features::CAUSE)?)?;
+    mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
+    collapse(place.start, || mem::advise(&place, libc::MADV_COLLAPSE))?;
+    bench.watch(1, &(place.start - PAGE..place.start))?;
+    bench.watch(2, &(place.start..place.start + PAGE))?;
+    bench.watch(3, &(place.end - PAGE..place.end))?;
+    bench.watch(4, &(place.end..place.end + PAGE))?;
+    Ok((bench, place))
+}
+
+/// Which of the regions were hit, with their causes.
+fn told(bench: &Bench) -> Outcome<Vec<(u64, Causes)>> {
+    let events = bench.drain()?;
+    let events = events.iter().filter(|event| event.kind == EVENT_INVAL);
+    let mut told: Vec<_> = events
+        .map(|event| (event.user_cookie_counter, causes_of(event)))
+        .collect();
+    told.sort_by_key(|(cookie, _)| *cookie);
+    Ok(told)
+}
+
+fn causes_collapsed() -> Outcome {
+    let (bench, place) = collapsible_on(open_with(Features::CAUSE)?)?;
+    bench.watch(1, &(place.start..place.start + PAGE))?;
+    mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
+    collapse(place.start, || mem::advise(&place, libc::MADV_COLLAPSE))?;
+    only(&bench, Causes::CLEAR)
+}
+
+fn causes_split() -> Outcome {
+    let change = |number: usize, part: &Range<u64>| match number {
+        0 => mem::protect(part, libc::PROT_READ),
+        1 => mem::lock(part),
+        _ => mem::advise(part, libc::MADV_DONTFORK),
+    };
+    for number in 0..3 {
+        let (bench, place) = huge_page()?;
+        // In the middle, where nothing is watched.
+        change(number, &(place.start + 64 * PAGE..place.start + 66 * PAGE))?;
+        let wanted = vec![(2, Causes::CLEAR), (3, Causes::CLEAR)];
+        expect::same("cookies and causes", told(&bench)?, wanted)?;
+    }
+    Ok(())
+}
+
+fn causes_folded() -> Outcome {
+    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(4)?)?;
+    bench.watch(1, &bench.area.all())?;
+    let page = bench.area.page(2);
+    mem::protect(&page, libc::PROT_READ)?;
+    let child = Child::fork(|line| Ok(line.hear()?))?;
+    let mut causes = Causes::PROTECT_AREA | Causes::PROTECT_PAGES;
+    only(&bench, causes)?;
+
+    mem::protect(&page, libc::PROT_READ | libc::PROT_WRITE)?;
+    causes = Causes::PROTECT_AREA;
+    mem::write_byte(page.start, 1);
+    causes = causes | Causes::CLEAR;
+    if fs::write("/proc/self/clear_refs", "4").is_ok() {
+        causes = causes | Causes::SOFT_DIRTY;
+    }
+    mem::unmap(&bench.area.page(0))?;
+    causes = causes | Causes::UNMAP;
+    only(&bench, causes)?;
+    drop(child);
+    Ok(())
+}
+
+fn causes_of_one_change() -> Outcome {
+    const REGIONS: u64 = 100;
+    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(REGIONS)?)?;
+    bench.watch_pages()?;
+    mem::protect(&bench.area.all(), libc::PROT_READ)?;
+    let wanted: Vec<_> = (1..=REGIONS).map(|it| (it, Causes::PROTECT_AREA)).collect();
+    expect::same("cookies and causes", told(&bench)?, wanted)
+}
+
+fn causes_deferred() -> Outcome {
+    /// More than are queued by a change.
+    const REGIONS: u64 = 1000;
+    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(REGIONS)?)?;
+    bench.watch_pages()?;
+    mem::protect(&bench.area.all(), libc::PROT_READ)?;
+    mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?;
+    let events = told(&bench)?;
+    expect::same("events", events.len() as u64, REGIONS)?;
+    let both = Causes::PROTECT_AREA | Causes::CLEAR;
+    let wrong = events.iter().find(|(_, causes)| *causes != both);
+    expect::same("an event without both causes", wrong, None)
+}
+
+fn causes_start_anew() -> Outcome {
+    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(1)?)?;
+    bench.watch_pages()?;
+    mem::protect(&bench.area.all(), libc::PROT_READ)?;
+    only(&bench, Causes::PROTECT_AREA)?;
+    mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?;
+    only(&bench, Causes::CLEAR)?;
+    mem::unmap(&bench.area.all())?;
+    only(&bench, Causes::UNMAP)
+}
+
+fn causes_discarded() -> Outcome {
+    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(1)?)?;
+    bench.watch_pages()?;
+    mem::protect(&bench.area.all(), libc::PROT_READ)?;
+    bench.device.unregister(1)?;
+    bench.watch_pages()?;
+    mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?;
+    only(&bench, Causes::CLEAR)
+}
