@@ -484,7 +484,8 @@ impl<K: Ord, T> IntervalMap<K, T> {
                     return walk;
                 }
                 room -= 1;
-                // SAFETY: By the type invariants, each node in `by_interval` is the field of a `Node`.
+                // SAFETY: By the type invariants, each node in `by_interval` is the field of a
+                // `Node`.
                 let node = unsafe { container_of!(interval.as_ptr(), Node<K, T>, interval) };
                 visit(Entry {
                     // SAFETY: The pointer was derived from one that is not null.
