@@ -127,7 +127,8 @@ use crate::{
     module_parameters,
     uapi::{
         UMMUNOTIFY_FEATURE_CAUSE,
-        UMMUNOTIFY_FEATURE_HULL, //
+        UMMUNOTIFY_FEATURE_HULL,
+        UMMUNOTIFY_FEATURE_STAMP, //
     }, //
 };
 
@@ -149,11 +150,18 @@ use super::{
         RegionCache,
         Regions,
         FEW, //
-    }, //
+    },
+    stamp, //
 };
 
 /// The features that can be granted.
-const FEATURES: u32 = UMMUNOTIFY_FEATURE_CAUSE | UMMUNOTIFY_FEATURE_HULL;
+const FEATURES: u32 = UMMUNOTIFY_FEATURE_CAUSE
+    | UMMUNOTIFY_FEATURE_HULL
+    | if cfg!(CONFIG_HAVE_GUP_FAST) {
+        UMMUNOTIFY_FEATURE_STAMP
+    } else {
+        0
+    };
 
 /// The most events that are copied to user space without letting go of the lock in between.
 const BATCH: usize = 48;
@@ -216,6 +224,8 @@ struct State {
     dead: bool,
     /// The waiters were notified, and nobody has read since.
     told: bool,
+    /// What stamps are made with, if they were granted.
+    stamp_key: Option<stamp::Key>,
     /// The regions of a file that was closed, to be freed.
     old: Option<AllRegions>,
 }
@@ -245,6 +255,7 @@ impl WatchFile {
                     is_watching: false,
                     dead: false,
                     told: false,
+                    stamp_key: None,
                     old: None,
                 },
                 "ummunotify"
@@ -284,11 +295,13 @@ impl WatchFile {
         let granted = mask.read()? & FEATURES;
         // A bad pointer must not use up the only chance, so this comes before `used` is set.
         mask.write(granted)?;
+        let has = |feature| granted & feature != 0;
+        let stamp_key = has(UMMUNOTIFY_FEATURE_STAMP).then(stamp::Key::new);
         let mut state = self.state.lock();
         if core::mem::replace(&mut state.used, true) {
             return Err(EINVAL);
         }
-        let has = |feature| granted & feature != 0;
+        state.stamp_key = stamp_key;
         state
             .regions
             .set_features(has(UMMUNOTIFY_FEATURE_CAUSE), has(UMMUNOTIFY_FEATURE_HULL));
@@ -423,6 +436,13 @@ impl WatchFile {
         drop(state);
         // The region is freed here, after the lock is dropped.
         old.map(drop).ok_or(EINVAL)
+    }
+
+    /// Computes a stamp. A file without the feature knows no such command, and is not used by it.
+    fn stamp(&self, arg: UserPtr) -> Result {
+        let key = self.state.lock().stamp_key.ok_or(ENOTTY)?;
+        let mm = &self.ours()?.mm;
+        stamp::stamp(&key, arg, |address| untagged(mm, address))
     }
 
     /// Returns whether nothing will happen any more.
@@ -765,6 +785,7 @@ impl CharFile for WatchFile {
                 Self::register(this, arg)
             }
             Command::Unregister(arg) => this.ours()?.unregister(arg),
+            Command::Stamp(arg) => this.stamp(arg),
         }
     }
 

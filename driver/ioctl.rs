@@ -14,8 +14,10 @@ use crate::{
     abstractions::interval_map::Class,
     uapi::{
         ummunotify_register_ioctl,
+        ummunotify_stamp_ioctl as StampArg,
         RUST_CONST_UMMUNOTIFY_EXCHANGE_FEATURES as EXCHANGE_FEATURES,
         RUST_CONST_UMMUNOTIFY_REGISTER_REGION as REGISTER_REGION,
+        RUST_CONST_UMMUNOTIFY_STAMP as STAMP,
         RUST_CONST_UMMUNOTIFY_UNREGISTER_REGION as UNREGISTER_REGION,
         UMMUNOTIFY_FEATURE_CAUSE, //
     }, //
@@ -31,6 +33,8 @@ pub(super) enum Command {
     Register(UserPtr),
     /// Stop watching a region.
     Unregister(UserPtr),
+    /// Compare page frames.
+    Stamp(UserPtr),
 }
 
 impl Command {
@@ -42,6 +46,7 @@ impl Command {
             EXCHANGE_FEATURES => Ok(Self::ExchangeFeatures(Word(arg))),
             REGISTER_REGION => Ok(Self::Register(arg)),
             UNREGISTER_REGION => Ok(Self::Unregister(arg)),
+            STAMP => Ok(Self::Stamp(arg)),
             _ => Err(ENOTTY),
         }
     }
@@ -144,16 +149,37 @@ pub(super) fn read_cookie(arg: UserPtr) -> Result<u64> {
     UserSlice::new(arg, size_of::<u64>()).reader().read()
 }
 
+/// Reads the argument of STAMP. Fails with `EFAULT`.
+pub(super) fn read_range(arg: UserPtr) -> Result<StampArg> {
+    let words: [u64; size_of::<StampArg>() / size_of::<u64>()] =
+        UserSlice::new(arg, size_of::<StampArg>()).reader().read()?;
+    Ok(zerocopy::transmute!(words))
+}
+
+/// Writes what STAMP returns to its argument, which was `range`. Fails with `EFAULT`.
+pub(super) fn write_stamp(arg: UserPtr, range: StampArg, stamp: u64, absent: usize) -> Result {
+    let words: [u64; size_of::<StampArg>() / size_of::<u64>()] = zerocopy::transmute!(StampArg {
+        stamp,
+        // No range has more pages than fit.
+        absent: absent as u32,
+        ..range
+    });
+    UserSlice::new(arg, size_of::<StampArg>())
+        .writer()
+        .write(&words)
+}
+
 #[kernel::prelude::kunit_tests(ummunotify_ioctl)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_the_numbers_of_v2_are_commands() {
+    fn other_numbers_are_not_commands() {
         for (cmd, known) in [
             (0xc004_5501, true),
             (0x4020_5502, true),
             (0x4008_5503, true),
+            (0xc020_5504, true),
             (0, false),
             (0x4020_5501, false),
             (0x4008_5502, false),

@@ -23,6 +23,7 @@ mod hint;
 mod ioctl;
 mod log;
 mod regions;
+mod stamp;
 
 use kernel::{
     prelude::*,

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! SipHash, a keyed hash function whose results tell nothing about the input or the key.
+//!
+//! C header: [`include/linux/siphash.h`](srctree/include/linux/siphash.h)
+
+use kernel::bindings;
+
+/// A key of SipHash.
+#[derive(Clone, Copy)]
+pub(crate) struct Key(bindings::siphash_key_t);
+
+impl Key {
+    /// Creates a random key.
+    pub(crate) fn random() -> Self {
+        Self(bindings::siphash_key_t {
+            key: [random(), random()],
+        })
+    }
+
+    /// Returns the hash of three numbers.
+    pub(crate) fn hash(&self, numbers: [u64; 3]) -> u64 {
+        let [a, b, c] = numbers;
+        // SAFETY: The key is valid.
+        unsafe { bindings::siphash_3u64(a, b, c, &self.0) }
+    }
+}
+
+/// Returns a random number that nobody can predict.
+pub(crate) fn random() -> u64 {
+    // SAFETY: This may be called anywhere.
+    unsafe { bindings::get_random_u64() }
+}
