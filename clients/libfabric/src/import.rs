@@ -38,10 +38,8 @@ use crate::{
         MemMonitor,
         MonitorImport, //
     },
-    log::{
-        say,
-        COUNTS, //
-    },
+    counts::COUNTS,
+    log::say,
     monitor, //
 };
 

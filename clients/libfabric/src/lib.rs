@@ -20,10 +20,13 @@
 //! - [`monitor`]: what libfabric calls, and the thread that tells libfabric what to unpin.
 //! - [`import`]: finds libfabric in the process, and makes it use the monitor.
 //! - [`abi`]: libfabric's structures.
+//! - [`counts`]: what is counted.
 //! - [`log`]: what is printed.
 
 mod abi;
+mod counts;
 mod import;
+#[path = "../../log.rs"]
 mod log;
 mod monitor;
 mod regions;

@@ -58,11 +58,9 @@ use crate::{
         ExportOps,
         MemMonitor, //
     },
+    counts::COUNTS,
     import,
-    log::{
-        say,
-        COUNTS, //
-    },
+    log::say,
     regions::{
         Answer,
         Regions, //

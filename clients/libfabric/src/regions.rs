@@ -51,9 +51,9 @@ use std::{
 
 use ummunotify::Watcher;
 
-use crate::log::{
-    say,
-    COUNTS, //
+use crate::{
+    counts::COUNTS,
+    log::say, //
 };
 
 /// How many ranges without subscriptions stay watched.

@@ -37,6 +37,7 @@ use ummunotify::{
 use crate::{
     log::{
         self,
+        say,
         Count, //
     },
     ucx::{
@@ -174,7 +175,7 @@ pub fn catch_up(ucx: &Ucx, address: *const c_void) -> bool {
     let Some(shared) = shared() else {
         return false;
     };
-    LOOK_UPS.one_more();
+    LOOK_UPS.add_one();
     let now = shared.counter.get();
     if SEEN.get() == now && !shared.checker.changed() && !shared.unwatched.load(Ordering::Relaxed) {
         return false;
@@ -202,7 +203,7 @@ impl Shared {
         loop {
             match reader.watcher.next_change() {
                 Ok(Some(change)) => {
-                    CHANGES.one_more();
+                    CHANGES.add_one();
                     report(&change.addresses());
                 }
                 Ok(None) => break,
@@ -230,11 +231,9 @@ impl Shared {
         let mut reader = self.reader();
         if let Err(error) = reader.watcher.watch(range.clone(), cookie) {
             if UNWATCHED.get() == 0 {
-                log::say(format_args!(
-                    "{range:#x?} and maybe others cannot be watched and are not cached: {error}"
-                ));
+                say!("{range:#x?} and maybe others cannot be watched and are not cached: {error}");
             }
-            UNWATCHED.one_more();
+            UNWATCHED.add_one();
             reader.unwatched.push((cookie, range));
             self.unwatched.store(true, Ordering::Relaxed);
         }
@@ -259,10 +258,10 @@ impl Shared {
 impl Reader {
     fn fail(&mut self, error: &io::Error) {
         if !self.failed {
-            log::say(format_args!(
+            say!(
                 "{} failed; nothing is cached any more: {error}",
                 ummunotify::PATH
-            ));
+            );
         }
         self.failed = true;
     }
@@ -290,7 +289,7 @@ pub unsafe extern "C" fn mem_reg(
     if is_parent {
         shared.watch(range, cookie);
     }
-    REGISTRATIONS.one_more();
+    REGISTRATIONS.add_one();
     // SAFETY: This is the function that UCX would have called, with UCX's arguments.
     let status = unsafe {
         let own: Option<MemReg> =
@@ -335,13 +334,13 @@ pub unsafe extern "C" fn mem_dereg(
 pub fn print_at_exit() {
     extern "C" fn print() {
         if shared().is_some_and(|it| it.process == process::id()) {
-            log::say(format_args!(
+            say!(
                 "{} look-ups, {} changes, {} registrations, {} of memory that could not be watched",
                 LOOK_UPS.get(),
                 CHANGES.get(),
                 REGISTRATIONS.get(),
                 UNWATCHED.get()
-            ));
+            );
         }
     }
     static ONCE: std::sync::Once = std::sync::Once::new();

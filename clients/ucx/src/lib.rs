@@ -20,6 +20,7 @@
 //! Processes with two copies of UCX are not supported: the library knows only the first one.
 
 mod caches;
+#[path = "../../log.rs"]
 mod log;
 mod ucx;
 
@@ -33,15 +34,18 @@ use std::{
     slice, //
 };
 
-use crate::ucx::{
-    Layout,
-    Ops,
-    Params,
-    Status,
-    Ucx,
-    OK,
-    UNSUPPORTED,
-    VM_UNMAPPED, //
+use crate::{
+    log::say,
+    ucx::{
+        Layout,
+        Ops,
+        Params,
+        Status,
+        Ucx,
+        OK,
+        UNSUPPORTED,
+        VM_UNMAPPED, //
+    },
 };
 
 /// Replaces UCX's function of this name, which creates a cache.
@@ -64,9 +68,7 @@ pub unsafe extern "C" fn ucs_rcache_create(
     let (layout, own_params, ops) = match taken {
         Ok(taken) => taken,
         Err(why) => {
-            log::say(format_args!(
-                "did not take over the cache \"{name_text}\": {why}"
-            ));
+            say!("did not take over the cache \"{name_text}\": {why}");
             // SAFETY: These are the caller's arguments.
             return unsafe { (ucx.create)(params, name, statistics, cache) };
         }
@@ -92,13 +94,11 @@ pub unsafe extern "C" fn ucs_rcache_create(
     let copy = unsafe { slice::from_raw_parts(new.cast::<usize>(), layout.ops + 2) };
     let is_as_known = copy.iter().eq(new_params.iter().take(layout.ops + 2));
     if is_as_known && caches::add(new, &ops) {
-        log::say(format_args!("took over the cache \"{name_text}\""));
+        say!("took over the cache \"{name_text}\"");
         caches::print_at_exit();
         return OK;
     }
-    log::say(format_args!(
-        "the cache \"{name_text}\" has an unexpected layout and is not used"
-    ));
+    say!("the cache \"{name_text}\" has an unexpected layout and is not used");
     // SAFETY: It was just created, nobody uses it, and UCX works without it.
     unsafe { (ucx.destroy)(new) };
     UNSUPPORTED

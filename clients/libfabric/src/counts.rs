@@ -1,62 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! Log output, if `UMMUNOTIFY_LOG` is set, and the counts in it.
+//! The counts that are printed at the end.
 
-use std::{
-    env,
-    fmt::Arguments,
-    io::Write,
-    process,
-    sync::{
-        atomic::{
-            AtomicU64,
-            Ordering, //
-        },
-        OnceLock, //
-    },
+use crate::log::{
+    say,
+    Count, //
 };
-
-/// Prints a line if the log is on.
-macro_rules! say {
-    ($($what:tt)*) => { $crate::log::print(format_args!($($what)*)) };
-}
-pub(crate) use say;
-
-/// Whether the log is on.
-pub fn is_on() -> bool {
-    static ON: OnceLock<bool> = OnceLock::new();
-    *ON.get_or_init(|| {
-        env::var_os("UMMUNOTIFY_LOG").is_some_and(|value| !value.is_empty() && value != "0")
-    })
-}
-
-/// Prints a line with one call, so that lines of several processes do not mix.
-pub fn print(what: Arguments<'_>) {
-    if is_on() {
-        let line = format!("ummunotify-fi[{}]: {what}\n", process::id());
-        // If standard error is closed, nothing can be done.
-        let _ = std::io::stderr().write_all(line.as_bytes());
-    }
-}
-
-/// How often something happened.
-pub struct Count(AtomicU64);
-
-impl Count {
-    const fn new() -> Self {
-        Self(AtomicU64::new(0))
-    }
-
-    /// Adds one.
-    #[inline]
-    pub fn add_one(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// The counts.
 pub struct Counts {

@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! Log output, if `UMMUNOTIFY_LOG` is set, and the counts in it.
+//! Log output of the libraries, if `UMMUNOTIFY_LOG` is set, and the counts in it.
 
 use std::{
     env,
     fmt::Arguments,
-    io::{
-        self,
-        Write, //
-    },
+    io::Write,
     process,
     sync::{
         atomic::{
@@ -19,7 +16,14 @@ use std::{
     },
 };
 
+/// Prints a line if the log is on.
+macro_rules! say {
+    ($($what:tt)*) => { $crate::log::print(format_args!($($what)*)) };
+}
+pub(crate) use say;
+
 /// Whether the log is on.
+#[inline]
 pub fn is_on() -> bool {
     static ON: OnceLock<bool> = OnceLock::new();
     *ON.get_or_init(|| {
@@ -28,15 +32,16 @@ pub fn is_on() -> bool {
 }
 
 /// Prints a line with one system call, so that lines of several processes do not mix.
-pub fn say(what: Arguments<'_>) {
+pub fn print(what: Arguments<'_>) {
     if is_on() {
-        let line = format!("ummunotify-ucx[{}]: {what}\n", process::id());
+        let (name, process) = (env!("CARGO_PKG_NAME"), process::id());
+        let line = format!("{name}[{process}]: {what}\n");
         // If standard error is closed, nothing can be done.
-        let _ = io::stderr().write_all(line.as_bytes());
+        let _ = std::io::stderr().write_all(line.as_bytes());
     }
 }
 
-/// A count, maintained only if the log is on.
+/// A count, maintained only if the log is on: threads would contend for its cache line.
 pub struct Count(AtomicU64);
 
 impl Count {
@@ -47,7 +52,7 @@ impl Count {
 
     /// Adds one.
     #[inline]
-    pub fn one_more(&self) {
+    pub fn add_one(&self) {
         if is_on() {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
