@@ -236,13 +236,22 @@ static void map_again(struct buffer *buffer, bool is_raw)
 	buffer->start = start;
 }
 
+void have_child(void)
+{
+	int status;
+	pid_t child = fork();
+
+	if (child == 0)
+		_exit(0);
+	if (child < 0 || waitpid(child, &status, 0) != child)
+		give_up("fork");
+}
+
 void change_buffer(struct buffer *buffer, enum change change)
 {
 	bool is_raw = change >= RAW_FREE;
 	size_t length = buffer->length;
 	void *start = buffer->start, *other;
-	int status;
-	pid_t child;
 
 	switch (change) {
 	case NOTHING:
@@ -296,11 +305,7 @@ void change_buffer(struct buffer *buffer, enum change change)
 			.change = change, .length = 2 * (off_t)length });
 		break;
 	case FORK:
-		child = fork();
-		if (child == 0)
-			_exit(0);
-		if (child < 0 || waitpid(child, &status, 0) != child)
-			give_up("fork");
+		have_child();
 		break;
 	}
 }

@@ -59,6 +59,9 @@ bool moves_pages(enum change change);
 /* Makes a change. Afterwards the contents are undefined and the address may differ. */
 void change_buffer(struct buffer *buffer, enum change change);
 
+/* Forks a child, which ends at once. */
+void have_child(void);
+
 /* Prints what is wrong and aborts all ranks. */
 void give_up(const char *what) __attribute__((noreturn));
 

@@ -42,7 +42,7 @@ struct counts {
 #define COUNTS (sizeof(struct counts) / sizeof(unsigned long))
 
 static struct {
-	unsigned long messages, warm_up, seed;
+	unsigned long messages, warm_up, seed, fork_every;
 	size_t size;
 	unsigned int threads;
 	bool quiet;		/* nothing changes */
@@ -227,6 +227,8 @@ static void *converse(void *conversation)
 	for (unsigned long i = phase_from; i < phase_to; i++) {
 		if (i == (options.warm_up + options.messages) / 2)
 			end_early();
+		if (options.fork_every && i % options.fork_every == 0)
+			have_child();
 		exchange(conversation, i >= options.warm_up);
 	}
 	return NULL;
@@ -291,6 +293,7 @@ static void __attribute__((noreturn)) usage(FILE *to, int status)
 	      "  --size BYTES   of the shortest message (262144)\n"
 	      "  --seed N       of the random numbers (1)\n"
 	      "  --quiet        nothing changes\n"
+	      "  --fork-every N each rank forks a child, which ends at once, every N messages\n"
 	      "  --end HOW      end the last rank early: abort, kill, exit\n"
 	      "\n"
 	      "Exit status: 0 all arrived as they were sent, 1 some did not, 2 error.\n", to);
@@ -313,7 +316,8 @@ static void parse(int argc, char **argv)
 		{ "messages", required_argument, NULL, 'm' }, { "warm-up", required_argument, NULL, 'w' },
 		{ "threads", required_argument, NULL, 't' }, { "size", required_argument, NULL, 's' },
 		{ "seed", required_argument, NULL, 'r' }, { "quiet", no_argument, NULL, 'q' },
-		{ "end", required_argument, NULL, 'e' }, { "help", no_argument, NULL, 'h' }, { 0 },
+		{ "fork-every", required_argument, NULL, 'f' }, { "end", required_argument, NULL, 'e' },
+		{ "help", no_argument, NULL, 'h' }, { 0 },
 	};
 	int option;
 
@@ -325,6 +329,7 @@ static void parse(int argc, char **argv)
 		case 's': options.size = number(optarg, 4096, 1 << 30) & ~4095ul; break;
 		case 'r': options.seed = number(optarg, 0, -1ul); break;
 		case 'q': options.quiet = true; break;
+		case 'f': options.fork_every = number(optarg, 1, -1ul); break;
 		case 'e': options.end = optarg; break;
 		case 'h': usage(stdout, 0);
 		default: usage(stderr, 2);

@@ -18,6 +18,12 @@ NAMES = {
     "mpich-libfabric": "MPICH, libfabric",
     "intel-libfabric": "Intel MPI, libfabric",
 }
+# Runs in which no page of a buffer changes.
+QUIET = {
+    "quiet": "if nothing changes",
+    "numa": "  with NUMA balancing",
+    "fork": "  with a fork per 100 messages",
+}
 LABEL, CELL = 36, 11
 
 
@@ -74,7 +80,7 @@ def heading(texts):
 
 def show(runs):
     pairs = [(stack, ways.get("as-is"), ways.get("with")) for stack, ways in runs.items()]
-    any_run = [as_is or with_it for _, as_is, with_it in pairs]
+    any_run = [next(iter(ways.values())) for ways in runs.values()]
     for line in (0, 1):
         heading([(run.versions + ["", ""])[line] for run in any_run])
     row("", ["as it is", "ummunotify"] * len(pairs))
@@ -87,13 +93,14 @@ def show(runs):
     row("  sent from other pages", cells(lambda run: run.sides["sender"]))
     row("  received into other pages", cells(lambda run: run.sides["receiver"]))
     row("memory registered, times", cells(lambda run: run.value("registrations")))
-    if any("quiet" in ways for ways in runs.values()):
-        quiet = [ways.get("quiet") for ways in runs.values()]
-        row("  the same, and nothing changes",
-            [cell for run in quiet for cell in ("", run.value("registrations") if run else "-")])
-    print("wrong, of those after")
+    for way, label in QUIET.items():
+        if any(way in ways for ways in runs.values()):
+            quiet = [ways.get(way) for ways in runs.values()]
+            row("  " + label, [cell for run in quiet for cell in ("", run.value("registrations") if run else "-")])
     changes = list(collections.OrderedDict.fromkeys(
         change for _, *both in pairs for run in both if run for change in run.after))
+    if changes:
+        print("wrong, of those after")
     for change in changes:
         row("  " + change, cells(lambda run: "%d of %d" % run.after.get(change, (0, 0))))
     print()
