@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# The front door outside a kernel tree. What kernel builds read is Kbuild and Kconfig.
+# Targets for use outside a kernel tree. Kernel builds read Kbuild and Kconfig.
 
 KDIR ?= /lib/modules/$(shell uname -r)/build
-# Where the module is built; below build/, like everything that is built here.
+# The directory in which the module is built.
 MO ?= $(CURDIR)/build/module
 
 kbuild = $(MAKE) -C "$(KDIR)" M="$(CURDIR)" MO="$(abspath $(MO))"
@@ -13,8 +13,8 @@ modules modules_install: | kdir
 	+@$(kbuild) $@
 
 kdir:
-	@[ -e "$(KDIR)/Makefile" ] && [ -e "$(KDIR)/include/config/auto.conf" ] || { echo "$(KDIR) is not where modules can be built for a kernel:" \
-		"name one as in 'make KDIR=/path/to/built/linux', or use 'make run', which makes one" >&2; exit 1; }
+	@[ -e "$(KDIR)/Makefile" ] && [ -e "$(KDIR)/include/config/auto.conf" ] || { echo "$(KDIR) is not a kernel build directory:" \
+		"name one with 'make KDIR=/path/to/built/linux', or use 'make run', which creates one" >&2; exit 1; }
 
 run:
 	@scripts/run
@@ -53,24 +53,24 @@ distclean: clean
 	@scripts/setup --remove
 
 help:
-	@echo "make run              boot a stock Debian kernel in QEMU, load the module, show what it does"
-	@echo "make check            all tests and checks"
-	@echo "make quick            those that together take less than two minutes, for use while editing"
-	@echo "make bench            count what each operation costs; fail where it is more than before"
+	@echo "make run              boot a stock Debian kernel in QEMU, load the module, run the demonstration"
+	@echo "make mpi              run MPI over RDMA without and with ummunotify (INTEL=1: Intel MPI, too)"
+	@echo "make check            run all tests and checks"
+	@echo "make quick            run those that take less than two minutes in all, for use while editing"
+	@echo "make bench            count the instructions of each operation; fail if there are more than before"
 	@echo "make rust-analyzer    write rust-project.json, for editors"
-	@echo "make mpi              MPI libraries over RDMA, as they are and with ummunotify (INTEL=1: Intel's, too)"
 	@echo "make [modules]        build ummunotify.ko for the kernel in KDIR"
 	@echo "make modules_install  install it for that kernel"
-	@echo "make clients          build the libraries that have MPI use the device"
+	@echo "make clients          build the libraries that make MPI use the device"
 	@echo "make install-clients  install them (DESTDIR, PREFIX, LIBDIR)"
-	@echo "make update           look for a newer kernel of Debian for the others to use"
-	@echo "make clean            remove what was built here (build/)"
-	@echo "make distclean        also remove the cache that 'make run' and 'make check' use"
+	@echo "make update           look for a newer Debian kernel to use"
+	@echo "make clean            remove the build directory (build/)"
+	@echo "make distclean        also remove the cache (~/.cache/ummunotify)"
 	@echo
 	@echo "KDIR    a built kernel tree with Rust ($(KDIR))"
-	@echo "MO      where the module is built ($(MO))"
-	@echo "SERIES  the kernel series to use in place of the newest, as in 'SERIES=7.2 make run'"
-	@echo "SUITE   the suite of Debian to take the kernel from"
+	@echo "MO      the directory in which the module is built ($(MO))"
+	@echo "SERIES  the kernel series to use instead of the newest, as in 'SERIES=7.2 make run'"
+	@echo "SUITE   the Debian suite to take the kernel from"
 	@echo
 	@echo "series  architecture  Debian suite (compiler)                        tested by 'make check'"
 	@echo "7.3     x86-64        trixie-backports (1.85), experimental (1.97)   with the first: all"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=sh disable=SC2034 # not all of them use all of it
 #
-# What the scripts share. Each sets `here` to the directory scripts/ and sources this file.
+# Functions shared by the scripts. Each sets `here` to the directory scripts/ and sources this file.
 
 set -eu
 
@@ -15,12 +15,12 @@ die() {
 	exit 1
 }
 
-# Kernel builds take no blanks and no colons, and make or the shell none of the others.
+# Kernel builds do not work with blanks or colons in paths, nor make or the shell with the others.
 check_path() { # PATH WHAT
 	case $1 in
 	[!/]*) die "$2 is \"$1\", which does not start with a slash" ;;
 	*[[:space:]:\;\&\|\<\>\(\)\*\?\[\]\{\}\`\'\"\$\#%\\]*)
-		die "$2 is \"$1\": a kernel cannot be built where a path has blanks, colons or the like; choose another place"
+		die "$2 is \"$1\": kernels cannot be built in a path with blanks, colons or the like; choose another one"
 		;;
 	esac
 }
@@ -33,13 +33,13 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/ummunotify
 check_path "$cache" "the cache's directory"
 out=$project/build
 
-# apt knows the lower-case names only.
+# apt reads only the lower-case names.
 : "${http_proxy:=${HTTP_PROXY-}}" "${https_proxy:=${HTTPS_PROXY-}}" "${no_proxy:=${NO_PROXY-}}"
 export http_proxy https_proxy no_proxy
 
-# --- what is in the cache; scripts/setup describes it ------------------------------------------
+# --- the contents of the cache, which scripts/setup describes -----------------------------------
 
-# Which kernel is asked for; beside the newest one, the cache keeps others under names of their own.
+# The kernel that was requested. The cache keeps others than the newest one under separate names.
 variant=${SERIES:+-$SERIES}${SUITE:+-$SUITE}
 
 release() { # KERNEL
@@ -52,15 +52,15 @@ kernel_dir() { # KERNEL
 	echo "$cache/kernel-$kernel_release"
 }
 
-# Each suite has a compiler of its own, and thus a build root.
+# Each suite has its own compiler, and thus its own build root.
 root_of() { # SUITE
 	case $1 in
 	trixie) echo "$cache/root" ;;
 	*) echo "$cache/root-$1" ;;
 	esac
 }
-# The stamp of a kernel tells its series and the suite of its compiler. While scripts/setup makes one
-# there is none yet, so it exports UMN_ROOT_SUITE.
+# The stamp of a kernel contains its series and the suite of its compiler. While scripts/setup builds
+# a kernel, there is no stamp yet, so it exports UMN_ROOT_SUITE.
 stamp_of() { cat "$cache/kernel-$(cat "$cache/$1$variant")/stamp"; } 2>/dev/null # KERNEL
 find_root() {
 	root_suite=${UMN_ROOT_SUITE:-$(stamp_of stock | sed -n '1s/^[^ ]* \([^ ]*\) .*/\1/p')}
@@ -84,10 +84,10 @@ seconds() { date +%s; }
 
 # --- processes, and how they end ---------------------------------------------------------------
 
-# Runs a command, and heeds signals meanwhile: a shell does while it waits for something in the
-# background, and not while it runs something in the foreground.
+# Runs a command so that signals are handled at once: a shell handles them while it waits for a
+# background process, but not while it runs one in the foreground.
 attend() { # COMMAND...
-	# What holds the lock of contained() must be this shell alone.
+	# Only this shell may hold the lock of contained().
 	{ (exec <&3 3<&- 8>&-; "$@") & } 3<&0
 	job=$!
 	attended=0
@@ -107,7 +107,7 @@ descendants() { # PID
 		done
 	done
 }
-# Ends a process and all that it has started; those that tidy up get a moment to do so.
+# Ends a process and everything it has started, after giving them a moment to clean up.
 end() { # PID
 	doomed="$1 $(descendants "$1")"
 	# shellcheck disable=SC2086 # several processes
@@ -134,9 +134,9 @@ trap 'ended_by_signal 130' INT
 trap 'ended_by_signal 143' TERM
 trap tidy_up EXIT
 
-# --- root, or what does for it -----------------------------------------------------------------
+# --- root, or a substitute ---------------------------------------------------------------------
 
-# Whether this user may be root in a namespace of its own.
+# Whether this user may be root in a user namespace.
 user_namespaces() { unshare --user --map-root-user --mount --pid --fork true 2>/dev/null; }
 
 as_root() {
@@ -149,9 +149,9 @@ as_root() {
 	fi
 }
 
-# Runs a command as root, or as what is root in a user namespace, with mounts and processes of its
-# own. All are gone as soon as whoever called this has ended, even if it was killed: it holds a lock,
-# and the first process in there ends when it gets it.
+# Runs a command as root, or as root of a user namespace, with its own mounts and processes. These are
+# gone as soon as the caller has ended, even if it was killed: the caller holds a lock, and the first
+# process in the namespace ends when it gets the lock.
 contained() { # --user|--users|--root COMMAND...
 	case $1 in
 	--user) how="unshare --user --map-root-user" ;;
@@ -185,7 +185,7 @@ contained() { # --user|--users|--root COMMAND...
 
 in_root() { attend "$here/in-root" "$@"; }
 
-# Becomes a program of the build root that needs no privileges, under the root's own loader, so that
+# Executes a program of the build root that needs no privileges, with the root's own loader, so that
 # the host needs neither the program nor its libraries. `limit` may name a command to run it with.
 exec_from_root() { # PROGRAM [ARGS...]
 	program=$root/usr/bin/$1
@@ -195,7 +195,7 @@ exec_from_root() { # PROGRAM [ARGS...]
 		--library-path "$root/usr/lib/x86_64-linux-gnu" "$program" "$@"
 }
 
-# One process at a time works on what is behind FILE. The lock goes with the shell.
+# Lets one process at a time work on what FILE protects. The lock is released with the shell.
 lock() { # FILE WHAT
 	while :; do
 		mkdir -p "${1%/*}"
@@ -204,16 +204,16 @@ lock() { # FILE WHAT
 			say "$me: another process is working on $2; waiting for it"
 			attend flock 9
 		}
-		# Whoever held it may have removed the file.
-		locked=$(stat -L -c %i /proc/$$/fd/9) || die "/proc is needed, and not mounted"
+		# The previous holder may have removed the file.
+		locked=$(stat -L -c %i /proc/$$/fd/9) || die "/proc is not mounted"
 		[ "$(stat -c %i "$1" 2>/dev/null)" != "$locked" ] || return 0
 	done
 }
 
-# --- steps that take long ----------------------------------------------------------------------
+# --- long steps --------------------------------------------------------------------------------
 
-# Runs a command whose output matters only if it fails, and says how far it is and how long it took.
-# Sets `status`, rather than to return it: `set -e` would not hold in a command that is tested.
+# Runs a command whose output matters only if it fails; shows its progress and the time it took.
+# Sets `status` instead of returning it: `set -e` has no effect in a command whose status is tested.
 step() { # LOG TEXT SECONDS-IT-USUALLY-TAKES COMMAND...
 	step_log=$1 step_text=$2 step_usual=$3 step_start=$(seconds)
 	shift 3
@@ -242,7 +242,7 @@ stop_ticker() {
 	printf '\r\033[K' >&2
 }
 
-# Builds something, for a script that shows more than that.
+# Builds something on behalf of another script.
 build() { # WHAT SECONDS
 	step "$out/build-$1.log" "building $1" "$2" "$here/build" "$1"
 	[ "$status" = 0 ] || {
@@ -251,7 +251,7 @@ build() { # WHAT SECONDS
 	}
 }
 
-# Removes below the cache only, and never reaches through something mounted there.
+# Removes files, only below the cache and never across a mount.
 remove() { # PATH...
 	for remove_path; do
 		case $remove_path in "$cache" | "$cache"/?*) ;; *) die "refusing to remove $remove_path" ;; esac

@@ -18,7 +18,7 @@ NAMES = {
     "mpich-libfabric": "MPICH, libfabric",
     "intel-libfabric": "Intel MPI, libfabric",
 }
-# Runs in which no page of a buffer changes.
+# Runs in which no buffer gets other pages.
 QUIET = {
     "quiet": "if nothing changes",
     "numa": "  with NUMA balancing",
@@ -28,7 +28,7 @@ LABEL, CELL = 36, 11
 
 
 class Run:
-    """What one run of mpi-test has printed."""
+    """The output of one run of mpi-test."""
 
     def __init__(self):
         self.versions = []
@@ -83,7 +83,7 @@ def show(runs):
     any_run = [next(iter(ways.values())) for ways in runs.values()]
     for line in (0, 1):
         heading([(run.versions + ["", ""])[line] for run in any_run])
-    row("", ["as it is", "ummunotify"] * len(pairs))
+    row("", ["without", "ummunotify"] * len(pairs))
 
     def cells(what):
         return [what(run) if run else "-" for _, as_is, with_it in pairs for run in (as_is, with_it)]
@@ -92,7 +92,7 @@ def show(runs):
     row("WRONG MESSAGES", cells(lambda run: run.value("wrong")))
     row("  sent from other pages", cells(lambda run: run.sides["sender"]))
     row("  received into other pages", cells(lambda run: run.sides["receiver"]))
-    row("memory registered, times", cells(lambda run: run.value("registrations")))
+    row("memory registrations", cells(lambda run: run.value("registrations")))
     for way, label in QUIET.items():
         if any(way in ways for ways in runs.values()):
             quiet = [ways.get(way) for ways in runs.values()]
@@ -100,7 +100,7 @@ def show(runs):
     changes = list(collections.OrderedDict.fromkeys(
         change for _, *both in pairs for run in both if run for change in run.after))
     if changes:
-        print("wrong, of those after")
+        print("wrong after")
     for change in changes:
         row("  " + change, cells(lambda run: "%d of %d" % run.after.get(change, (0, 0))))
     print()
@@ -112,7 +112,7 @@ def judge(runs):
         name = NAMES.get(stack, stack)
         as_is, with_it, quiet = (ways.get(way) for way in ("as-is", "with", "quiet"))
         if any(run and run.failed for run in ways.values()):
-            print(f"{name}: FAILED, so nothing is known", file=sys.stderr)
+            print(f"{name}: FAILED, see above", file=sys.stderr)
             worst = 1
             continue
         if with_it and with_it.values["wrong"]:
@@ -123,7 +123,7 @@ def judge(runs):
                   file=sys.stderr)
             worst = 1
         if quiet and (quiet.values["wrong"] or quiet.values.get("registrations")):
-            print(f"{name}: FAILED: memory was registered again though nothing changed",
+            print(f"{name}: FAILED: memory was registered again although nothing changed",
                   file=sys.stderr)
             worst = 1
     return worst
@@ -155,8 +155,8 @@ def main():
         lost = sum(ways["as-is"].values["wrong"] for ways in runs.values() if "as-is" in ways)
         sent = sum(ways["as-is"].values["messages"] for ways in runs.values() if "as-is" in ways)
         if sent:
-            print(f"As they are, {lost} of {sent} messages arrived with wrong bytes, and no call failed.")
-            print("With ummunotify none did. No program and no MPI library was changed for it.")
+            print(f"Without ummunotify, {lost} of {sent} messages arrived with wrong bytes, and no call failed.")
+            print("With it, none did. No program or MPI library was changed.")
     sys.exit(status)
 
 

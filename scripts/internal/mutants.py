@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""One-line ways to break the driver, each of which some test must notice.
+"""Small changes that break the driver, each of which some test must notice.
 
-A mutant is a name, a file, and pairs of what to replace in it (which must be there exactly once) and
-by what.
+A mutant is a name, a file, and pairs of a text in the file, which must be unique, and its replacement.
 """
 
 FILE = "driver/file.rs"

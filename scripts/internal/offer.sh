@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=sh disable=SC2154 # what scripts/setup and scripts/internal/lib.sh set
 #
-# Which kernels Debian offers, and which of them is used: a part of scripts/setup.
+# The part of scripts/setup that finds out which kernels Debian offers, and chooses one.
 #
-# This asks the apt of this machine, with configuration and lists of its own in $cache/apt, so it
-# changes nothing outside the cache and needs no privileges.
+# It uses this machine's apt with its own configuration and lists in $cache/apt, so it changes nothing
+# outside the cache and needs no privileges.
 
-# The suites that a kernel can be from, the one that changes least first, each with the suite whose
-# compiler goes with it.
+# The suites that have kernels, beginning with the one that changes least, each with the suite that
+# has its compiler.
 suites() {
 	case ${SUITE-} in
 	"") echo trixie-backports:trixie forky:forky sid:sid ;;
@@ -17,7 +17,7 @@ suites() {
 	esac
 }
 
-# What a mirror's line in sources.list starts with. A mirror may have options in brackets itself.
+# The start of a mirror's line in sources.list. UMN_MIRROR may begin with options in brackets.
 source_from() { # MIRROR [OPTION]
 	case $1 in
 	"["*) echo "deb ${1%%]*} ${2-}]${1#*]}" ;;
@@ -25,18 +25,18 @@ source_from() { # MIRROR [OPTION]
 	esac
 }
 
-# What the host's apt needs to reach the mirror, other apts need too.
+# The options that the host's apt needs to reach the mirror, which other apts need, too.
 host_apt_options() {
 	apt-config dump --format '%f "%v";%n' Acquire |
 		grep -i -E '^Acquire::(.*proxy.*|check-(valid-until|date)) "[^"]' || :
 	echo 'Acquire::Retries "3";'
 	echo 'APT::Install-Recommends "false";'
-	# Another user could not read what is below a home directory, nor be had in a user namespace.
+	# Another user could not read files below a home directory, and does not exist in a user namespace.
 	echo 'APT::Sandbox::User "root";'
 }
 
-# Gets the lists of packages for a selection of suites, which has a name from then on. Fails with 4 if
-# a suite is not there.
+# Downloads the package lists of some suites, to be used by this NAME. Fails with 4 if a suite does not
+# exist.
 apt_lists() { # NAME SOURCE-LINE...
 	apt=$cache/apt/$1
 	shift
@@ -44,7 +44,7 @@ apt_lists() { # NAME SOURCE-LINE...
 	: >"$apt/status"
 	printf '%s\n' "$@" >"$apt/sources.list"
 	{
-		# Nothing of the host's own, in particular no hooks.
+		# Ignore the host's own configuration, in particular its hooks.
 		echo 'Dir::Etc::Main "/dev/null"; Dir::Etc::Parts "/dev/null"; Dir::Etc::SourceParts "/dev/null";'
 		echo 'Dir::Etc::Preferences "/dev/null"; Dir::Etc::PreferencesParts "/dev/null";'
 		echo "Dir::Etc::SourceList \"$apt/sources.list\"; Dir::State \"$apt\"; Dir::Cache \"$apt\";"
@@ -69,7 +69,7 @@ kernel_packages() { # SERIES RELEASE VERSION
 	echo "linux-headers-$2=$3 linux-binary-$2=$3 linux-modules-$2=$3 linux-source-$1=$3"
 }
 
-# Prints the newest release of a series that all packages are there for, and their version.
+# Prints the newest release of a series for which all packages exist, and their version.
 newest_release() { # NAME SERIES
 	apt_with "$1" apt-cache pkgnames "linux-headers-$2" |
 		sed -n "s/^linux-headers-\($2\(\.[0-9]*\)\{0,1\}\(+deb[0-9]*\)\{0,1\}-amd64\)\$/\1/p" | sort -rV |
@@ -84,7 +84,7 @@ newest_release() { # NAME SERIES
 		done
 }
 
-# Prints why a kernel cannot be used, if so.
+# Prints why a kernel cannot be used; prints nothing if it can.
 flaw_of() { # NAME RELEASE VERSION
 	cd "$cache/apt/$1" || return
 	rm -f ./*.deb
@@ -117,7 +117,7 @@ choose_from() { # NAME SERIES COMPILER-SUITE WHERE REASON
 	echo "$found $2 $3 $1 of $4: $5" >"$cache/choice"
 }
 
-# Prints the series with Rust that the suites have: those that can be used, and those that could be.
+# Prints the usable series with Rust that the suites have, supported or not.
 offered() {
 	for suite in $(suites); do
 		name=${suite%:*}

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=sh
 #
-# The part of scripts/setup that fetches MPI for the guest of `make mpi`. Each stack is a directory
-# of its own in the cache, with the headers to compile against and an archive for scripts/vm:
+# The part of scripts/setup that downloads MPI for the guest of `make mpi`. Each stack has a directory
+# in the cache, with headers and an archive for scripts/vm:
 #
 #   mpi/debian/    Debian's Open MPI, libfabric and UCX, soft-RoCE for the stock kernel, and the
 #                  libraries of the build root that all stacks need
-#   mpi/headers/   the headers of that libfabric, to test it without MPI
-#   mpi/mpich/     MPICH as it is on PyPI, which brings its own libfabric and UCX
-#   mpi/intel/     Intel MPI, likewise from PyPI, under its own licence; only if it was asked for
+#   mpi/headers/   the headers of that libfabric, for tests without MPI
+#   mpi/mpich/     MPICH from PyPI, which brings its own libfabric and UCX
+#   mpi/intel/     Intel MPI from PyPI, under its own licence; only if requested
 #
 #   .../stamp        what it was made from
 #   .../include/     mpi.h and the like
-#   .../guest/       what is in the archive: to link to
+#   .../guest/       the contents of the archive, to link with
 #   .../guest.cpio
 
-# They need more of Debian than this, for accelerators and remote shells that the guest does not have.
+# Without the dependencies that are for accelerators and remote shells, which the guest does not have.
 mpi_packages="openmpi-bin openmpi-common libopenmpi40 libopenmpi-dev libpmix2t64 libhwloc15
 	libevent-core-2.1-7t64 libevent-pthreads-2.1-7t64 libmunge2 libfabric1 libfabric-bin libpsm2-2
 	libucx0 ucx-utils libibverbs1 librdmacm1t64 ibverbs-providers libnuma1 libnl-3-200
@@ -72,7 +72,7 @@ make_mpi_debian() {
 		[ ! -e "$root$library" ] || cp -n "$root$library" "guest/usr/lib/$triplet/"
 	done <libraries
 	cp "$root/lib64/ld-linux-x86-64.so.2" guest/lib64/
-	# What C libraries of old had apart, programs that were built with them still ask for.
+	# Programs built with an older C library still need these.
 	for library in libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1; do
 		cp "$root/usr/lib/$triplet/$library" "guest/usr/lib/$triplet/"
 	done
@@ -113,7 +113,7 @@ make_mpi_headers() {
 	mpi_finish headers
 }
 
-# Installs a wheel as pip would, and leaves its files in ./data.
+# Installs a wheel with pip, and moves its files to ./data.
 mpi_wheel() { # PACKAGE
 	in_root env ${PIP_INDEX_URL+PIP_INDEX_URL="$PIP_INDEX_URL"} python3 "$cache/mpi/debian/pip.whl/pip" --no-cache-dir \
 		--disable-pip-version-check --retries 1 --timeout 20 install --quiet --no-deps --no-compile \
