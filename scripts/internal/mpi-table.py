@@ -83,7 +83,7 @@ def show(runs):
     any_run = [next(iter(ways.values())) for ways in runs.values()]
     for line in (0, 1):
         heading([(run.versions + ["", ""])[line] for run in any_run])
-    row("", ["without", "ummunotify"] * len(pairs))
+    row("ummunotify", ["without", "with"] * len(pairs))
 
     def cells(what):
         return [what(run) if run else "-" for _, as_is, with_it in pairs for run in (as_is, with_it)]
