@@ -23,7 +23,8 @@ pub use ummunotify::{
 use crate::uapi::{
     self,
     Event,
-    Register, //
+    Register,
+    Stamp, //
 };
 
 /// An open file of the device, bound to the address space of the process that opened it.
@@ -67,6 +68,12 @@ impl Device {
     /// Watches a region; the caller sets every field of the argument.
     pub fn register_with(&self, mut region: Register) -> io::Result<()> {
         self.ioctl_raw(uapi::REGISTER_REGION, (&raw mut region).cast())
+    }
+
+    /// Asks for a stamp, with every field of the argument given; returns what they are then.
+    pub fn stamp_with(&self, mut stamp: Stamp) -> io::Result<Stamp> {
+        self.ioctl_raw(uapi::STAMP, (&raw mut stamp).cast())?;
+        Ok(stamp)
     }
 
     /// Stops watching the region with this cookie.

@@ -102,10 +102,10 @@ fn limit_is_documented() -> Outcome {
 }
 
 /// The number of regions in the tests of the limit.
-const FEW: u64 = 1000;
+pub(super) const FEW: u64 = 1000;
 
 /// Loads the module with a limit of [`FEW`] regions, unless it has this limit already.
-fn few_regions() -> Outcome<Option<Unloaded>> {
+pub(super) fn few_regions() -> Outcome<Option<Unloaded>> {
     if fdinfo(&fdinfo_text(&open()?)?, "limit")? == FEW {
         return Ok(None);
     }

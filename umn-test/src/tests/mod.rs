@@ -14,6 +14,7 @@ mod crowd;
 mod deferred;
 mod exhaustion;
 mod faults;
+mod features;
 pub mod fork;
 mod gap;
 mod hostile;
@@ -29,6 +30,9 @@ mod poll;
 mod races;
 mod read;
 mod regions;
+mod stamp_absent;
+mod stamp_errors;
+mod stamp_pages;
 mod v2;
 
 use std::{
@@ -117,10 +121,14 @@ pub fn all() -> Vec<Test> {
         causes::TESTS,
         others::TESTS,
         gap::TESTS,
+        features::TESTS,
         causes_told::TESTS,
         causes_ignored::TESTS,
         causes_gap::TESTS,
         hull::TESTS,
+        stamp_pages::TESTS,
+        stamp_absent::TESTS,
+        stamp_errors::TESTS,
         races::TESTS,
         deferred::TESTS,
         limits::TESTS,
