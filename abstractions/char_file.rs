@@ -76,10 +76,13 @@ use super::{
     work_queue::WorkQueue, //
 };
 
-/// `FMODE_NOWAIT`: reads heed `IOCB_NOWAIT`. A macro with a cast, which the bindings leave out.
+// Bindgen leaves out macros with casts. In the kernel tree, these two would be `RUST_CONST_HELPER_`
+// constants in `rust/bindings/bindings_helper.h`, which a module cannot extend.
+
+/// `FMODE_NOWAIT`: reads respect `IOCB_NOWAIT`.
 const FMODE_NOWAIT: bindings::fmode_t = 1 << 27;
 
-/// `IOCB_NOWAIT`, likewise.
+/// `IOCB_NOWAIT`: the read must not wait.
 const IOCB_NOWAIT: c_int = 0x8;
 
 /// The file operations of a character device.
