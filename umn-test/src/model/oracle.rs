@@ -80,7 +80,7 @@ struct Pending {
     /// have reported the rest; and the last step in which it may have been hit.
     apart: bool,
     owed: Vec<Range<u64>>,
-    told: u64,
+    reports: u64,
     latest: u64,
 }
 
@@ -414,6 +414,8 @@ impl Oracle {
         Ok(())
     }
 
+    /// Expects an event to be due; what it does not cover stays pending if hits may be reported
+    /// separately.
     fn deliver(&mut self, event: &Event) -> Outcome {
         expect::same("type of a record before the last", event.kind, EVENT_INVAL)?;
         let cookie = event.user_cookie_counter;
@@ -424,7 +426,7 @@ impl Oracle {
                 format_args!("{cookie:#x}"),
             ));
         };
-        let pending = std::mem::take(&mut watch.pending);
+        let mut pending = std::mem::take(&mut watch.pending);
         let hint = event.hint_start..event.hint_end;
         let region = &watch.region;
         let inside = region.start <= hint.start && hint.start < hint.end && hint.end <= region.end;
@@ -434,81 +436,29 @@ impl Oracle {
             format_args!("inside {region:#x?}"),
             format_args!("{hint:#x?}"),
         )?;
-        if pending.apart {
-            return self.deliver_apart(event, pending);
-        }
+        let hits = pending.sure.saturating_add(pending.maybe);
+        pending.reports += 1;
+        that(
+            "events of a region",
+            watch.beyond || pending.reports <= hits.max(1),
+            format_args!("{hits} at most"),
+            pending.reports,
+        )?;
         match event.flags {
             EVENT_FLAG_HINT => {
+                let covers = |part: &Range<u64>| hint.start <= part.start && part.end <= hint.end;
                 that(
                     "hint, hit more than once",
-                    pending.sure < 2,
+                    pending.apart || pending.sure < 2,
                     "none",
                     format_args!("{hint:#x?}"),
                 )?;
-                let covers = |part: &Range<u64>| hint.start <= part.start && part.end <= hint.end;
                 that(
                     "hint, of what was hit",
-                    pending.covered.as_ref().is_none_or(covers),
+                    pending.apart || pending.covered.as_ref().is_none_or(covers),
                     format_args!("{:#x?} or more", pending.covered),
                     format_args!("{hint:#x?}"),
                 )?;
-                let within = |hull: &Range<u64>| common(hull, &hint).as_ref() == Some(&hint);
-                that(
-                    "hint, of what can have been hit",
-                    watch.beyond || pending.bounds.as_ref().is_some_and(within),
-                    format_args!("{:#x?} or less: UNEXPLAINED", pending.bounds),
-                    format_args!("{hint:#x?}"),
-                )?;
-                if pending.sure == 1 && pending.maybe == 0 && !watch.beyond {
-                    expect::same("the hint", Some(hint), pending.covered.clone())?;
-                }
-            }
-            0 => {
-                expect::same("range of an event without hint", &hint, region)?;
-                that(
-                    "event without hint",
-                    watch.beyond || pending.sure + pending.maybe > 1,
-                    format_args!("a hint, of {:#x?}", pending.bounds),
-                    "none",
-                )?;
-            }
-            other => return Err(Failure::new("flags of an event", "0 or HINT", other)),
-        }
-        // The first was queued before the second, unless the order could have been the reverse.
-        let since = pending.since.unwrap_or(u64::MAX);
-        that(
-            "order of events",
-            watch.beyond || self.order <= since,
-            format_args!("region {cookie:#x}, hit in step {since}, first"),
-            format_args!("one hit no earlier than in step {}", self.order),
-        )?;
-        if !watch.beyond {
-            self.order = self.order.max(pending.first.unwrap_or(0));
-        }
-        match pending.what {
-            _ if pending.lost => add(&self.figures.changed, 1),
-            Some(what) if pending.first.is_some() => self.figures.count_reached(what),
-            _ => add(&self.figures.beyond, 1),
-        }
-        Ok(())
-    }
-
-    /// The same if hits may be reported separately; the rest stays pending.
-    fn deliver_apart(&mut self, event: &Event, mut pending: Pending) -> Outcome {
-        let cookie = event.user_cookie_counter;
-        let watch = self.watches.iter_mut().find(|watch| watch.cookie == cookie);
-        let watch = watch.expect("it was found before");
-        let hint = event.hint_start..event.hint_end;
-        let hits = pending.sure.saturating_add(pending.maybe);
-        pending.told += 1;
-        that(
-            "events of a region",
-            watch.beyond || pending.told <= hits,
-            format_args!("{hits} at most"),
-            pending.told,
-        )?;
-        match event.flags {
-            EVENT_FLAG_HINT => {
                 let within = |hull: &Range<u64>| common(hull, &hint).as_ref() == Some(&hint);
                 that(
                     "hint, of what can have been hit",
@@ -521,7 +471,7 @@ impl Oracle {
                 }
             }
             0 => {
-                expect::same("range of an event without hint", &hint, &watch.region)?;
+                expect::same("range of an event without hint", &hint, region)?;
                 that(
                     "event without hint",
                     watch.beyond || hits > 1,
@@ -531,16 +481,15 @@ impl Oracle {
             }
             other => return Err(Failure::new("flags of an event", "0 or HINT", other)),
         }
-        pending
-            .owed
-            .retain(|part| part.start < hint.start || hint.end < part.end);
+        // The first was queued before the second, unless the order could have been the reverse.
+        let since = match pending.apart {
+            true => pending.latest,
+            false => pending.since.unwrap_or(u64::MAX),
+        };
         that(
             "order of events",
-            watch.beyond || self.order <= pending.latest,
-            format_args!(
-                "region {cookie:#x}, hit in step {} at the latest, first",
-                pending.latest
-            ),
+            watch.beyond || self.order <= since,
+            format_args!("region {cookie:#x}, hit in step {since} at the latest, first"),
             format_args!("one hit no earlier than in step {}", self.order),
         )?;
         if !watch.beyond {
@@ -551,7 +500,11 @@ impl Oracle {
             Some(what) if pending.first.is_some() => self.figures.count_reached(what),
             _ => add(&self.figures.beyond, 1),
         }
-        watch.pending = pending;
+        if pending.apart {
+            let is_owed = |part: &Range<u64>| part.start < hint.start || hint.end < part.end;
+            pending.owed.retain(is_owed);
+            watch.pending = pending;
+        }
         Ok(())
     }
 
