@@ -166,7 +166,7 @@ impl<T> OrSkip<T> for io::Result<T> {
 }
 
 /// The record of one invalidation, whose hint is exactly `hint`.
-pub fn hit(cookie: u64, hint: &Range<u64>) -> Event {
+pub fn inval(cookie: u64, hint: &Range<u64>) -> Event {
     Event {
         flags: EVENT_FLAG_HINT,
         ..whole(cookie, hint)

@@ -147,11 +147,11 @@ pub fn list(tests: &[Test], format: Format) {
     }
 }
 
-/// Runs tests one after the other, each for at most `limit`.
-pub fn run(tests: &[Test], limit: Duration, mut report: Report) -> ExitCode {
+/// Runs tests one after the other, each for at most `timeout`.
+pub fn run(tests: &[Test], timeout: Duration, mut report: Report) -> ExitCode {
     for test in tests {
         let started = Instant::now();
-        let result = run_apart(test, limit)
+        let result = run_apart(test, timeout)
             .unwrap_or_else(|error| Err(Failure::new("starting the test", "success", error)));
         report.add(test.name, result, started.elapsed());
     }
@@ -162,7 +162,7 @@ pub fn run(tests: &[Test], limit: Duration, mut report: Report) -> ExitCode {
 /// limit.
 ///
 /// Returns the test's note if it passed.
-fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
+fn run_apart(test: &Test, timeout: Duration) -> io::Result<Outcome<String>> {
     let mut child = Command::new(env::current_exe()?)
         .args(["--in-this-process", test.name])
         .args(["--rounds", &rounds(0).to_string()])
@@ -177,7 +177,7 @@ fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
         stdout.read_to_string(&mut report).map(|_| report)
     });
 
-    let in_time = process::wait_for_exit(group, limit)?;
+    let in_time = process::wait_for_exit(group, timeout)?;
     // The test's children hold the pipe and are killed, too. The zombie still holds the process ID.
     // SAFETY: The signal goes only to the process group that was created above.
     unsafe { libc::kill(-group, libc::SIGKILL) };
@@ -189,7 +189,7 @@ fn run_apart(test: &Test, limit: Duration) -> io::Result<Outcome<String>> {
     } else {
         Ok(Err(Failure::Failed(format!(
             "expected the test to end, killed it after {} s",
-            limit.as_secs()
+            timeout.as_secs()
         ))))
     }
 }

@@ -78,7 +78,7 @@ struct Cli {
 
     /// Time limit of a test, in seconds
     #[arg(long, default_value_t = 60)]
-    limit: u32,
+    timeout: u32,
 
     /// Override the iteration count of tests that repeat something
     #[arg(long, default_value_t = 0, hide_default_value = true)]
@@ -159,5 +159,5 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let report = Report::new(cli.format, cli.verbose, chosen.len());
-    harness::run(&chosen, Duration::from_secs(cli.limit.into()), report)
+    harness::run(&chosen, Duration::from_secs(cli.timeout.into()), report)
 }

@@ -314,13 +314,13 @@ pub fn in_vfork_child(body: impl FnOnce() -> Outcome) -> Outcome {
 }
 
 /// Waits until a child has ended, without reaping it; returns whether it ended in time.
-pub fn wait_for_exit(pid: i32, limit: Duration) -> io::Result<bool> {
+pub fn wait_for_exit(pid: i32, timeout: Duration) -> io::Result<bool> {
     // SAFETY: The call takes no pointer.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })? as i32;
     // SAFETY: The file was just opened and is nobody else's.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-    let ready = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], limit)?;
+    let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+    let ready = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout)?;
     Ok(ready == 1)
 }
 

@@ -132,7 +132,7 @@ impl Entry {
         let time = self.time.as_millis();
         let mut remarks = vec![];
         let mut before = String::new();
-        let word = match &self.result {
+        let verdict = match &self.result {
             Ok(note) => {
                 if !note.is_empty() {
                     remarks.push(one_line(note));
@@ -155,12 +155,12 @@ impl Entry {
         }
         let separator = if remarks.is_empty() { "" } else { " # " };
         let remarks = remarks.join(", ");
-        format!("{before}{word} {number} {name}{separator}{remarks}\n")
+        format!("{before}{verdict} {number} {name}{separator}{remarks}\n")
     }
 
     /// A line for people.
     fn as_line(&self, verbose: bool) -> String {
-        let (word, colour, detail) = match &self.result {
+        let (verdict, colour, detail) = match &self.result {
             Ok(note) => ("ok", AnsiColor::Green, note),
             Err(Failure::Failed(why)) => ("FAIL", AnsiColor::Red, why),
             Err(Failure::Skipped(why)) => ("SKIP", AnsiColor::Yellow, why),
@@ -173,7 +173,7 @@ impl Entry {
             String::new()
         };
         format!(
-            "{style}{word}{style:#} {}{separator}{detail}{time}",
+            "{style}{verdict}{style:#} {}{separator}{detail}{time}",
             self.name
         )
     }

@@ -401,17 +401,17 @@ impl Seen {
     fn is(&self, counter: u64) -> bool {
         // Pairs with the release in `set`: entries that the reader marked as stale are seen as
         // stale.
-        self.0.word().load(Ordering::Acquire) == counter.wrapping_add(1)
+        self.0.number().load(Ordering::Acquire) == counter.wrapping_add(1)
     }
 
     fn set(&self, counter: u64) {
         self.0
-            .word()
+            .number()
             .store(counter.wrapping_add(1), Ordering::Release);
     }
 
     fn is_of_parent(&self) -> bool {
-        self.0.word().load(Ordering::Relaxed) == 0
+        self.0.number().load(Ordering::Relaxed) == 0
     }
 }
 

@@ -47,7 +47,7 @@ impl Wiped {
 
     /// The number.
     #[inline]
-    pub(crate) fn word(&self) -> &AtomicU64 {
+    pub(crate) fn number(&self) -> &AtomicU64 {
         // SAFETY: The mapping lives as long as `self`, is page-aligned, and was zeroed at first.
         unsafe { self.page.as_ref() }
     }

@@ -210,7 +210,7 @@ fn one_cycle() -> Outcome {
     device.register(page.start, page.end, 7)?;
     mem::unmap(&page)?;
     expect::same("the counter", counter.get(), 1)?;
-    let wanted = [expect::hit(7, &page), expect::last(1)];
+    let wanted = [expect::inval(7, &page), expect::last(1)];
     expect::events("read", &device.read_events(3)?, &wanted)
 }
 

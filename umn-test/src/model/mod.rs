@@ -110,7 +110,7 @@ pub struct Args {
 
     /// Seconds without progress after which the process is considered hung
     #[arg(long, default_value_t = 60)]
-    limit: u64,
+    timeout: u64,
 
     /// How to print the results
     #[arg(long, value_enum, default_value_t = Format::Tap)]
@@ -327,7 +327,7 @@ impl Model<'_> {
         let figures = self.figures;
         let child = Child::fork(|_| body(figures))?;
         let mut done = get(&figures.done);
-        while !process::wait_for_exit(child.pid(), Duration::from_secs(self.args.limit))? {
+        while !process::wait_for_exit(child.pid(), Duration::from_secs(self.args.timeout))? {
             let now = get(&figures.done);
             if now == done {
                 return Err(Failure::new("the process", "progress", "none"));

@@ -94,7 +94,7 @@ fn only_the_middle(
     let counter = bench.counter.get();
     expect::at_least("the counter on return", counter, 1)?;
     let event = match counter {
-        1 => hit(2, &page),
+        1 => inval(2, &page),
         _ => whole(2, &page),
     };
     bench.reads(&[event, last(counter)])?;
@@ -156,7 +156,7 @@ fn cause_munmap_part() -> Outcome {
         bench.watch(1, &bench.area.all())?;
         mem::unmap(&bench.area.span(pages.clone()))?;
         bench.counts(counter)?;
-        bench.reads(&[hit(1, &bench.area.span(pages)), last(counter)])?;
+        bench.reads(&[inval(1, &bench.area.span(pages)), last(counter)])?;
     }
     Ok(())
 }
@@ -166,7 +166,7 @@ fn cause_munmap_more() -> Outcome {
     bench.watch(1, &bench.area.page(1))?;
     mem::unmap(&bench.area.all())?;
     bench.counts(1)?;
-    bench.reads(&[hit(1, &bench.area.page(1)), last(1)])
+    bench.reads(&[inval(1, &bench.area.page(1)), last(1)])
 }
 
 fn cause_map_fixed() -> Outcome {
@@ -193,7 +193,7 @@ fn cause_mremap_shrink() -> Outcome {
     bench.watch_pages()?;
     mem::resize(&bench.area.all(), 2, 0)?;
     bench.counts(1)?;
-    let (third, fourth) = (hit(3, &bench.area.page(2)), hit(4, &bench.area.page(3)));
+    let (third, fourth) = (inval(3, &bench.area.page(2)), inval(4, &bench.area.page(3)));
     bench.reads(&[third, fourth, last(1)])
 }
 
@@ -213,7 +213,7 @@ fn cause_brk() -> Outcome {
     end(-(PAGE as isize))?;
     bench.counts(1)?;
     let freed = region.start + PAGE..region.end;
-    bench.reads(&[hit(1, &freed), last(1)])
+    bench.reads(&[inval(1, &freed), last(1)])
 }
 
 fn cause_mprotect_none() -> Outcome {
@@ -395,7 +395,7 @@ fn cause_shmdt() -> Outcome {
     // SAFETY: Nobody uses the segment any more.
     check(unsafe { libc::shmdt(at as *const _) })?;
     bench.counts(1)?;
-    bench.reads(&[hit(1, &region), last(1)])
+    bench.reads(&[inval(1, &region), last(1)])
 }
 
 /// Watches four pages of a file that is truncated to two.
@@ -435,7 +435,7 @@ fn cause_fork_and_write() -> Outcome {
     bench.watch(1, &region)?;
     let child = Child::fork(|line| Ok(line.hear()?))?;
     bench.counts(1)?;
-    bench.reads(&[hit(1, &region), last(1)])?;
+    bench.reads(&[inval(1, &region), last(1)])?;
     // The first write copies the page, the second finds the copy.
     mem::write_byte(all.start, 1);
     bench.counts(1)?;
@@ -445,7 +445,7 @@ fn cause_fork_and_write() -> Outcome {
         bench.counts(counter)?;
         mem::write_byte(page.start + 8, 1);
         bench.counts(counter)?;
-        bench.reads(&[hit(1, &page), last(counter)])?;
+        bench.reads(&[inval(1, &page), last(counter)])?;
     }
     child.tell()?;
     child.join()?;
@@ -534,7 +534,7 @@ fn cause_hugetlb() -> Outcome {
     bench.watch(1, &(at..at + PAGE))?;
     mem::unmap(&(at..at + HUGE))?;
     bench.counts(1)?;
-    bench.reads(&[hit(1, &(at..at + PAGE)), last(1)])
+    bench.reads(&[inval(1, &(at..at + PAGE)), last(1)])
 }
 
 /// Moves a page to a node, or only queries if `node` is `None`; returns the node it is on now.

@@ -143,17 +143,17 @@ fn counter_never_goes_back() -> Outcome {
 }
 
 /// A number that is shared with children.
-fn shared_word() -> Outcome<&'static AtomicU64> {
+fn shared_number() -> Outcome<&'static AtomicU64> {
     let page = Guarded::shared(1)?.all();
     // SAFETY: The memory is aligned, and stays mapped while the process runs.
-    let word = unsafe { &*(page.start as *const AtomicU64) };
-    word.store(0, Ordering::Relaxed);
-    Ok(word)
+    let number = unsafe { &*(page.start as *const AtomicU64) };
+    number.store(0, Ordering::Relaxed);
+    Ok(number)
 }
 
 fn counter_in_a_forked_child() -> Outcome {
     let bench = Bench::one_page()?;
-    let (parent_saw, done) = (shared_word()?, shared_word()?);
+    let (parent_saw, done) = (shared_number()?, shared_number()?);
     let child = Child::fork(|_| {
         let mut newest = 0;
         while done.load(Ordering::Acquire) == 0 {

@@ -121,7 +121,7 @@ impl Crowd {
     pub fn event(&self, cookie: u64) -> Event {
         let (pages, region) = (self.pages(), self.region(cookie));
         let hint = region.start.max(pages.start)..region.end.min(pages.end);
-        hit(cookie, &hint)
+        inval(cookie, &hint)
     }
 
     /// Everything that is read after one hit of [`Self::pages`], up to LAST with this counter.

@@ -219,7 +219,7 @@ fn deferred_before_later_changes() -> Outcome {
     let bench = pages_of(300, 3)?;
     let events = |page: u64| {
         let region = bench.area.page(page);
-        (0..300).map(move |number| hit((page << 32) | number, &region))
+        (0..300).map(move |number| inval((page << 32) | number, &region))
     };
     for room in [1, 50, 4096] {
         let before = bench.counter.get();
@@ -232,7 +232,7 @@ fn deferred_before_later_changes() -> Outcome {
         let wanted: Vec<_> = events(2)
             .chain(events(0))
             .chain(events(1))
-            .chain([hit(!0, &bench.area.page(1)), last(before + 3)])
+            .chain([inval(!0, &bench.area.page(1)), last(before + 3)])
             .collect();
         expect::events("reads", &read_up_to_last(&bench.device, room)?, &wanted)?;
         bench.device.unregister(!0)?;
@@ -327,7 +327,7 @@ fn deferred_log_is_full() -> Outcome {
     bench.watch(LONG, &bench.area.span(1..2 * PAGES + 2))?;
     let is_one = |hint: &Event| {
         let mut pages = (0..PAGES).map(|number| bench.area.page(page(number)));
-        pages.any(|page| *hint == hit(LONG, &page))
+        pages.any(|page| *hint == inval(LONG, &page))
     };
     let outside = [bench.area.page(0), bench.area.page(2 * PAGES + 2)];
     for (cookie, place) in (2 * BETWEEN..).zip(&outside) {

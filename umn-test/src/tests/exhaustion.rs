@@ -91,13 +91,13 @@ fn exhaustion_of_regions() -> Outcome {
         expect::error("one more", result, libc::ENOSPC)?;
     }
     bench.hit(0)?;
-    bench.reads(&[hit(limit, &bench.area.page(0)), last(1)])?;
+    bench.reads(&[inval(limit, &bench.area.page(0)), last(1)])?;
     bench.device.unregister(limit / 2)?;
     bench.watch(limit + 1, &bench.area.page(1))?;
     let result = bench.device.register(NOWHERE, NOWHERE + PAGE, limit / 2);
     expect::error("one more", result, libc::ENOSPC)?;
     bench.hit(1)?;
-    bench.reads(&[hit(limit + 1, &bench.area.page(1)), last(2)])?;
+    bench.reads(&[inval(limit + 1, &bench.area.page(1)), last(2)])?;
     let text = fdinfo_text(&bench.device)?;
     expect::same("regions", fdinfo(&text, "regions")?, limit)
 }
@@ -154,7 +154,7 @@ fn go_on_beside(bench: &Bench, child: &Child) -> Outcome {
             bench.watch(rounds, &page)?;
             bench.hit(0)?;
             bench.counts(rounds)?;
-            bench.reads(&[hit(rounds, &page), last(rounds)])?;
+            bench.reads(&[inval(rounds, &page), last(rounds)])?;
             bench.device.unregister(rounds)?;
         }
         expect::at_least("rounds meanwhile", rounds, 10)
@@ -186,7 +186,7 @@ fn exhaustion_of_a_group() -> Outcome {
         expect::error("REGISTER_REGION", Err::<(), _>(error), libc::ENOMEM)?;
         bench.hit(0)?;
         bench.counts(1)?;
-        bench.reads(&[hit(!0, &bench.area.all()), last(1)])?;
+        bench.reads(&[inval(!0, &bench.area.all()), last(1)])?;
         // Reading the charge takes memory, and so does another region.
         for number in 0..count / 4 {
             bench.device.unregister(number)?;
@@ -277,7 +277,7 @@ fn exhaustion_of_memory_reaps() -> Outcome {
     check(unsafe { libc::ptrace(libc::PTRACE_DETACH, child.pid(), 0, 0) })?;
     expect::same("killed by", child.ended_by()?, Some(libc::SIGKILL))?;
     let events = device.read_events(COUNT as usize + 2)?;
-    let hits = (0..COUNT).map(|number| hit(number, &region(number)));
+    let hits = (0..COUNT).map(|number| inval(number, &region(number)));
     let wanted: Vec<_> = hits.chain([last(1)]).collect();
     expect::events("events after its end", &events, &wanted)
 }
@@ -308,7 +308,7 @@ fn many_files(count: u64) -> Outcome {
     mem::unmap(&page)?;
     for (number, (device, counter)) in (0..).zip(&files) {
         expect::same("the counter", counter.get(), 1)?;
-        let wanted = [hit(number, &page), last(1)];
+        let wanted = [inval(number, &page), last(1)];
         expect::events("read", &device.read_events(3)?, &wanted)?;
     }
     Ok(())

@@ -243,8 +243,8 @@ impl Witness {
         let before = bench.counter.get();
         bench.hit(1)?;
         bench.reads(&[
-            hit(1, &bench.area.page(0)),
-            hit(2, &bench.area.page(1)),
+            inval(1, &bench.area.page(0)),
+            inval(2, &bench.area.page(1)),
             last(before + 1),
         ])?;
         bench.counts(before + 1)?;
@@ -299,7 +299,7 @@ fn faults_first_register() -> Outcome {
                 }
                 mem::advise(&page, libc::MADV_DONTNEED)?;
                 let events = device.read_events(3)?;
-                expect::events("read", &events, &[hit(7, &page), last(1)])
+                expect::events("read", &events, &[inval(7, &page), last(1)])
             })?;
             more = child.hear_number()? != 0;
             opened |= child.hear_number()? != 0;
@@ -479,7 +479,7 @@ fn sweep_reads(
         expect::same("bytes beyond whole records", bytes % size_of::<Event>(), 0)?;
         let mut seen = buffer[..bytes / size_of::<Event>()].to_vec();
         seen.extend(read_if_any(&bench.device, buffer.len())?);
-        let hits = (0..PAGES).map(|page| expect::hit(page + 1, &bench.area.page(page)));
+        let hits = (0..PAGES).map(|page| expect::inval(page + 1, &bench.area.page(page)));
         let wanted: Vec<_> = hits.chain([last(bench.counter.get())]).collect();
         expect::events(what, &seen, &wanted)?;
         bench.is_silent()?;
@@ -607,7 +607,7 @@ fn faults_async() -> Outcome {
         let hit = attempt.hit;
         attempt.may_fail("F_SETOWN", NO_MEMORY)?;
         bench.hit(0)?;
-        bench.reads(&[expect::hit(1, &bench.area.all()), last(1)])?;
+        bench.reads(&[expect::inval(1, &bench.area.all()), last(1)])?;
         Ok(hit)
     })?;
     faults.sweep("O_ASYNC", 1, |faults, nth| {
@@ -621,7 +621,7 @@ fn faults_async() -> Outcome {
         bench.hit(0)?;
         let signals = process::caught().count - before;
         expect::same("signals", signals, i32::from(asked))?;
-        bench.reads(&[expect::hit(1, &bench.area.all()), last(1)])?;
+        bench.reads(&[expect::inval(1, &bench.area.all()), last(1)])?;
         Ok(hit)
     })
 }

@@ -85,7 +85,7 @@ fn is_version_2(device: Device) -> Outcome {
         let argument = region(&bench.area.page(1), 7, flags, flags.rotate_left(7));
         expect::success("REGISTER_REGION", bench.device.register_with(argument))?;
         mem::protect(&bench.area.page(1), libc::PROT_READ)?;
-        bench.reads(&[hit(7, &bench.area.page(1)), last(before + 1)])?;
+        bench.reads(&[inval(7, &bench.area.page(1)), last(before + 1)])?;
         mem::protect(&bench.area.page(1), libc::PROT_READ | libc::PROT_WRITE)?;
         bench.hit(1)?;
         let counter = bench.counter.get();
@@ -209,7 +209,7 @@ fn features_without_cause() -> Outcome {
         let bench = Bench::over(open_with(features)?, Guarded::new(2)?)?;
         bench.watch_pages()?;
         bench.hit(1)?;
-        bench.reads(&[hit(2, &bench.area.page(1)), last(1)])?;
+        bench.reads(&[inval(2, &bench.area.page(1)), last(1)])?;
     }
     Ok(())
 }

@@ -74,7 +74,7 @@ fn fork_child_is_refused() -> Outcome {
         bench.hit(1)?;
         Child::fork(|_| is_refused(&bench.device, &bench.area))?.join()?;
         bench.counts(2)?;
-        let (first, second) = (hit(1, &bench.area.page(0)), hit(2, &bench.area.page(1)));
+        let (first, second) = (inval(1, &bench.area.page(0)), inval(2, &bench.area.page(1)));
         bench.reads(&[first, second, last(2)])?;
         bench.device.unregister(1)?;
     }
@@ -94,7 +94,7 @@ fn fork_child_polls() -> Outcome {
     child.hear()?;
     bench.hit(0)?;
     child.join()?;
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])
 }
 
 fn fork_child_sees_the_counter() -> Outcome {
@@ -149,7 +149,7 @@ fn fork_child_closes() -> Outcome {
     .join()?;
     bench.counts(0)?;
     bench.hit(0)?;
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])
 }
 
 fn fork_child_opens_its_own() -> Outcome {
@@ -161,7 +161,7 @@ fn fork_child_opens_its_own() -> Outcome {
         let page = bench.area.all();
         own.watch(7, &page)?;
         mem::unmap(&page)?;
-        own.reads(&[hit(7, &page), last(1)])?;
+        own.reads(&[inval(7, &page), last(1)])?;
         bench.counts(0)
     })?
     .join()?;
@@ -178,7 +178,7 @@ fn fork_of_fork() -> Outcome {
     })?;
     child.join()?;
     bench.hit(0)?;
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])
 }
 
 fn threads_share_the_file() -> Outcome {
@@ -189,10 +189,10 @@ fn threads_share_the_file() -> Outcome {
     in_a_thread(&|| bench.watch_pages())?;
     in_a_thread(&|| Ok(mem::unmap(&bench.area.page(0))?))?;
     bench.counts(1)?;
-    in_a_thread(&|| bench.reads(&[hit(1, &bench.area.page(0)), last(1)]))?;
+    in_a_thread(&|| bench.reads(&[inval(1, &bench.area.page(0)), last(1)]))?;
     in_a_thread(&|| Ok(bench.device.unregister(1)?))?;
     mem::unmap(&bench.area.page(1))?;
-    in_a_thread(&|| bench.reads(&[hit(2, &bench.area.page(1)), last(2)]))
+    in_a_thread(&|| bench.reads(&[inval(2, &bench.area.page(1)), last(2)]))
 }
 
 fn vfork_child_shares_the_file() -> Outcome {
@@ -202,16 +202,16 @@ fn vfork_child_shares_the_file() -> Outcome {
         bench.watch(2, &bench.area.page(1))?;
         mem::unmap(&bench.area.page(0))?;
         bench.counts(1)?;
-        bench.reads(&[hit(1, &bench.area.page(0)), last(1)])?;
+        bench.reads(&[inval(1, &bench.area.page(0)), last(1)])?;
         bench.device.unregister(1)?;
         Ok(mem::unmap(&bench.area.page(1))?)
     })?;
     // The child has ended, but the address space has not.
     bench.counts(2)?;
-    bench.reads(&[hit(2, &bench.area.page(1)), last(2)])?;
+    bench.reads(&[inval(2, &bench.area.page(1)), last(2)])?;
     bench.watch(3, &bench.area.page(2))?;
     mem::unmap(&bench.area.page(2))?;
-    bench.reads(&[hit(3, &bench.area.page(2)), last(3)])
+    bench.reads(&[inval(3, &bench.area.page(2)), last(3)])
 }
 
 /// Executes this program with the file; it continues in [`executed`]. Returns only on error.
@@ -296,9 +296,9 @@ fn exec_in_a_child() -> Outcome {
     bench.hit(0)?;
     Child::fork(|_| execute("refused", &bench.device, true))?.join()?;
     bench.counts(1)?;
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])?;
     bench.hit(0)?;
-    bench.reads(&[hit(1, &bench.area.all()), last(2)])
+    bench.reads(&[inval(1, &bench.area.all()), last(2)])
 }
 
 fn exec_closes() -> Outcome {
@@ -426,7 +426,7 @@ fn passed_file_is_refused() -> Outcome {
     let counter = bench.counter.get();
     child.pass(&bench.device)?;
     child.join()?;
-    bench.reads(&[hit(1, &bench.area.all()), last(counter)])
+    bench.reads(&[inval(1, &bench.area.all()), last(counter)])
 }
 
 fn passed_file_does_not_pin() -> Outcome {
@@ -469,5 +469,5 @@ fn passed_file_closed() -> Outcome {
     child.join()?;
     bench.counts(0)?;
     bench.hit(3)?;
-    bench.reads(&[hit(4, &bench.area.page(3)), last(1)])
+    bench.reads(&[inval(4, &bench.area.page(3)), last(1)])
 }

@@ -425,7 +425,7 @@ fn gap_left_alone() -> Outcome {
             acted
         })?;
         bench.counts(1)?;
-        bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
+        bench.reads(&[inval(1, &bench.area.all()), last(1)])?;
     }
     Ok(())
 }
@@ -549,7 +549,7 @@ fn beside(act: impl Fn(&Bench) -> Outcome<u64>) -> Outcome {
 fn gap_read_beside() -> Outcome {
     beside(|bench| {
         let events = bench.device.read_events(2)?;
-        let wanted = hit(REGION, &bench.area.all());
+        let wanted = inval(REGION, &bench.area.all());
         expect::events("the read in the window", &events[..1], &[wanted])?;
         Ok(REGION)
     })

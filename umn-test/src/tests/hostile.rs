@@ -266,7 +266,7 @@ fn hostile_waiters_cost_little() -> Outcome {
                     expect::same("items of epoll that are ready", ready, items as usize)?;
                 }
                 number += 1;
-                bench.reads(&[hit(1, &bench.area.all()), last(number)])?;
+                bench.reads(&[inval(1, &bench.area.all()), last(number)])?;
                 // The sets have to notice that before the next hit.
                 for set in &sets {
                     expect::same("items that are ready", count_ready(set, items as usize)?, 0)?;
@@ -431,7 +431,7 @@ fn hostile_open_ends() -> Outcome {
             )?;
             bench.hit(0)?;
             let events = expect::success("read", device.read_events(3))?;
-            expect::events("read", &events, &[hit(number, &page), last(1)])
+            expect::events("read", &events, &[inval(number, &page), last(1)])
         };
         let each = timed(|| open_one(0))?;
         let possible = (TIME.as_nanos() / each.as_nanos().max(1)) as u64;

@@ -32,7 +32,7 @@ fn bench(pages: u64) -> Outcome<Bench> {
 #[track_caller]
 fn told(bench: &Bench, wanted: &Range<u64>) -> Outcome {
     let events = bench.drain()?;
-    expect::events("read", &events[..1], &[hit(1, wanted)])
+    expect::events("read", &events[..1], &[inval(1, wanted)])
 }
 
 fn hull_of_two() -> Outcome {
@@ -42,7 +42,7 @@ fn hull_of_two() -> Outcome {
         bench.hit(other)?;
         bench.counts(2)?;
         let hull = one.min(other)..one.max(other) + 1;
-        bench.reads(&[hit(1, &bench.area.span(hull)), last(2)])?;
+        bench.reads(&[inval(1, &bench.area.span(hull)), last(2)])?;
     }
     Ok(())
 }
@@ -269,7 +269,7 @@ fn hull_deferred() -> Outcome {
     for event in bench.drain()? {
         if event.kind == EVENT_INVAL {
             let cookie = event.user_cookie_counter;
-            expect::events("read", &[event], &[hit(cookie, &wanted)])?;
+            expect::events("read", &[event], &[inval(cookie, &wanted)])?;
             seen += 1;
         }
     }
@@ -312,7 +312,7 @@ fn hull_at_random() -> Outcome {
             }
             let cookie = event.user_cookie_counter;
             let wanted = hulls[cookie as usize].take();
-            let wanted = wanted.map(|pages| hit(cookie, &bench.area.span(pages)));
+            let wanted = wanted.map(|pages| inval(cookie, &bench.area.span(pages)));
             expect::same("an event", Some(event), wanted)?;
         }
         let left = hulls.iter().flatten().count();

@@ -332,7 +332,7 @@ fn register_taken_cookie() -> Outcome {
     bench.hit(0)?;
     // Nor with an event queued.
     expect::error("REGISTER_REGION", taken(), libc::EINVAL)?;
-    bench.reads(&[hit(5, &first), last(1)])?;
+    bench.reads(&[inval(5, &first), last(1)])?;
     expect::success("unregister", bench.device.unregister(5))?;
     expect::success("REGISTER_REGION", taken())
 }
@@ -378,10 +378,10 @@ fn register_ignores_flags() -> Outcome {
         events.sort_unstable_by_key(|event| (event.kind, event.user_cookie_counter));
         let page = bench.area.all();
         let wanted = [
-            hit(0, &page),
-            hit(1, &page),
-            hit(2, &page),
-            hit(3, &page),
+            inval(0, &page),
+            inval(1, &page),
+            inval(2, &page),
+            inval(3, &page),
             last(1),
         ];
         expect::events("events", &events, &wanted)?;
@@ -419,8 +419,8 @@ fn unregister_drops_the_event() -> Outcome {
     bench.device.unregister(2)?;
     let page = bench.area.page(1);
     bench.watch(2, &page)?;
-    let others = [hit(1, &bench.area.page(0)), hit(3, &bench.area.page(2))];
+    let others = [inval(1, &bench.area.page(0)), inval(3, &bench.area.page(2))];
     bench.reads(&[others[0], others[1], last(1)])?;
     bench.hit(1)?;
-    bench.reads(&[hit(2, &page), last(2)])
+    bench.reads(&[inval(2, &page), last(2)])
 }

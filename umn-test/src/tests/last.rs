@@ -78,7 +78,7 @@ fn last_after_the_queue() -> Outcome {
     bench.watch_pages()?;
     bench.hit(0)?;
     bench.hit(1)?;
-    let (first, second) = (hit(1, &bench.area.page(0)), hit(2, &bench.area.page(1)));
+    let (first, second) = (inval(1, &bench.area.page(0)), inval(2, &bench.area.page(1)));
     expect::events(
         "a read with room for three",
         &bench.device.read_events(3)?,
@@ -103,7 +103,7 @@ fn last_after_a_full_buffer() -> Outcome {
 fn last_comes_once() -> Outcome {
     let bench = Bench::one_page()?;
     bench.hit(0)?;
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])?;
     bench.is_silent()?;
     bench.watch(2, &bench.area.all())?;
     bench.is_silent()?;
@@ -111,7 +111,7 @@ fn last_comes_once() -> Outcome {
 
     // The same if a read has room for nothing else.
     bench.hit(0)?;
-    for record in [hit(1, &bench.area.all()), last(2)] {
+    for record in [inval(1, &bench.area.all()), last(2)] {
         let events = bench.device.read_events(1)?;
         expect::events("a read of one record", &events, &[record])?;
     }
@@ -123,10 +123,10 @@ fn last_carries_the_counter_at_that_instant() -> Outcome {
     bench.hit(0)?;
     let page = bench.area.all();
     let events = bench.device.read_events(1)?;
-    expect::events("the first read", &events, &[hit(1, &page)])?;
+    expect::events("the first read", &events, &[inval(1, &page)])?;
     // LAST 1 is pending now.
     bench.hit(0)?;
-    bench.reads(&[hit(1, &page), last(2)])?;
+    bench.reads(&[inval(1, &page), last(2)])?;
     bench.is_silent()
 }
 

@@ -67,7 +67,7 @@ fn fdinfo_tells() -> Outcome {
     is(3, 2, 3)?;
     bench.device.unregister(2)?;
     is(2, 1, 3)?;
-    bench.reads(&[hit(3, &bench.area.page(2)), last(3)])?;
+    bench.reads(&[inval(3, &bench.area.page(2)), last(3)])?;
     is(2, 0, 3)?;
     bench.device.unregister(1)?;
     bench.device.unregister(3)?;
@@ -228,7 +228,7 @@ fn module_is_busy() -> Outcome {
         result => expect::one_of("delete_module", result, &busy)?,
     }
     bench.hit(0)?;
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])
 }
 
 fn module_is_busy_while_mapped() -> Outcome {
@@ -252,7 +252,7 @@ fn module_reloads() -> Outcome {
         let text = fdinfo_text(&bench.device)?;
         expect::same("limit", fdinfo(&text, "limit")?, DEFAULT_LIMIT)?;
         bench.hit(0)?;
-        bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
+        bench.reads(&[inval(1, &bench.area.all()), last(1)])?;
         drop((bench.device, bench.counter));
         expect::success("unloading the module", Module::remove())?;
     }

@@ -97,7 +97,7 @@ fn locked_limit() -> Outcome {
             expect::error("one more", result, libc::ENOMEM)?;
         }
         bench.hit(0)?;
-        bench.reads(&[hit(!0, &bench.area.all()), last(1)])?;
+        bench.reads(&[inval(!0, &bench.area.all()), last(1)])?;
         let result = bench.device.unregister(count);
         expect::error("the one that failed", result, libc::EINVAL)
     })?
@@ -127,7 +127,7 @@ fn locked_limit_of_files() -> Outcome {
         let bench = Bench::over(files.swap_remove(0), Guarded::new(1)?)?;
         bench.watch_pages()?;
         bench.hit(0)?;
-        bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
+        bench.reads(&[inval(1, &bench.area.all()), last(1)])?;
         files.pop();
         let again = process::eventually(|| open_and_register().is_ok());
         expect::that("another file", again, "success", "ENOMEM")

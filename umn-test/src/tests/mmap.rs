@@ -51,7 +51,7 @@ fn map_page(device: &Device, flags: i32) -> io::Result<Range<u64>> {
 }
 
 /// The number at an address.
-fn word(address: u64) -> u64 {
+fn load(address: u64) -> u64 {
     // SAFETY: The tests pass addresses in pages that they have mapped.
     unsafe { &*(address as *const AtomicU64) }.load(Ordering::Acquire)
 }
@@ -62,7 +62,7 @@ fn mmap_lengths() -> Outcome {
     for length in [1, 8, 4095, 4096] {
         let result = map(&bench.device, length, libc::PROT_READ, libc::MAP_SHARED, 0);
         let at = expect::success("mmap", result)?;
-        expect::same("the counter", word(at), 1)?;
+        expect::same("the counter", load(at), 1)?;
     }
     Ok(())
 }
@@ -109,7 +109,7 @@ fn mmap_made_writable() -> Outcome {
             expect::error("mprotect", result, libc::EACCES)?;
         }
         bench.hit(0)?;
-        expect::same("the counter", word(page.start), bench.counter.get())?;
+        expect::same("the counter", load(page.start), bench.counter.get())?;
     }
     bench.counts(2)
 }
@@ -118,7 +118,7 @@ fn mmap_private() -> Outcome {
     let bench = Bench::one_page()?;
     let page = map_page(&bench.device, libc::MAP_PRIVATE)?;
     for count in 0..5 {
-        expect::same("the counter", word(page.start), count)?;
+        expect::same("the counter", load(page.start), count)?;
         bench.hit(0)?;
     }
     Ok(())
@@ -128,7 +128,7 @@ fn mmap_rest_is_zero() -> Outcome {
     let bench = Bench::one_page()?;
     let page = map_page(&bench.device, libc::MAP_SHARED)?;
     for round in 0..3 {
-        let words: Vec<u64> = (page.start..page.end).step_by(8).map(word).collect();
+        let words: Vec<u64> = (page.start..page.end).step_by(8).map(load).collect();
         expect::same("the counter", words[0], round)?;
         let others = words[1..].iter().filter(|word| **word != 0).count();
         expect::same("words that are not zero", others, 0)?;
@@ -144,7 +144,7 @@ fn mmap_several() -> Outcome {
         .collect::<io::Result<Vec<_>>>()?;
     for count in 0..5 {
         for page in &pages {
-            expect::same("the counter", word(page.start), count)?;
+            expect::same("the counter", load(page.start), count)?;
         }
         bench.hit(0)?;
     }
@@ -169,7 +169,7 @@ fn mmap_unmapped_and_mapped_again() -> Outcome {
     for count in 1..=5 {
         let page = map_page(&bench.device, libc::MAP_SHARED)?;
         bench.hit(0)?;
-        expect::same("the counter", word(page.start), count)?;
+        expect::same("the counter", load(page.start), count)?;
         mem::unmap(&page)?;
     }
     Ok(())
@@ -182,9 +182,9 @@ fn mmap_dont_need() -> Outcome {
         bench.hit(0)?;
         // The advice may be refused; what counts is that the next load sees the counter.
         let _ = mem::advise(&page, libc::MADV_DONTNEED);
-        expect::same("the counter", word(page.start), bench.counter.get())?;
+        expect::same("the counter", load(page.start), bench.counter.get())?;
         bench.hit(0)?;
-        expect::same("the counter", word(page.start), bench.counter.get())?;
+        expect::same("the counter", load(page.start), bench.counter.get())?;
     }
     bench.counts(4)
 }
@@ -219,7 +219,7 @@ fn mmap_by_others() -> Outcome {
     })?;
     process::in_vfork_child(|| {
         let page = map_page(&bench.device, libc::MAP_SHARED)?;
-        expect::same("the counter", word(page.start), 1)?;
+        expect::same("the counter", load(page.start), 1)?;
         Ok(mem::unmap(&page)?)
     })?;
     bench.counts(1)
@@ -235,7 +235,7 @@ fn mmap_does_not_grow() -> Outcome {
         }
     }
     bench.hit(0)?;
-    expect::same("the counter", word(page.start), 1)
+    expect::same("the counter", load(page.start), 1)
 }
 
 fn mmap_can_move() -> Outcome {
@@ -244,7 +244,7 @@ fn mmap_can_move() -> Outcome {
     let target = mem::Guarded::new(1)?.all();
     expect::success("mremap", mem::move_to(&page, &target))?;
     bench.hit(0)?;
-    expect::same("the counter", word(target.start), 1)
+    expect::same("the counter", load(target.start), 1)
 }
 
 fn mmap_protection_none() -> Outcome {
@@ -253,15 +253,15 @@ fn mmap_protection_none() -> Outcome {
     mem::protect(&page, libc::PROT_NONE)?;
     bench.hit(0)?;
     expect::success("mprotect", mem::protect(&page, libc::PROT_READ))?;
-    expect::same("the counter", word(page.start), 1)
+    expect::same("the counter", load(page.start), 1)
 }
 
 fn mmap_watched() -> Outcome {
     let bench = Bench::new(1)?;
     let page = map_page(&bench.device, libc::MAP_SHARED)?;
-    expect::same("the counter", word(page.start), 0)?;
+    expect::same("the counter", load(page.start), 0)?;
     bench.watch(1, &page)?;
     mem::unmap(&page)?;
     bench.counts(1)?;
-    bench.reads(&[expect::hit(1, &page), expect::last(1)])
+    bench.reads(&[expect::inval(1, &page), expect::last(1)])
 }

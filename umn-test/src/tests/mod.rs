@@ -68,7 +68,7 @@ mod prelude {
         },
         expect::{
             self,
-            hit,
+            inval,
             last,
             whole,
             Failure,

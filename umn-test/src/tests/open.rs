@@ -92,7 +92,7 @@ fn open_as_ordinary_user() -> Outcome {
         )?;
         bench.watch_pages()?;
         bench.hit(0)?;
-        bench.reads(&[hit(1, &bench.area.all()), last(1)])
+        bench.reads(&[inval(1, &bench.area.all()), last(1)])
     })?
     .join()
 }
@@ -188,7 +188,7 @@ fn open_by_io_uring() -> Outcome {
             )?;
             bench.hit(0)?;
             let events = expect::success("read", device.read_events(3))?;
-            expect::events("read", &events, &[hit(number, &page), last(1)])
+            expect::events("read", &events, &[inval(number, &page), last(1)])
         };
         let outcome = (0..crate::harness::rounds(OPENS)).try_for_each(&mut open_one);
         done.store(true, Ordering::Relaxed);
@@ -207,7 +207,7 @@ fn open_many_files() -> Outcome {
     mem::unmap(&area.all())?;
     for (cookie, file) in (0..).zip(&files) {
         let events = file.read_events(2)?;
-        expect::events("each file", &events, &[hit(cookie, &area.all()), last(1)])?;
+        expect::events("each file", &events, &[inval(cookie, &area.all()), last(1)])?;
     }
     Ok(())
 }
@@ -227,8 +227,8 @@ fn open_files_are_independent() -> Outcome {
     one.counts(2)?;
     two.counts(1)?;
     one.device.unregister(1)?;
-    two.reads(&[hit(1, &page), last(1)])?;
-    one.reads(&[hit(2, &one.area.page(1)), last(2)])?;
+    two.reads(&[inval(1, &page), last(1)])?;
+    one.reads(&[inval(2, &one.area.page(1)), last(2)])?;
     expect::error("unregister", one.device.unregister(1), libc::EINVAL)?;
     one.hit(0)?;
     one.counts(2)?;
@@ -246,7 +246,7 @@ fn open_same_inode_other_state() -> Outcome {
     expect::events(
         "the duplicate",
         &events,
-        &[hit(1, &bench.area.all()), last(1)],
+        &[inval(1, &bench.area.all()), last(1)],
     )?;
     bench.is_silent()?;
     let other = open()?;

@@ -60,7 +60,7 @@ fn other_thread_unmaps() -> Outcome {
         unmap.join().expect("the thread does not panic")
     })?;
     bench.counts(1)?;
-    bench.reads(&[hit(2, &page), last(1)])
+    bench.reads(&[inval(2, &page), last(1)])
 }
 
 /// Expects events of only the second of three watched pages.
@@ -179,7 +179,7 @@ fn other_process_dontneed() -> Outcome {
     let bench = Bench::one_page()?;
     let before = mem::read_byte(bench.area.all().start);
     match advised(&child, &bench.area.all())? {
-        Ok(()) => bench.reads(&[hit(1, &bench.area.all()), last(1)])?,
+        Ok(()) => bench.reads(&[inval(1, &bench.area.all()), last(1)])?,
         refused => {
             expect::one_of("process_madvise", refused, &[libc::EINVAL, libc::EPERM])?;
             let now = mem::read_byte(bench.area.all().start);
@@ -248,7 +248,7 @@ fn other_process_writes_memory() -> Outcome {
     debugger.join()?;
     expect::same("the byte", mem::read_byte(page.start), 42)?;
     bench.counts(1)?;
-    bench.reads(&[hit(2, &page), last(1)])?;
+    bench.reads(&[inval(2, &page), last(1)])?;
     holder.tell()?;
     holder.join()
 }
@@ -338,7 +338,7 @@ fn kernel_merges() -> Outcome {
     let before = bench.counter.get();
     mem::write_byte(bench.area.page(1).start, 99);
     bench.counts(before + 1)?;
-    bench.reads(&[hit(2, &bench.area.page(1)), last(before + 1)])
+    bench.reads(&[inval(2, &bench.area.page(1)), last(before + 1)])
 }
 
 fn kernel_collapses() -> Outcome {

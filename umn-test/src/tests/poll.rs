@@ -128,7 +128,7 @@ fn poll_wakes_many() -> Outcome {
                 .into_iter()
                 .try_for_each(|sleeper| sleeper.join().expect("the sleeper does not panic"))
         })?;
-        bench.reads(&[hit(1, &bench.area.all()), last(round)])?;
+        bench.reads(&[inval(1, &bench.area.all()), last(round)])?;
     }
     Ok(())
 }
@@ -188,7 +188,7 @@ fn select_reports_readable() -> Outcome {
     expect::same("select at first", select()?, (false, false))?;
     bench.hit(0)?;
     expect::same("select with an event", select()?, (true, false))?;
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])?;
     expect::same("select with nothing left", select()?, (false, false))
 }
 
@@ -245,7 +245,7 @@ fn epoll_edge() -> Outcome {
     bench.watch_pages()?;
     let epoll = Epoll::of(&bench.device, libc::EPOLLIN | libc::EPOLLET)?;
     let is = |what, expected: i32| expect::same(what, epoll.wait(Duration::ZERO)?, expected as u32);
-    let (first, second) = (hit(1, &bench.area.page(0)), hit(2, &bench.area.page(1)));
+    let (first, second) = (inval(1, &bench.area.page(0)), inval(2, &bench.area.page(1)));
     is("epoll at first", 0)?;
     for round in 0..3 {
         bench.hit(0)?;
@@ -356,7 +356,7 @@ fn epoll_exclusive() -> Outcome {
             }
             Outcome::Ok(())
         })?;
-        bench.reads(&[hit(1, &bench.area.all()), last(round)])?;
+        bench.reads(&[inval(1, &bench.area.all()), last(round)])?;
     }
     Ok(())
 }

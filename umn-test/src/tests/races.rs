@@ -264,7 +264,7 @@ fn threads_hammer() -> Outcome {
     let before = bench.counter.get();
     bench.hit(3)?;
     let page = bench.area.page(3);
-    bench.reads(&[expect::hit(4, &page), expect::last(before + 1)])
+    bench.reads(&[expect::inval(4, &page), expect::last(before + 1)])
 }
 
 fn threads_open_and_close() -> Outcome {

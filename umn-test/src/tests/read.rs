@@ -51,7 +51,7 @@ fn read_nothing_nonblocking() -> Outcome {
     bench.watch_pages()?;
     bench.is_silent()?;
     bench.hit(0)?;
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])?;
     bench.is_silent()
 }
 
@@ -64,7 +64,7 @@ fn read_nonblocking_set_later() -> Outcome {
     let bench = Bench::blocking(1)?;
     bench.watch_pages()?;
     bench.hit(0)?;
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])?;
     set_nonblocking(&bench.device)?;
     bench.is_silent()
 }
@@ -89,7 +89,7 @@ fn read_blocks_until_an_event() -> Outcome {
     for _ in 0..5 {
         let before = bench.counter.get();
         let events = read_asleep(&bench, || Ok(bench.hit(0)?))?;
-        let wanted = [hit(1, &bench.area.all()), last(before + 1)];
+        let wanted = [inval(1, &bench.area.all()), last(before + 1)];
         expect::events("the read", &events, &wanted)?;
         bench.drain()?;
     }
@@ -120,7 +120,7 @@ fn read_interrupted() -> Outcome {
         expect::error("the interrupted read", result, libc::EINTR)
     })?;
     bench.hit(0)?;
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])
 }
 
 fn read_restarted() -> Outcome {
@@ -144,7 +144,7 @@ fn read_restarted() -> Outcome {
         Ok(reader.join().expect("the reader does not panic")?)
     })?;
     let page = bench.area.all();
-    expect::events("the restarted read", &events, &[hit(1, &page), last(1)])
+    expect::events("the restarted read", &events, &[inval(1, &page), last(1)])
 }
 
 fn read_and_close() -> Outcome {
@@ -156,7 +156,7 @@ fn read_and_close() -> Outcome {
         check(unsafe { libc::close(fd) })?;
         Ok(bench.hit(0)?)
     })?;
-    expect::events("the read", &events, &[hit(1, &bench.area.all()), last(1)])?;
+    expect::events("the read", &events, &[inval(1, &bench.area.all()), last(1)])?;
     std::mem::forget(bench.device);
     Ok(())
 }
@@ -178,7 +178,7 @@ fn read_killed() -> Outcome {
     )?;
     let bench = Bench::one_page()?;
     bench.hit(0)?;
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])
 }
 
 fn read_several_sleepers() -> Outcome {
@@ -207,7 +207,7 @@ fn read_several_sleepers() -> Outcome {
     })?;
     seen.sort_unstable_by_key(|event| event.user_cookie_counter);
     let wanted: Vec<_> = (0..8)
-        .map(|page| hit(page + 1, &bench.area.page(page)))
+        .map(|page| inval(page + 1, &bench.area.page(page)))
         .collect();
     expect::events("all reads together", &seen, &wanted)?;
     bench.drain().map(drop)
@@ -256,7 +256,7 @@ fn read_count_zero() -> Outcome {
         expect::same("bytes read", nothing()?, 0)?;
         bench.hit(0)?;
         expect::same("bytes read", nothing()?, 0)?;
-        bench.reads(&[hit(1, &bench.area.all()), last(1)])?;
+        bench.reads(&[inval(1, &bench.area.all()), last(1)])?;
         set_nonblocking(&bench.device)?;
         bench.is_silent()?;
         expect::same("bytes read", nothing()?, 0)?;
@@ -278,7 +278,7 @@ fn read_short_buffer() -> Outcome {
         bench.hit(0)?;
         check_all("short read of an event")?;
         let events = bench.device.read_events(1)?;
-        expect::events("a long read", &events, &[hit(1, &bench.area.all())])?;
+        expect::events("a long read", &events, &[inval(1, &bench.area.all())])?;
         check_all("short read of LAST")?;
         bench.reads(&[last(1)])?;
         set_nonblocking(&bench.device)?;
@@ -299,7 +299,7 @@ fn read_whole_records() -> Outcome {
         let untouched = buffer[32..].iter().all(|byte| *byte == 0x5a);
         expect::same("that what follows is untouched", untouched, true)?;
         let counter = bench.counter.get();
-        bench.reads(&[hit(2, &bench.area.page(1)), last(counter)])?;
+        bench.reads(&[inval(2, &bench.area.page(1)), last(counter)])?;
     }
     Ok(())
 }
@@ -313,7 +313,7 @@ fn read_as_many_as_fit() -> Outcome {
         let events = bench.device.read_events(size)?;
         expect::same("records", events.len(), size.min(PAGES as usize + 1))?;
         for (page, event) in (0..PAGES).zip(&events) {
-            let wanted = hit(page + 1, &bench.area.page(page));
+            let wanted = inval(page + 1, &bench.area.page(page));
             expect::events("a record", std::slice::from_ref(event), &[wanted])?;
         }
         let rest = bench.device.read_events(PAGES as usize + 1);
@@ -357,8 +357,8 @@ fn two_queued() -> Outcome<Bench> {
 #[track_caller]
 fn still_has_two(bench: &Bench) -> Outcome {
     bench.reads(&[
-        hit(1, &bench.area.page(0)),
-        hit(2, &bench.area.page(1)),
+        inval(1, &bench.area.page(0)),
+        inval(2, &bench.area.page(1)),
         last(1),
     ])
 }
@@ -388,7 +388,7 @@ fn read_half_bad_buffer() -> Outcome {
         let buffer = buffer_with_end(writable)?;
         let read = expect::success("read", bench.device.read_raw(buffer, 96))?;
         expect::same("bytes read", read, 32)?;
-        bench.reads(&[hit(2, &bench.area.page(1)), last(1)])?;
+        bench.reads(&[inval(2, &bench.area.page(1)), last(1)])?;
     }
     for writable in [1, 16, 31] {
         let bench = two_queued()?;
@@ -416,7 +416,7 @@ fn read_bad_after_many() -> Outcome {
     expect::same("bytes read", read as u64, records * 32)?;
     let events = bench.device.read_events(400)?;
     expect::same("the rest", events.len() as u64, PAGES - records + 1)?;
-    let next = hit(records + 1, &bench.area.page(records));
+    let next = inval(records + 1, &bench.area.page(records));
     expect::events("the first of it", &events[..1], &[next])
 }
 
@@ -445,7 +445,7 @@ fn read_faults_buffer_in() -> Outcome {
     let address = (buffer.page(1).start - 40) as *mut c_void;
     let read = expect::success("read", bench.device.read_raw(address, 96))?;
     expect::same("bytes read", read, 96)?;
-    let (first, second) = (hit(1, &bench.area.page(0)), hit(2, &bench.area.page(1)));
+    let (first, second) = (inval(1, &bench.area.page(0)), inval(2, &bench.area.page(1)));
     expect::events(
         "what was read",
         &records_at(address, 96),
@@ -514,12 +514,12 @@ fn read_pieces(device: &Device, sizes: &[usize]) -> Outcome<Vec<Event>> {
 fn read_iovecs() -> Outcome {
     let bench = two_queued()?;
     let events = read_pieces(&bench.device, &[32, 32, 32])?;
-    let (first, second) = (hit(1, &bench.area.page(0)), hit(2, &bench.area.page(1)));
+    let (first, second) = (inval(1, &bench.area.page(0)), inval(2, &bench.area.page(1)));
     expect::events("one record each", &events, &[first, second, last(1)])?;
 
     let bench = two_queued()?;
     let events = read_pieces(&bench.device, &[0, 64, 0])?;
-    let (first, second) = (hit(1, &bench.area.page(0)), hit(2, &bench.area.page(1)));
+    let (first, second) = (inval(1, &bench.area.page(0)), inval(2, &bench.area.page(1)));
     expect::events("with empty buffers", &events, &[first, second])?;
     let none = read_vector(&bench.device, &[])?;
     expect::same("without buffers", none, 0)?;
@@ -530,7 +530,7 @@ fn read_iovec_straddled() -> Outcome {
     for sizes in [&[20, 44, 40][..], &[16, 80], &[1; 100], &[31, 1, 33, 31]] {
         let bench = two_queued()?;
         let events = read_pieces(&bench.device, sizes)?;
-        let (first, second) = (hit(1, &bench.area.page(0)), hit(2, &bench.area.page(1)));
+        let (first, second) = (inval(1, &bench.area.page(0)), inval(2, &bench.area.page(1)));
         expect::events("pieces", &events, &[first, second, last(1)])?;
     }
     let bench = two_queued()?;
@@ -553,12 +553,12 @@ fn read_iovec_half_bad() -> Outcome {
     let bench = two_queued()?;
     let read = read_vector(&bench.device, &[(good, 32), (bad, 64)])?;
     expect::same("bytes before a bad buffer", read, 32)?;
-    bench.reads(&[hit(2, &bench.area.page(1)), last(1)])?;
+    bench.reads(&[inval(2, &bench.area.page(1)), last(1)])?;
 
     let bench = two_queued()?;
     let read = read_vector(&bench.device, &[(good, 48), (bad, 64)])?;
     expect::same("whole records before a bad buffer", read, 32)?;
-    bench.reads(&[hit(2, &bench.area.page(1)), last(1)])?;
+    bench.reads(&[inval(2, &bench.area.page(1)), last(1)])?;
 
     let bench = two_queued()?;
     let result = read_vector(&bench.device, &[(good, 16), (bad, 64)]);
@@ -584,7 +584,7 @@ fn read_iovec_never_sleeps_twice() -> Outcome {
         tid.asleep_in(libc::SYS_readv)?;
         bench.hit(1)?;
         let events = reader.join().expect("the reader does not panic")?;
-        let wanted = [hit(2, &bench.area.page(1)), last(2)];
+        let wanted = [inval(2, &bench.area.page(1)), last(2)];
         expect::events("the sleeping readv", &events, &wanted)?;
         bench.drain().map(drop)
     })
@@ -607,7 +607,7 @@ fn read_nowait() -> Outcome {
     expect::error("preadv2 of an empty queue", read(), libc::EAGAIN)?;
     bench.hit(0)?;
     expect::same("bytes read", expect::success("preadv2", read())?, 64)?;
-    let wanted = [hit(1, &bench.area.all()), last(1)];
+    let wanted = [inval(1, &bench.area.all()), last(1)];
     expect::events("preadv2", &records_at(address, 64), &wanted)?;
     expect::error("preadv2 of an empty queue", read(), libc::EAGAIN)
 }
@@ -648,7 +648,7 @@ fn read_io_uring() -> Outcome {
         bench.hit(0)?;
         expect::same("result", submit(&mut ring, 1)?, Some(64))?;
         let page = bench.area.all();
-        let wanted = [hit(1, &page), last(1)];
+        let wanted = [inval(1, &page), last(1)];
         expect::events("a read after the event", &records_at(address, 64), &wanted)?;
 
         // On a non-blocking file, the ring either waits or reports that there is nothing.
@@ -661,7 +661,7 @@ fn read_io_uring() -> Outcome {
         ring.submit_and_wait(1)?;
         let result = ring.completion().next().map(|done| done.result());
         expect::same("result", result, Some(64))?;
-        let wanted = [hit(1, &page), last(2)];
+        let wanted = [inval(1, &page), last(2)];
         expect::events("a read before the event", &records_at(address, 64), &wanted)?;
     }
     Ok(())

@@ -45,7 +45,7 @@ fn region_of_a_byte() -> Outcome {
     bench.hit(2)?;
     bench.counts(0)?;
     bench.hit(1)?;
-    bench.reads(&[hit(1, &first), hit(2, &last_byte), last(1)])?;
+    bench.reads(&[inval(1, &first), inval(2, &last_byte), last(1)])?;
     bench.device.unregister(1)?;
     bench.device.unregister(2)?;
 
@@ -53,7 +53,7 @@ fn region_of_a_byte() -> Outcome {
     for (cookie, byte) in [(2, first), (3, last_byte)] {
         bench.watch(cookie, &byte)?;
         bench.hit(1)?;
-        bench.reads(&[hit(cookie, &byte), last(cookie)])?;
+        bench.reads(&[inval(cookie, &byte), last(cookie)])?;
         bench.device.unregister(cookie)?;
     }
     Ok(())
@@ -72,7 +72,7 @@ fn region_not_aligned() -> Outcome {
     ];
     for (page, hint) in hints {
         bench.hit(page)?;
-        bench.reads(&[hit(1, &hint), last(page)])?;
+        bench.reads(&[inval(1, &hint), last(page)])?;
     }
     Ok(())
 }
@@ -87,7 +87,7 @@ fn region_not_mapped() -> Outcome {
     bench.counts(0)?;
     mem::unmap(&page)?;
     bench.counts(1)?;
-    bench.reads(&[hit(1, &page), last(1)])
+    bench.reads(&[inval(1, &page), last(1)])
 }
 
 fn region_in_the_kernel() -> Outcome {
@@ -124,8 +124,8 @@ fn region_overlapping() -> Outcome {
     let mut events = bench.device.read_events(16)?;
     events.sort_unstable_by_key(|event| (event.kind, event.user_cookie_counter));
     let page = bench.area.page(2);
-    let mut wanted: Vec<_> = (1..=5).map(|cookie| hit(cookie, &page)).collect();
-    wanted.extend([hit(7, &regions[6].1), last(1)]);
+    let mut wanted: Vec<_> = (1..=5).map(|cookie| inval(cookie, &page)).collect();
+    wanted.extend([inval(7, &regions[6].1), last(1)]);
     expect::events("events", &events, &wanted)
 }
 
@@ -138,7 +138,7 @@ fn region_of_everything() -> Outcome {
     let hint = bench.area.page(1);
     let events = bench.device.read_events(1)?;
     let cookie = events[0].user_cookie_counter;
-    expect::events("the first", &events, &[hit(cookie, &hint)])?;
+    expect::events("the first", &events, &[inval(cookie, &hint)])?;
     bench.device.unregister(1)?;
     bench.device.unregister(2).map_err(Into::into)
 }
@@ -150,7 +150,7 @@ fn region_with_end_at_start() -> Outcome {
     bench.hit(0)?;
     bench.counts(0)?;
     bench.hit(1)?;
-    bench.reads(&[hit(1, &(at..at + 1)), last(1)])?;
+    bench.reads(&[inval(1, &(at..at + 1)), last(1)])?;
     bench.hit(1)?;
     bench.hit(1)?;
     bench.reads(&[whole(1, &(at..at + 1)), last(3)])
@@ -181,9 +181,9 @@ fn region_across_mappings() -> Outcome {
     let all = bench.area.all();
     bench.watch(1, &all)?;
     mem::unmap(&bench.area.page(5))?;
-    bench.reads(&[hit(1, &bench.area.page(5)), last(1)])?;
+    bench.reads(&[inval(1, &bench.area.page(5)), last(1)])?;
     mem::unmap(&bench.area.page(0))?;
-    bench.reads(&[hit(1, &bench.area.page(0)), last(2)])?;
+    bench.reads(&[inval(1, &bench.area.page(0)), last(2)])?;
     // From the second page to the last, there are mappings and holes.
     mem::unmap(&bench.area.span(1..6))?;
     let events = bench.device.read_events(2)?;
@@ -197,7 +197,7 @@ fn region_beyond_the_others() -> Outcome {
         let page = bench.area.page(index);
         bench.watch(cookie, &page)?;
         bench.hit(index)?;
-        bench.reads(&[hit(cookie, &page), last(cookie)])?;
+        bench.reads(&[inval(cookie, &page), last(cookie)])?;
     }
     Ok(())
 }
@@ -255,7 +255,7 @@ fn region_at_tagged_addresses() -> Outcome {
     bench.hit(1)?;
     let with = |address: u64| address & !tag | hint_tag;
     let hint = with(tagged.end)..with(all.end);
-    bench.reads(&[hit(3, &hint), last(2)])
+    bench.reads(&[inval(3, &hint), last(2)])
 }
 
 fn region_at_address_zero() -> Outcome {
@@ -273,20 +273,20 @@ fn region_at_address_zero() -> Outcome {
         let access = [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE][round % 2];
         mem::protect(&(0..2 * PAGE), access)?;
         counter += 1;
-        bench.reads(&[hit(1, &first), last(counter)])?;
+        bench.reads(&[inval(1, &first), last(counter)])?;
         // Regions that are registered and read afterwards must not be taken for ones that were
         // during it.
         bench.watch(3, &first)?;
         bench.hit(0)?;
         counter += 1;
-        bench.reads(&[hit(5, &bench.area.page(0)), last(counter)])?;
+        bench.reads(&[inval(5, &bench.area.page(0)), last(counter)])?;
         bench.hit(1)?;
         bench.counts(counter)?;
         bench.device.unregister(3)?;
     }
     mem::advise(&low, libc::MADV_DONTNEED)?;
-    let second = hit(2, &(2 * PAGE..3 * PAGE));
-    bench.reads(&[hit(1, &first), second, last(counter + 1)])?;
+    let second = inval(2, &(2 * PAGE..3 * PAGE));
+    bench.reads(&[inval(1, &first), second, last(counter + 1)])?;
     mem::unmap(&low)?;
     bench.counts(counter + 2)
 }
@@ -310,7 +310,7 @@ fn event_hint_is_clamped() -> Outcome {
         bench.area.fill();
         mem::advise(&bench.area.span(invalidated), libc::MADV_DONTNEED)?;
         let counter = bench.counter.get();
-        bench.reads(&[hit(1, &bench.area.span(hint)), last(counter)])?;
+        bench.reads(&[inval(1, &bench.area.span(hint)), last(counter)])?;
     }
     bench.counts(4)
 }
@@ -339,7 +339,7 @@ fn event_hint_of_what_is_large() -> Outcome {
         let part = start + part.start..start + part.end;
         mem::unmap(&part)?;
         let event = if is_told {
-            hit(1, &part)
+            inval(1, &part)
         } else {
             whole(1, &region)
         };
@@ -380,13 +380,13 @@ fn event_again_after_read() -> Outcome {
     bench.watch(1, &bench.area.all())?;
     for round in 0..30 {
         bench.hit(round % 3)?;
-        bench.reads(&[hit(1, &bench.area.page(round % 3)), last(round + 1)])?;
+        bench.reads(&[inval(1, &bench.area.page(round % 3)), last(round + 1)])?;
     }
     bench.hit(0)?;
     bench.hit(1)?;
     bench.reads(&[whole(1, &bench.area.all()), last(32)])?;
     bench.hit(2)?;
-    bench.reads(&[hit(1, &bench.area.page(2)), last(33)])
+    bench.reads(&[inval(1, &bench.area.page(2)), last(33)])
 }
 
 fn event_for_each_region() -> Outcome {
@@ -396,7 +396,7 @@ fn event_for_each_region() -> Outcome {
     bench.counts(1)?;
     let events = bench.device.read_events(9)?;
     let mut wanted: Vec<_> = (2..6)
-        .map(|page| hit(page + 1, &bench.area.page(page)))
+        .map(|page| inval(page + 1, &bench.area.page(page)))
         .collect();
     wanted.push(last(1));
     expect::events("events", &events, &wanted)
@@ -417,7 +417,7 @@ fn event_order() -> Outcome {
         .iter()
         .map(|page| match page {
             3 | 5 => whole(page + 1, &bench.area.page(*page)),
-            _ => hit(page + 1, &bench.area.page(*page)),
+            _ => inval(page + 1, &bench.area.page(*page)),
         })
         .collect();
     expect::events("events", &events, &wanted)?;

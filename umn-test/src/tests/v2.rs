@@ -48,7 +48,7 @@ fn v2_self_test() -> Outcome {
     mem::unmap(&area.page(1))?;
     expect::same("the counter after munmap", counter.get(), 1)?;
     let first = device.read_events(1)?;
-    expect::events("the first read", &first, &[hit(123, &area.page(1))])?;
+    expect::events("the first read", &first, &[inval(123, &area.page(1))])?;
     expect::events("the second read", &device.read_events(1)?, &[last(1)])?;
 
     device.unregister(123)?;
@@ -67,7 +67,7 @@ fn client_reads_one_event_at_a_time() -> Outcome {
         let counter = round * 5;
         for page in 0..5 {
             let event = bench.device.read_events(1)?;
-            expect::events("a read", &event, &[hit(page + 1, &bench.area.page(page))])?;
+            expect::events("a read", &event, &[inval(page + 1, &bench.area.page(page))])?;
         }
         expect::events("the sixth", &bench.device.read_events(1)?, &[last(counter)])?;
     }
@@ -88,7 +88,7 @@ fn client_reads_128_events_at_a_time() -> Outcome {
         for event in events {
             let wanted = match page {
                 PAGES => last(1),
-                _ => hit(page + 1, &bench.area.page(page)),
+                _ => inval(page + 1, &bench.area.page(page)),
             };
             expect::events("a record of a batch", &[event], &[wanted])?;
             page += 1;
@@ -121,7 +121,7 @@ fn client_reuses_cookies_at_once() -> Outcome {
         bench.hit(round % 2)?;
         bench.counts(round + 1)?;
         if round % 3 == 0 {
-            bench.reads(&[hit(7, &page), last(round + 1)])?;
+            bench.reads(&[inval(7, &page), last(round + 1)])?;
         }
         bench.device.unregister(7)?;
     }
@@ -132,7 +132,7 @@ fn client_unregisters_in_a_batch() -> Outcome {
     let bench = Bench::new(6)?;
     bench.watch_pages()?;
     mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?;
-    let page = |index: u64| hit(index + 1, &bench.area.page(index));
+    let page = |index: u64| inval(index + 1, &bench.area.page(index));
     expect::events(
         "the first batch",
         &bench.device.read_events(3)?,
@@ -192,7 +192,7 @@ fn client_counts_its_cookies_up() -> Outcome {
         bench.hit(0)?;
         // A queued event is discarded with its region.
         if round % 2 == 0 {
-            bench.reads(&[hit(cookie, &page), last(round)])?;
+            bench.reads(&[inval(cookie, &page), last(round)])?;
         }
         bench.device.unregister(cookie)?;
         bench.watch(cookie + 1, &page)?;
@@ -312,7 +312,7 @@ fn client_never_negotiates() -> Outcome {
     })?;
     mem::unmap(&area.all())?;
     let events = device.read_events(2)?;
-    expect::events("the read", &events, &[hit(1, &area.all()), last(1)])?;
+    expect::events("the read", &events, &[inval(1, &area.all()), last(1)])?;
     drop(device);
     open().map(drop)
 }
@@ -334,5 +334,5 @@ fn client_splices() -> Outcome {
     });
     expect::error("splice", spliced, libc::EINVAL)?;
     drop(from);
-    bench.reads(&[hit(1, &bench.area.all()), last(1)])
+    bench.reads(&[inval(1, &bench.area.all()), last(1)])
 }

@@ -154,26 +154,26 @@ pub fn advise(caller: &mut Caller) -> Answer {
 }
 
 /// A number of this process, and one in the window, for a copy between them.
-pub fn words(caller: &mut Caller, word: &mut u64) -> (libc::iovec, libc::iovec) {
+pub fn copy_vectors(caller: &mut Caller, own: &mut u64) -> (libc::iovec, libc::iovec) {
     let piece = |at: *mut c_void| libc::iovec {
         iov_base: at,
         iov_len: size_of::<u64>(),
     };
     let window = caller.window_page() as *mut c_void;
-    (piece(ptr::from_mut(word).cast()), piece(window))
+    (piece(ptr::from_mut(own).cast()), piece(window))
 }
 
 pub fn peek(caller: &mut Caller) -> Answer {
-    let mut word = 0;
-    let (here, there) = words(caller, &mut word);
+    let mut own = 0;
+    let (here, there) = copy_vectors(caller, &mut own);
     // SAFETY: `here` may be written to.
     let result = unsafe { libc::process_vm_readv(libc::getpid(), &here, 1, &there, 1, 0) };
     (May, number(result))
 }
 
 pub fn poke(caller: &mut Caller) -> Answer {
-    let mut word = 0;
-    let (here, there) = words(caller, &mut word);
+    let mut own = 0;
+    let (here, there) = copy_vectors(caller, &mut own);
     // SAFETY: Only mapped counters are in this range.
     let result = unsafe { libc::process_vm_writev(libc::getpid(), &here, 1, &there, 1, 0) };
     (MustFail, number(result))
