@@ -12,7 +12,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// Identifies a page frame, for as long as the machine runs.
+/// Identifies a page frame until the machine is rebooted.
 ///
 /// It is the address of its `struct page`, so it must not be disclosed to user space.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,10 +30,10 @@ impl Frame {
 const BATCH: usize = 64;
 
 /// Looks up the frames that are mapped at the `count` pages from the address `start` on, and calls
-/// `visit` for each in turn. Returns the number of pages for which there was none.
+/// `visit` for each. Returns the number of pages without a frame.
 ///
-/// These are pages that fast GUP refuses: those that are not mapped, or not readable, or whose
-/// entry is a special one. Nothing is faulted in, and no frame is held when this returns.
+/// These are the pages that fast GUP refuses: pages that are not mapped or not readable, and
+/// special entries. Nothing is faulted in, and no frame is held when this returns.
 ///
 /// Must be called where the task may sleep.
 pub(crate) fn look_up(start: usize, count: usize, mut visit: impl FnMut(Frame)) -> usize {
@@ -44,7 +44,7 @@ pub(crate) fn look_up(start: usize, count: usize, mut visit: impl FnMut(Frame)) 
         let address = start.wrapping_add(page * PAGE_SIZE);
         let asked = most.min(count - page);
         let mut pages = [const { MaybeUninit::<*mut bindings::page>::uninit() }; BATCH];
-        // SAFETY: There is room for as many pages as are asked for. Any address may be asked for.
+        // SAFETY: There is room for the requested number of pages. Any address may be requested.
         let found = unsafe {
             bindings::get_user_pages_fast_only(
                 address,
@@ -64,11 +64,11 @@ pub(crate) fn look_up(start: usize, count: usize, mut visit: impl FnMut(Frame)) 
             let pages = bindings::release_pages_arg {
                 pages: pages.as_mut_ptr().cast(),
             };
-            // SAFETY: These pages have a reference each, which was taken above.
+            // SAFETY: A reference to each of these pages was taken above.
             unsafe { bindings::release_pages(pages, found as c_int) };
             page += found;
         } else if found < 0 && asked > 1 {
-            // Some of the addresses are beyond user space, but not all need be.
+            // Some addresses are beyond user space, but not necessarily all of them.
             most = 1;
         } else {
             absent += 1;

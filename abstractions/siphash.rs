@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! SipHash, a keyed hash function whose results tell nothing about the input or the key.
+//! SipHash, a keyed hash function whose results reveal nothing about the input or the key.
 //!
 //! C header: [`include/linux/siphash.h`](srctree/include/linux/siphash.h)
 
@@ -26,7 +26,7 @@ impl Key {
     }
 }
 
-/// Returns a random number that nobody can predict.
+/// Returns an unpredictable random number.
 pub(crate) fn random() -> u64 {
     // SAFETY: This may be called anywhere.
     unsafe { bindings::get_random_u64() }

@@ -33,14 +33,14 @@
 //! order matters:
 //!
 //! - In steps 3 and 4, memory is stamped before it is pinned **and** after it, and then the events
-//!   are read. If there is none for the memory, no change has started since the last read. But one
-//!   that had started earlier may still be in progress, and may replace a page between the pin and a
-//!   stamp. If both stamps are equal it has not, and the stamp is that of the pinned pages. If they
-//!   differ, the registration is kept without a stamp, and dropped by the first event. Stamping also
-//!   reads from pages that are absent. This must come before the pin: NUMA balancing leaves a page
-//!   that it has marked before it was pinned inaccessible.
-//! - In step 2, the event is read **first**, and the memory is stamped **afterwards**. So what
-//!   changes after the stamp has an event of its own. If the stamps are equal and the causes include
+//!   are read. If there is none for the memory, no change has started since the last read. But a
+//!   change that started earlier may still be in progress, and may replace a page between the pin and
+//!   a stamp. If both stamps are equal it has not, and the stamp is that of the pinned pages. If they
+//!   differ, the registration is cached without a stamp, and dropped by the first event. Stamping
+//!   also reads from pages that are absent. This must come before the pin: a page that NUMA balancing
+//!   marked before it was pinned stays inaccessible.
+//! - In step 2, the event is read **first**, and the memory is stamped **afterwards**. So a change
+//!   after the stamp has an event of its own. If the stamps are equal and the causes include
 //!   neither [`Causes::UNMAP`] nor [`Causes::OTHER`], the pinned pages are the mapped ones. They
 //!   were pinned all the time, so none of them can have been freed and allocated again.
 //!
@@ -176,7 +176,7 @@ pub struct RegistrationCache<P: Pin> {
     fault: Option<Fault>,
 }
 
-/// Mistakes that a cache can make, for tests that have to notice them.
+/// Mistakes of a cache, for tests that must notice them.
 #[cfg(feature = "faulty")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -208,7 +208,7 @@ impl<P: Pin> RegistrationCache<P> {
         }
     }
 
-    /// Makes the cache do something wrong from now on.
+    /// Makes the cache make a mistake from now on.
     #[cfg(feature = "faulty")]
     pub fn break_by(&mut self, fault: Fault) {
         self.fault = Some(fault);
@@ -297,7 +297,7 @@ impl<P: Pin> RegistrationCache<P> {
         Ok(None)
     }
 
-    /// Returns the stamp of the pages that are mapped now, if it says anything.
+    /// Returns the stamp of the pages that are mapped now, if there is a meaningful one.
     fn stamp(&self, memory: &Range<u64>) -> Option<Stamp> {
         let stamp = self.watcher.as_ref()?.stamp(memory.clone()).ok()??;
         (stamp.absent() == 0).then_some(stamp)

@@ -52,7 +52,7 @@ pub const PATH: &str = "/dev/ummunotify";
 /// # if !ummunotify::is_present() { return Ok(()) }
 /// let device = Options::new().features(Features::ALL).open()?;
 /// if !device.features().contains(Features::STAMP) {
-///     // An older driver, which works all the same.
+///     // An older driver; everything else works.
 /// }
 /// # Ok(())
 /// # }
@@ -143,11 +143,11 @@ impl Device {
         self.watch_ignoring(addresses, cookie, Causes::NONE)
     }
 
-    /// Does the same as [`watch`](Self::watch), but changes with these causes do not hit the region.
+    /// Like [`watch`](Self::watch), but changes with these causes do not hit the region.
     ///
-    /// For pinned memory, ignore [`Causes::SAME_PAGES`]: they leave the pages where they are, and
-    /// whatever replaces a page later has another cause. Do not ignore them if something was derived
-    /// from the protections.
+    /// For pinned memory, ignore [`Causes::SAME_PAGES`]: they leave the pages in place, and a later
+    /// change that replaces a page has another cause. Do not ignore them if something was derived from
+    /// the protections.
     ///
     /// Without [`Features::CAUSE`] nothing is ignored.
     ///
@@ -166,7 +166,7 @@ impl Device {
     /// # Errors
     ///
     /// Those of [`watch`](Self::watch); `EINVAL` also if other causes than
-    /// [`Causes::SAME_PAGES`] are to be ignored.
+    /// [`Causes::SAME_PAGES`] are in the set.
     pub fn watch_ignoring(
         &self,
         addresses: Range<u64>,
@@ -203,15 +203,14 @@ impl Device {
     /// Two stamps can be compared to find out whether pages that were pinned are still mapped: see
     /// [`Stamp::is_same`]. The order of the calls matters; [`cache`](crate::cache) explains it.
     ///
-    /// A page is absent if it is not in memory, and also if it is inaccessible, be it only because
-    /// NUMA balancing wants to know who uses it. Then the stamp says nothing. Read from the pages
-    /// and try again, as [`Watcher::stamp`](crate::Watcher::stamp) does.
+    /// A page is absent if it is not in memory, or if it is inaccessible, even if only because NUMA
+    /// balancing is tracking its users. The stamp is then meaningless. Read from the pages and try
+    /// again, as [`Watcher::stamp`](crate::Watcher::stamp) does.
     ///
     /// # Errors
     ///
     /// `ENOTTY`: without [`Features::STAMP`]. `EINVAL`: the range ends before it starts, or is longer
-    /// than 16 GiB. `EINTR`: a signal came while a long range was looked at. `EPERM`: this is a
-    /// forked child.
+    /// than 16 GiB. `EINTR`: a signal arrived during a long range. `EPERM`: this is a forked child.
     pub fn stamp(&self, addresses: Range<u64>) -> io::Result<Stamp> {
         let mut stamp = uapi::Stamp {
             start: addresses.start,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! Extensions of the interface, and the types that they need.
+//! Extensions of the interface, and their types.
 
 use std::{
     fmt,
@@ -17,7 +17,7 @@ impl Features {
     /// The empty set: the basic interface, which every version of the driver has.
     pub const NONE: Self = Self(0);
 
-    /// Changes have [`Causes`], and each region can ignore some of them: see
+    /// Changes have [`Causes`], and each region can ignore some of them; see
     /// [`Change::causes`](crate::Change::causes) and
     /// [`Device::watch_ignoring`](crate::Device::watch_ignoring).
     pub const CAUSE: Self = Self(uapi::FEATURE_CAUSE);
@@ -29,7 +29,7 @@ impl Features {
     /// [`Device::stamp`](crate::Device::stamp) can be used to check whether the same pages are mapped.
     pub const STAMP: Self = Self(uapi::FEATURE_STAMP);
 
-    /// All that this version of the crate knows.
+    /// All features that this version of the crate knows.
     pub const ALL: Self = Self(Self::CAUSE.0 | Self::HULL.0 | Self::STAMP.0);
 
     /// The features with these bits, whether this crate knows them or not.
@@ -86,7 +86,7 @@ impl Causes {
     /// Pages were made read-only, as by `fork`.
     pub const PROTECT_PAGES: Self = Self(uapi::CAUSE_PROTECT_PAGES);
 
-    /// Tracking of writes was started afresh, as checkpointing does.
+    /// Tracking of writes was restarted, as checkpointing does.
     pub const SOFT_DIRTY: Self = Self(uapi::CAUSE_SOFT_DIRTY);
 
     /// Pages were moved to or from a device, or became exclusive to one.
@@ -95,7 +95,7 @@ impl Causes {
     /// A kind of change that the driver does not know.
     pub const OTHER: Self = Self(uapi::CAUSE_OTHER);
 
-    /// Those that leave the same pages mapped. A region can ignore these and no others.
+    /// The causes that leave the same pages mapped. A region can ignore only these.
     pub const SAME_PAGES: Self = Self(uapi::CAUSES_SAME_PAGES);
 
     /// The causes with these bits, whether this crate knows them or not.
@@ -133,7 +133,7 @@ impl BitOr for Causes {
 }
 
 impl fmt::Display for Causes {
-    /// Their names, and what has none as a number.
+    /// The names of the causes, and unknown ones as a number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const NAMES: [(Causes, &str); 7] = [
             (Causes::UNMAP, "unmap"),
@@ -178,14 +178,14 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    pub(crate) fn new(told: &uapi::Stamp) -> Self {
+    pub(crate) fn new(stamp: &uapi::Stamp) -> Self {
         Self {
-            value: told.stamp,
-            absent: told.absent,
+            value: stamp.stamp,
+            absent: stamp.absent,
         }
     }
 
-    /// The number of pages that could not be looked at. If it is not 0, the stamp says nothing.
+    /// The number of pages that could not be looked up. If it is not 0, the stamp is meaningless.
     pub const fn absent(self) -> u32 {
         self.absent
     }

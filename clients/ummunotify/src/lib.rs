@@ -40,7 +40,7 @@
 //! # Features
 //!
 //! [`Options::features`] asks the kernel for [`Features`] beyond the basic interface;
-//! [`Device::features`] tells which of them it granted. Programs that ask for none see no change.
+//! [`Device::features`] returns those it granted. Programs that ask for none see no change.
 //! Those that ask for [`Features::ALL`] work with any driver: what was not granted tells or ignores
 //! nothing, and [`Watcher::stamp`] returns `None`.
 //!
@@ -53,7 +53,7 @@
 //! let mut watcher = Watcher::new(Options::new().features(Features::ALL).open()?)?;
 //! let buffer = vec![1u8; 1 << 20];
 //! watcher.watch_ignoring(addresses(&buffer), 42, Causes::SAME_PAGES)?;
-//! // Here it would be pinned, after a first stamp. The cache has all of that order.
+//! // Pin it here, after a first stamp. The cache shows the complete protocol.
 //! let before = watcher.stamp(addresses(&buffer))?;
 //!
 //! drop(buffer);

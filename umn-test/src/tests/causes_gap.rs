@@ -2,9 +2,9 @@
 
 //! No gap between the start and the end of a change that regions ignore.
 //!
-//! The start of such a change may find that nobody cares, but its end has to look again: a region
-//! that was registered in between may not ignore it. A second file, which ignores nothing, tells when
-//! the window is open. It is opened first, so that its start is called last.
+//! The start of such a change may find that every region ignores it, but its end must check again:
+//! a region that was registered in between may not ignore it. A second file, which ignores nothing,
+//! shows when the window is open. It is opened first, so that its start is called last.
 
 use std::{
     ops::Range,
@@ -40,14 +40,14 @@ table! {
     causes_gap_now_ignored: "nor is one that is registered again, and now ignores it",
 }
 
-/// The region that an act is about, and one that ignores everything that can be ignored.
+/// The region that is acted on, and one that ignores everything that can be ignored.
 const REGION: u64 = 2;
 const IGNORING: u64 = 3;
 
-/// What was seen after an act in the window.
+/// The result of an action in the window.
 struct Seen {
     inside: bool,
-    /// The counter has moved since the act.
+    /// Whether the counter has moved since the action.
     counted: bool,
     events: Vec<Event>,
 }
@@ -71,7 +71,7 @@ fn in_the_window(
             returned.store(true, Ordering::Release);
             changed
         });
-        // It goes on only while this thread sleeps.
+        // The change continues only while this thread sleeps.
         go.wait();
         let woken = bell.poll(libc::POLLIN, Duration::from_secs(10))?;
         let acted = expect::same("poll", woken & libc::POLLIN, libc::POLLIN);
@@ -91,13 +91,13 @@ fn in_the_window(
     })
 }
 
-/// Watches the region that is acted on, and ignores causes.
+/// Watches the region that is acted on, with ignored causes.
 fn watch(device: &Device, page: &Range<u64>, ignored: Causes) -> Outcome {
     let result = device.watch_ignoring(page.clone(), REGION, ignored);
     expect::success("REGISTER_REGION", result)
 }
 
-/// Expects the region to be hit after the act, or not to be.
+/// Expects the region to be hit after the action, or not.
 fn judge(
     is_hit: bool,
     prepare: impl Fn(&Device, &Range<u64>) -> Outcome,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Regions that ignore causes: such a change does not touch them.
+//! Regions that ignore causes: ignored changes do not affect them.
 
 use std::{
     fs,
@@ -18,15 +18,15 @@ use crate::userfault::{
 };
 
 table! {
-    ignored_by_all: "if all regions ignore a cause, the counter stands still",
+    ignored_by_all: "if all regions ignore a cause, the counter does not move",
     ignored_wakes_nobody: "poll, a blocked read and SIGIO do not notice an ignored change",
     ignored_one_by_one: "each of the three causes can be ignored without the others",
-    ignored_by_some: "in one range, only regions that do not ignore the cause are hit",
-    ignored_after_an_event: "an ignored change leaves the hint and causes of a queued event alone",
+    ignored_by_some: "in a range, only regions that do not ignore the cause are hit",
+    ignored_after_an_event: "an ignored change does not affect the hint and causes of a queued event",
     ignored_before_an_event: "after an ignored change, the first hit has a hint and one cause",
-    ignored_by_register_again: "a region that is registered again ignores what it is now told to",
+    ignored_by_register_again: "a region that is registered again ignores only its new causes",
     ignored_of_other_files: "what one file ignores, another reports",
-    ignored_but_not_the_rest: "UNMAP, CLEAR and whatever moves pages are reported all the same",
+    ignored_but_not_the_rest: "UNMAP, CLEAR and every change that moves pages are reported nevertheless",
     ignored_by_many: "a change of 1,000 regions that all ignore it defers nothing",
     ignored_by_many_but_one: "among 1,000 regions that ignore a change, the one that does not is hit",
     ignored_fork_of_pinned_memory: "a fork is ignored, the copy on write after it is reported",
@@ -34,7 +34,7 @@ table! {
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-/// The part of a test that each ignorable cause is used in: what it is, and how it is raised.
+/// Calls a test with each cause that can be ignored, and a function that raises it.
 fn each(mut test: impl FnMut(Causes, &dyn Fn(&Range<u64>) -> Outcome) -> Outcome) -> Outcome {
     test(Causes::PROTECT_AREA, &|range| {
         mem::protect(range, libc::PROT_READ)?;
@@ -51,19 +51,19 @@ fn bench(pages: u64) -> Outcome<Bench> {
     Bench::over(open_with(Features::CAUSE)?, Guarded::new(pages)?)
 }
 
-/// Watches a range, and ignores causes.
+/// Watches a range, with ignored causes.
 #[track_caller]
 fn watch(bench: &Bench, cookie: u64, range: &Range<u64>, ignored: Causes) -> Outcome {
     let result = bench.device.watch_ignoring(range.clone(), cookie, ignored);
     expect::success("REGISTER_REGION", result)
 }
 
-/// The cookies and causes of the events that are queued.
-fn told(bench: &Bench) -> Outcome<Vec<(u64, Causes)>> {
+/// The cookies and causes of the queued events.
+fn reported(bench: &Bench) -> Outcome<Vec<(u64, Causes)>> {
     let events = bench.drain()?;
     let events = events.iter().filter(|event| event.kind == EVENT_INVAL);
-    let told = events.map(|event| (event.user_cookie_counter, causes_of(event)));
-    Ok(told.collect())
+    let reported = events.map(|event| (event.user_cookie_counter, causes_of(event)));
+    Ok(reported.collect())
 }
 
 fn ignored_by_all() -> Outcome {
@@ -77,7 +77,7 @@ fn ignored_by_all() -> Outcome {
         bench.hit(1)?;
         bench.counts(1)
     })?;
-    // userfaultfd, which changes protections too.
+    // userfaultfd changes protections, too.
     let fault = UserFault::new(userfault::FEATURE_WRITE_PROTECT)?;
     let bench = bench(2)?;
     fault.register(&bench.area.all(), userfault::MODE_WRITE_PROTECT)?;
@@ -104,7 +104,7 @@ fn ignored_wakes_nobody() -> Outcome {
         let seen = bench.device.poll(libc::POLLIN, Duration::ZERO)?;
         expect::same("poll", seen, 0)?;
         expect::same("signals", process::caught().count, before)?;
-        // Nor does it use up the one notification.
+        // Nor does it use up the single notification.
         bench.hit(0)?;
         expect::same("signals after a hit", process::caught().count, before + 1)
     })
@@ -118,9 +118,9 @@ fn ignored_one_by_one() -> Outcome {
         watch(&bench, 2, &bench.area.all(), others(cause))?;
         watch(&bench, 3, &bench.area.all(), Causes::NONE)?;
         raise(&bench.area.all())?;
-        let mut told = told(&bench)?;
-        told.sort_by_key(|(cookie, _)| *cookie);
-        expect::same("cookies and causes", told, vec![(2, cause), (3, cause)])
+        let mut reported = reported(&bench)?;
+        reported.sort_by_key(|(cookie, _)| *cookie);
+        expect::same("cookies and causes", reported, vec![(2, cause), (3, cause)])
     })
 }
 
@@ -134,9 +134,12 @@ fn ignored_by_some() -> Outcome {
         raise(&bench.area.all())?;
         expect::at_least("the counter", bench.counter.get(), 1)?;
         let wanted: Vec<_> = (0..40).filter(|page| page % 3 == 0).collect();
-        let mut told: Vec<_> = told(&bench)?.iter().map(|(cookie, _)| *cookie).collect();
-        told.sort_unstable();
-        expect::same("cookies", told, wanted)
+        let mut reported: Vec<_> = reported(&bench)?
+            .iter()
+            .map(|(cookie, _)| *cookie)
+            .collect();
+        reported.sort_unstable();
+        expect::same("cookies", reported, wanted)
     })
 }
 
@@ -148,9 +151,9 @@ fn ignored_after_an_event() -> Outcome {
         raise(&bench.area.all())?;
         bench.counts(1)?;
         let events = bench.drain()?;
-        let told = (events[0].hint_start..events[0].hint_end, events[0].flags);
+        let reported = (events[0].hint_start..events[0].hint_end, events[0].flags);
         let flags = 1 | (Causes::CLEAR.bits() << 16);
-        expect::same("hint and flags", told, (bench.area.page(2), flags))
+        expect::same("hint and flags", reported, (bench.area.page(2), flags))
     })
 }
 
@@ -162,9 +165,9 @@ fn ignored_before_an_event() -> Outcome {
         mem::unmap(&bench.area.page(1))?;
         bench.counts(1)?;
         let events = bench.drain()?;
-        let told = (events[0].hint_start..events[0].hint_end, events[0].flags);
+        let reported = (events[0].hint_start..events[0].hint_end, events[0].flags);
         let flags = 1 | (Causes::UNMAP.bits() << 16);
-        expect::same("hint and flags", told, (bench.area.page(1), flags))
+        expect::same("hint and flags", reported, (bench.area.page(1), flags))
     })
 }
 
@@ -178,7 +181,11 @@ fn ignored_by_register_again() -> Outcome {
                 Causes::NONE => vec![(1, cause)],
                 _ => vec![],
             };
-            expect::same(&format!("causes in round {round}"), told(&bench)?, expected)?;
+            expect::same(
+                &format!("causes in round {round}"),
+                reported(&bench)?,
+                expected,
+            )?;
             bench.device.unregister(1)?;
         }
         Ok(())
@@ -210,14 +217,14 @@ fn ignored_but_not_the_rest() -> Outcome {
         watch(&bench, 1, &bench.area.page(1), Causes::SAME_PAGES)?;
         raise(&bench.area.page(1))?;
         expect::at_least("the counter", bench.counter.get(), 1)?;
-        expect::same("causes", told(&bench)?, vec![(1, cause)])
+        expect::same("causes", reported(&bench)?, vec![(1, cause)])
     };
     cause_is(Causes::UNMAP, &|page| Ok(mem::unmap(page)?))?;
     cause_is(Causes::UNMAP, &|page| Ok(mem::map_over(page)?))?;
     cause_is(Causes::CLEAR, &|page| {
         Ok(mem::advise(page, libc::MADV_DONTNEED)?)
     })?;
-    // The protection changes first, which is ignored, and the page goes after that.
+    // The protection change is ignored; the page is moved afterwards.
     cause_is(Causes::CLEAR, &|page| {
         mem::protect(page, libc::PROT_READ)?;
         Ok(mem::advise(page, libc::MADV_DONTNEED)?)
@@ -227,7 +234,7 @@ fn ignored_but_not_the_rest() -> Outcome {
     })
 }
 
-/// More regions than a change queues.
+/// More regions than a change visits.
 const MANY: u64 = 1000;
 
 fn ignored_by_many() -> Outcome {
@@ -255,7 +262,7 @@ fn ignored_by_many_but_one() -> Outcome {
             watch(&bench, page, &bench.area.page(page), ignored)?;
         }
         raise(&bench.area.all())?;
-        expect::same("cookies and causes", told(&bench)?, vec![(700, cause)])
+        expect::same("cookies and causes", reported(&bench)?, vec![(700, cause)])
     })
 }
 
@@ -267,12 +274,12 @@ fn ignored_fork_of_pinned_memory() -> Outcome {
     mem::write_byte(bench.area.page(1).start, 1);
     bench.counts(1)?;
     let events = bench.drain()?;
-    let told = (
+    let reported = (
         events[0].hint_start..events[0].hint_end,
         causes_of(&events[0]),
     );
     let wanted = (bench.area.page(1), Causes::CLEAR);
-    expect::same("hint and causes", told, wanted)?;
+    expect::same("hint and causes", reported, wanted)?;
     drop(child);
     Ok(())
 }

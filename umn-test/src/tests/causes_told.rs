@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Causes in events, where it takes more than one page to raise them, or another process. What
-//! single operations raise is in `causes`.
+//! Causes of events that need several pages or another process. `causes` has those that a single
+//! operation on a page raises.
 
 use std::{
     fs,
@@ -24,15 +24,15 @@ use super::{
 table! {
     causes_munmap_around: "munmap of more, and of less, than a region: UNMAP",
     causes_brk: "brk and shmdt: UNMAP",
-    causes_mremap: "mremap: UNMAP at the old and at the new place, and of what it cuts off",
+    causes_mremap: "mremap: UNMAP at the old and the new address, and of the part that is cut off",
     causes_truncate: "another process truncates the file: CLEAR",
     causes_fork: "fork: PROTECT_PAGES; the first write after it: CLEAR",
     causes_fork_of_shared: "fork does not report shared memory",
     causes_soft_dirty: "clear_refs, also by another process: SOFT_DIRTY",
     causes_migration: "another process moves pages: CLEAR",
-    causes_debugger: "a debugger's write to a page that is copied on write: CLEAR",
-    causes_merged: "KSM: CLEAR, and the write that takes the page apart: CLEAR",
-    causes_collapsed: "a huge page is made: CLEAR",
+    causes_debugger: "a debugger writes to a copy-on-write page: CLEAR",
+    causes_merged: "KSM merges a page: CLEAR; a write unshares it: CLEAR",
+    causes_collapsed: "pages are collapsed into a huge page: CLEAR",
     causes_split: "mprotect, mlock and MADV_DONTFORK of part of a huge page: CLEAR of the block",
     causes_folded: "an event carries the causes of all changes since it was queued",
     causes_of_one_change: "each event of a change that hits many regions carries its cause",
@@ -51,21 +51,21 @@ fn causes_munmap_around() -> Outcome {
     only(&bench, Causes::UNMAP)
 }
 
-/// Expects all that is queued to be events with these causes, at least one.
+/// Expects the queue to consist of events with these causes, at least one.
 #[track_caller]
 fn only(bench: &Bench, causes: Causes) -> Outcome {
     let events = bench.drain()?;
-    let mut told: Vec<_> = events
+    let mut reported: Vec<_> = events
         .iter()
         .filter(|event| event.kind == EVENT_INVAL)
         .map(causes_of)
         .collect();
-    told.dedup();
-    expect::same("causes", told, vec![causes])
+    reported.dedup();
+    expect::same("causes", reported, vec![causes])
 }
 
 fn causes_brk() -> Outcome {
-    // SAFETY: The heap grows by two pages, which nobody knows of.
+    // SAFETY: The heap grows by two pages that nobody else uses.
     let end = |bytes| check(unsafe { libc::sbrk(bytes) } as isize);
     let odd = end(0)? as u64 % PAGE;
     end((PAGE - odd) as isize)?;
@@ -76,7 +76,7 @@ fn causes_brk() -> Outcome {
     end(-(PAGE as isize))?;
     only(&bench, Causes::UNMAP)?;
 
-    // SAFETY: The calls take no pointers to anything, and attach where the kernel likes.
+    // SAFETY: The calls take no pointers, and attach where the kernel likes.
     let at = unsafe {
         let id = check(libc::shmget(
             libc::IPC_PRIVATE,
@@ -100,13 +100,13 @@ fn causes_mremap() -> Outcome {
     bench.watch_pages()?;
     mem::move_to(&bench.area.page(0), &bench.area.page(1))?;
     let events = bench.drain()?;
-    let told: Vec<_> = events
+    let reported: Vec<_> = events
         .iter()
         .filter(|event| event.kind == EVENT_INVAL)
         .map(|event| (event.user_cookie_counter, causes_of(event)))
         .collect();
     let wanted = [2, 1].map(|cookie| (cookie, Causes::UNMAP));
-    expect::same("cookies and causes", told, wanted.to_vec())?;
+    expect::same("cookies and causes", reported, wanted.to_vec())?;
     mem::resize(&bench.area.span(2..4), 1, 0)?;
     only(&bench, Causes::UNMAP)
 }
@@ -168,7 +168,7 @@ fn causes_migration() -> Outcome {
         if page == 0 {
             return Ok(());
         }
-        // A page that is busy for the moment is no error.
+        // That a page is busy at the moment is not an error.
         let _ = move_page(parent, page, Some(node as i32));
         line.tell()?;
     })?;
@@ -198,7 +198,7 @@ fn causes_debugger() -> Outcome {
         memory.write_all_at(&[42], at).or_skip("writing there")
     })?;
     let area = Guarded::new(2)?;
-    // It holds the pages, so that a write has to copy them.
+    // It has the pages, so a write must copy them.
     let holder = Child::fork(|line| Ok(line.hear()?))?;
     causes_told(Causes::CLEAR, &area, |page| {
         debugger.tell_number(page.start)?;
@@ -208,7 +208,7 @@ fn causes_debugger() -> Outcome {
     Ok(())
 }
 
-/// Gives two pages the same content, and waits until KSM has merged them.
+/// Gives two pages the same contents, and waits until KSM has merged them.
 pub(super) fn merge(one: &Range<u64>, other: &Range<u64>) -> Outcome {
     for byte in 0..PAGE {
         let value = (byte * 7 + 13) as u8;
@@ -229,7 +229,7 @@ pub(super) fn merge(one: &Range<u64>, other: &Range<u64>) -> Outcome {
     Ok(())
 }
 
-/// Has KSM run all the time, until the settings are dropped.
+/// Makes KSM run continuously until the settings are dropped.
 pub(super) fn run_ksm() -> Outcome<Vec<Setting>> {
     let values = [
         ("sleep_millisecs", "0"),
@@ -249,7 +249,7 @@ fn causes_merged() -> Outcome {
     })
 }
 
-/// A huge page that is watched, and small pages of which one is watched on either side.
+/// A watched huge page, and small pages on both sides, one of which is watched on each side.
 fn huge_page() -> Outcome<(Bench, Range<u64>)> {
     let (bench, place) = collapsible_on(open_with(Features::CAUSE)?)?;
     mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
@@ -261,15 +261,15 @@ fn huge_page() -> Outcome<(Bench, Range<u64>)> {
     Ok((bench, place))
 }
 
-/// Which of the regions were hit, with their causes.
-fn told(bench: &Bench) -> Outcome<Vec<(u64, Causes)>> {
+/// The regions that were hit, with their causes.
+fn reported(bench: &Bench) -> Outcome<Vec<(u64, Causes)>> {
     let events = bench.drain()?;
     let events = events.iter().filter(|event| event.kind == EVENT_INVAL);
-    let mut told: Vec<_> = events
+    let mut reported: Vec<_> = events
         .map(|event| (event.user_cookie_counter, causes_of(event)))
         .collect();
-    told.sort_by_key(|(cookie, _)| *cookie);
-    Ok(told)
+    reported.sort_by_key(|(cookie, _)| *cookie);
+    Ok(reported)
 }
 
 fn causes_collapsed() -> Outcome {
@@ -291,7 +291,7 @@ fn causes_split() -> Outcome {
         // In the middle, where nothing is watched.
         change(number, &(place.start + 64 * PAGE..place.start + 66 * PAGE))?;
         let wanted = vec![(2, Causes::CLEAR), (3, Causes::CLEAR)];
-        expect::same("cookies and causes", told(&bench)?, wanted)?;
+        expect::same("cookies and causes", reported(&bench)?, wanted)?;
     }
     Ok(())
 }
@@ -325,17 +325,17 @@ fn causes_of_one_change() -> Outcome {
     bench.watch_pages()?;
     mem::protect(&bench.area.all(), libc::PROT_READ)?;
     let wanted: Vec<_> = (1..=REGIONS).map(|it| (it, Causes::PROTECT_AREA)).collect();
-    expect::same("cookies and causes", told(&bench)?, wanted)
+    expect::same("cookies and causes", reported(&bench)?, wanted)
 }
 
 fn causes_deferred() -> Outcome {
-    /// More than are queued by a change.
+    /// More than a change visits.
     const REGIONS: u64 = 1000;
     let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(REGIONS)?)?;
     bench.watch_pages()?;
     mem::protect(&bench.area.all(), libc::PROT_READ)?;
     mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?;
-    let events = told(&bench)?;
+    let events = reported(&bench)?;
     expect::same("events", events.len() as u64, REGIONS)?;
     let both = Causes::PROTECT_AREA | Causes::CLEAR;
     let wrong = events.iter().find(|(_, causes)| *causes != both);

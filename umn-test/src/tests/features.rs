@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which features a file has, and what that does to `flags` and `reserved` of REGISTER_REGION.
+//! Which features a file has, and their effect on `flags` and `reserved` of REGISTER_REGION.
 
 use super::{
     limits::{
@@ -19,7 +19,7 @@ use crate::uapi::{
 
 table! {
     features_granted: "each set of features is granted as requested, and fdinfo shows it",
-    features_unknown: "unknown bits are not granted, and do not keep the others from being granted",
+    features_unknown: "unknown bits are not granted, and the others are nevertheless",
     features_none: "without features, random flags are ignored and events carry no causes",
     features_none_by_choice: "the same if the program negotiated, but requested none",
     features_reserved: "with any feature, reserved must be 0",
@@ -29,10 +29,10 @@ table! {
     features_flags_and_bad_pointers: "a bad pointer gives EFAULT before flags are checked",
     features_flags_in_another_process: "another process gets EPERM, whatever the flags",
     features_without_cause: "without CAUSE, events carry no causes",
-    features_without_hull: "without HULL, a second hit gives up the hint",
+    features_without_hull: "without HULL, a second hit discards the hint",
 }
 
-/// All sets of features but the empty one.
+/// All sets of features except the empty one.
 fn sets() -> impl Iterator<Item = Features> {
     (1..=Features::ALL.bits()).map(Features::from_bits)
 }
@@ -63,7 +63,7 @@ fn features_unknown() -> Outcome {
     Ok(())
 }
 
-/// A page, as the argument of REGISTER_REGION.
+/// A page as the argument of REGISTER_REGION.
 fn region(page: &std::ops::Range<u64>, cookie: u64, flags: u32, reserved: u32) -> Register {
     Register {
         start: page.start,
@@ -74,7 +74,7 @@ fn region(page: &std::ops::Range<u64>, cookie: u64, flags: u32, reserved: u32) -
     }
 }
 
-/// Expects a file to behave as in version 2, whatever flags it is passed.
+/// Expects a file to behave as in version 2, whatever the flags.
 fn is_version_2(device: Device) -> Outcome {
     let bench = Bench::over(device, Guarded::new(2)?)?;
     let mut random = fastrand::Rng::with_seed(1);
@@ -223,8 +223,8 @@ fn features_without_hull() -> Outcome {
         let events = bench.drain()?;
         let event = events[0];
         expect::same("flag HINT", event.flags & 1, 0)?;
-        let told = event.hint_start..event.hint_end;
-        expect::same("the range", told, bench.area.all())?;
+        let range = event.hint_start..event.hint_end;
+        expect::same("the range", range, bench.area.all())?;
     }
     Ok(())
 }

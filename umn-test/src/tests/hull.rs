@@ -11,26 +11,26 @@ table! {
     hull_in_all_orders: "four hits in all orders, with one or two reads in between",
     hull_of_one_page: "hits of the same page leave the hint as it is",
     hull_inside_the_region: "the hull of changes beyond the region stays inside it",
-    hull_in_bytes: "a region of some bytes has a hull of bytes",
-    hull_after_read: "after a read the hull starts anew",
-    hull_after_register: "so it does for a region that is registered again",
+    hull_in_bytes: "the hull in a region of some bytes is exact to the byte",
+    hull_after_read: "a read starts a new hull",
+    hull_after_register: "so does registering the region again",
     hull_with_causes: "a hull has the causes of all its changes",
     hull_at_the_limits: "hulls far apart in a large region enclose both changes",
-    hull_of_everything: "so they do in a region of all addresses",
+    hull_of_everything: "the same in a region of all addresses",
     hull_deferred: "hulls of deferred changes enclose all of them",
     hull_at_random: "random hits of random regions: each hull encloses its hits, and no more",
 }
 
-/// Memory of which all is watched as one region, by a file with hulls.
+/// Memory that is watched as one region, by a file with hulls.
 fn bench(pages: u64) -> Outcome<Bench> {
     let bench = Bench::over(open_with(Features::HULL)?, Guarded::new(pages)?)?;
     bench.watch(1, &bench.area.all())?;
     Ok(bench)
 }
 
-/// Expects the event of a region, with this hint.
+/// Expects the event of a region with this hint.
 #[track_caller]
-fn told(bench: &Bench, wanted: &Range<u64>) -> Outcome {
+fn reports(bench: &Bench, wanted: &Range<u64>) -> Outcome {
     let events = bench.drain()?;
     expect::events("read", &events[..1], &[inval(1, wanted)])
 }
@@ -72,7 +72,7 @@ fn hull_in_all_orders() -> Outcome {
         bench.area.span(*first..*last + 1)
     };
     for order in orders(&[2, 3, 5, 9]) {
-        // It is read after so many hits, and at the end.
+        // Read after this number of hits, and at the end.
         for read_after in 1..=4 {
             let (before, after) = order.split_at(read_after);
             for part in [before, after] {
@@ -80,7 +80,7 @@ fn hull_in_all_orders() -> Outcome {
                     bench.hit(*page)?;
                 }
                 if !part.is_empty() {
-                    told(&bench, &hull_of(part))?;
+                    reports(&bench, &hull_of(part))?;
                 }
             }
         }
@@ -93,11 +93,11 @@ fn hull_of_one_page() -> Outcome {
     for _ in 0..3 {
         bench.hit(2)?;
     }
-    told(&bench, &bench.area.page(2))?;
-    // One that is enclosed already.
+    reports(&bench, &bench.area.page(2))?;
+    // A range that is enclosed already.
     mem::advise(&bench.area.span(1..4), libc::MADV_DONTNEED)?;
     bench.hit(2)?;
-    told(&bench, &bench.area.span(1..4))
+    reports(&bench, &bench.area.span(1..4))
 }
 
 fn hull_inside_the_region() -> Outcome {
@@ -105,13 +105,13 @@ fn hull_inside_the_region() -> Outcome {
     let region = bench.area.span(2..6);
     bench.watch(1, &region)?;
     mem::advise(&bench.area.span(0..3), libc::MADV_DONTNEED)?;
-    told(&bench, &bench.area.page(2))?;
+    reports(&bench, &bench.area.page(2))?;
     mem::advise(&bench.area.span(0..3), libc::MADV_DONTNEED)?;
     mem::advise(&bench.area.span(5..8), libc::MADV_DONTNEED)?;
-    told(&bench, &region)?;
+    reports(&bench, &region)?;
     mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?;
     bench.hit(3)?;
-    told(&bench, &region)
+    reports(&bench, &region)
 }
 
 fn hull_in_bytes() -> Outcome {
@@ -121,25 +121,25 @@ fn hull_in_bytes() -> Outcome {
     bench.watch(1, &region)?;
     bench.hit(0)?;
     bench.hit(1)?;
-    told(&bench, &(region.start..start + 2 * PAGE))?;
+    reports(&bench, &(region.start..start + 2 * PAGE))?;
     bench.hit(3)?;
     bench.hit(2)?;
-    told(&bench, &(start + 2 * PAGE..region.end))?;
+    reports(&bench, &(start + 2 * PAGE..region.end))?;
     bench.hit(0)?;
     bench.hit(3)?;
-    told(&bench, &region)
+    reports(&bench, &region)
 }
 
 fn hull_after_read() -> Outcome {
     let bench = bench(8)?;
     bench.hit(0)?;
     bench.hit(7)?;
-    told(&bench, &bench.area.all())?;
+    reports(&bench, &bench.area.all())?;
     bench.hit(4)?;
-    told(&bench, &bench.area.page(4))?;
+    reports(&bench, &bench.area.page(4))?;
     bench.hit(5)?;
     bench.hit(6)?;
-    told(&bench, &bench.area.span(5..7))
+    reports(&bench, &bench.area.span(5..7))
 }
 
 fn hull_after_register() -> Outcome {
@@ -149,7 +149,7 @@ fn hull_after_register() -> Outcome {
     bench.device.unregister(1)?;
     bench.watch(1, &bench.area.all())?;
     bench.hit(3)?;
-    told(&bench, &bench.area.page(3))
+    reports(&bench, &bench.area.page(3))
 }
 
 fn hull_with_causes() -> Outcome {
@@ -178,7 +178,7 @@ fn hull_with_causes() -> Outcome {
     expect::same("cookies, flags and hints", seen, wanted)
 }
 
-/// Two pages, mapped so far from the start of a large region, and so far from each other.
+/// Two pages, far from the start of a large region and far from each other.
 fn far_apart(region: &Range<u64>, one: u64, other: u64) -> Outcome {
     let device = open_with(Features::HULL)?;
     device.watch(region.clone(), 1)?;
@@ -187,7 +187,7 @@ fn far_apart(region: &Range<u64>, one: u64, other: u64) -> Outcome {
         mem::map_over(page)?;
         mem::write_byte(page.start, 1);
     }
-    // To map them may have been a change.
+    // Mapping them may have been a change.
     let mut rest = read_if_any(&device, 64)?;
     rest.clear();
     for page in &pages {
@@ -205,7 +205,7 @@ fn far_apart(region: &Range<u64>, one: u64, other: u64) -> Outcome {
         format_args!("{hull:#x?} or more, inside {region:#x?}"),
         format_args!("{hint:#x?}"),
     )?;
-    // What a hint can hold in bytes, from the start of the region, is exact.
+    // A hint is exact if it can be stored in bytes from the start of the region.
     if hull.end - region.start < 1 << 31 {
         expect::same("the hint", hint, hull)?;
     }
@@ -218,7 +218,7 @@ fn far_apart(region: &Range<u64>, one: u64, other: u64) -> Outcome {
 fn hull_at_the_limits() -> Outcome {
     const G: u64 = 1 << 30;
     const T: u64 = 1 << 40;
-    // Below where the kernel puts anything by itself.
+    // Below the addresses that the kernel chooses by itself.
     let start = T;
     let region = start..start + 70 * T;
     for (one, other) in [
@@ -237,7 +237,7 @@ fn hull_at_the_limits() -> Outcome {
     ] {
         for (one, other) in [(one, other), (other, one)] {
             far_apart(&region, start + one, start + other)?;
-            // The same where the region does not start at a page.
+            // The same if the region does not start at a page boundary.
             far_apart(&(start - 7..region.end), start + one, start + other)?;
         }
     }
@@ -255,7 +255,7 @@ fn hull_of_everything() -> Outcome {
 }
 
 fn hull_deferred() -> Outcome {
-    /// More than are queued by a change.
+    /// More than a change visits.
     const REGIONS: u64 = 500;
     let bench = Bench::over(open_with(Features::HULL)?, Guarded::new(8)?)?;
     for cookie in 0..REGIONS {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages that cannot be looked at: each is counted, and the stamp says nothing.
+//! Pages that cannot be looked up: each is counted, and the stamp is meaningless.
 
 use std::{
     fs,
@@ -34,17 +34,17 @@ table! {
     absent_each_counts: "every combination of 8 absent and present pages is counted",
     absent_protected: "PROT_NONE, until it is readable again",
     absent_zero_page: "a page that was only read",
-    absent_swapped: "a page in swap, until it is touched",
+    absent_swapped: "a swapped-out page, until it is touched",
     absent_numa_hinted: "a page that NUMA balancing has marked, until it is touched",
-    absent_userfault: "a page that a userfaultfd has to provide; the call does not wait for it",
+    absent_userfault: "a page that a userfaultfd must provide; the call does not wait for it",
     absent_secret: "memfd_secret",
     absent_closed_key: "a closed protection key",
-    absent_special: "vvar, which has no page structures",
+    absent_special: "vvar, which has no struct page",
     absent_beyond: "addresses beyond user space",
     absent_large: "16 GiB of nothing",
 }
 
-/// Expects so many pages to be absent.
+/// Expects this number of pages to be absent.
 #[track_caller]
 fn absent(device: &Device, range: &Range<u64>, pages: u64) -> Outcome {
     let (_, absent) = stamp(device, range)?;
@@ -61,7 +61,7 @@ fn absent_unmapped() -> Outcome {
     absent(&device, &area.all(), 1)?;
     mem::write_byte(area.page(2).start, 1);
     absent(&device, &area.all(), 0)?;
-    // The guards on both sides.
+    // With the guard pages on both sides.
     let around = area.all().start - PAGE..area.all().end + PAGE;
     absent(&device, &around, 2)?;
     absent(&device, &Guarded::unpopulated(100)?.all(), 100)
@@ -98,7 +98,7 @@ fn absent_zero_page() -> Outcome {
     absent(&device, &area.all(), 1)?;
     mem::write_byte(area.page(0).start, 1);
     absent(&device, &area.all(), 0)?;
-    // A huge zero page, or small ones, each absent.
+    // It may have a huge zero page or small ones, all of which are absent.
     let huge = Guarded::huge(1)?;
     let _ = mem::advise(&huge.all(), libc::MADV_HUGEPAGE);
     for page in 0..huge.pages() {
@@ -114,7 +114,7 @@ fn absent_swapped() -> Outcome {
         mem::advise(&area.page(1), libc::MADV_PAGEOUT)
     })?;
     absent(&device, &area.all(), 1)?;
-    // It is not read from swap for that.
+    // The call does not swap it in.
     absent(&device, &area.all(), 1)?;
     let state = mem::page_states(&area.page(1))?[0];
     expect::same("in memory", state.present(), false)?;
@@ -130,7 +130,7 @@ fn absent_numa_hinted() -> Outcome {
     let switch = "/proc/sys/kernel/numa_balancing";
     let _setting = Setting::change(switch, "1").or_skip("NUMA balancing")?;
     let end = Instant::now() + TIME;
-    // Pages that are where they are used are marked only if there are several threads.
+    // Pages on the local node are marked only if there are several threads.
     thread::spawn(thread::park);
     let before = mem::page_states(&area.all())?;
     let mut stamps = stamp(&device, &area.all())?;
@@ -138,7 +138,7 @@ fn absent_numa_hinted() -> Outcome {
         if Instant::now() > end {
             return Err(Failure::Skipped("NUMA balancing marked no page".into()));
         }
-        // It marks the memory of tasks that run.
+        // The kernel marks the memory of running tasks.
         let busy = Instant::now() + Duration::from_millis(5);
         while Instant::now() < busy {
             std::hint::spin_loop();
@@ -150,7 +150,7 @@ fn absent_numa_hinted() -> Outcome {
     for page in 0..area.pages() {
         mem::read_byte(area.page(page).start);
     }
-    // It may mark some again.
+    // Some pages may be marked again.
     process::eventually(|| stamp(&device, &area.all()).is_ok_and(|(_, absent)| absent == 0));
     Ok(())
 }
@@ -184,12 +184,12 @@ fn absent_secret() -> Outcome {
 }
 
 fn absent_closed_key() -> Outcome {
-    /// Neither reads nor writes.
+    /// Denies reads and writes.
     const PKEY_DISABLE_ACCESS: u64 = 1;
     let device = open_with(Features::STAMP)?;
     let area = Guarded::new(2)?;
     let before = stamp_of(&device, &area.all())?;
-    // SAFETY: The calls take no pointer but that of the test's own memory.
+    // SAFETY: The calls take no pointer except to the test's own memory.
     unsafe {
         let key = check(libc::syscall(libc::SYS_pkey_alloc, 0, PKEY_DISABLE_ACCESS));
         let key = match key {

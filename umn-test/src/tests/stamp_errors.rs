@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! STAMP: errors, in their order, and that nothing is written with them.
+//! STAMP: errors and their order; on errors nothing is written.
 
 use std::{
     ops::Range,
@@ -21,18 +21,18 @@ table! {
     stamp_number: "the number and layout of STAMP",
     stamp_not_granted: "without the feature STAMP gives ENOTTY, and the file does not count as used",
     stamp_in_another_process: "a child gets EPERM, before EFAULT and EINVAL; ENOTTY comes first",
-    stamp_of_the_dead: "after the opener's end STAMP fails",
-    stamp_by_threads: "threads and vfork children can ask for stamps",
+    stamp_of_the_dead: "STAMP fails after the opener's exit",
+    stamp_by_threads: "threads and vfork children may call STAMP",
     stamp_bad_pointer: "a bad or read-only argument gives EFAULT",
     stamp_invalid: "an end below the start, flags, or more than 16 GiB give EINVAL",
-    stamp_outputs_are_ignored: "stamp and absent may hold anything",
+    stamp_outputs_are_ignored: "stamp and absent may have any value on entry",
     stamp_uses_the_file: "EXCHANGE_FEATURES after STAMP gives EINVAL",
     stamp_short_is_not_interrupted: "ranges of up to 65,536 pages never give EINTR",
-    stamp_long_is_interrupted: "16 GiB give EINTR when a signal comes, and nothing is written",
+    stamp_long_is_interrupted: "16 GiB give EINTR if a signal arrives, and nothing is written",
     stamp_long_is_killed: "a process can be killed in the middle of 16 GiB",
 }
 
-/// The fields that a call writes, before it.
+/// The fields that a call writes, as set before it.
 const UNTOUCHED: (u64, u32) = (0x5a5a_5a5a_5a5a_5a5a, 0xa5a5_a5a5);
 
 fn argument(range: &Range<u64>, flags: u32) -> Stamp {
@@ -185,7 +185,7 @@ fn stamp_invalid() -> Outcome {
         fails(&device, &area.all(), flags, libc::EINVAL)?;
     }
     fails(&device, &(0..16 * G + 1), 0, libc::EINVAL)?;
-    // It has to be rounded at both ends.
+    // It must be rounded at both ends.
     fails(&device, &(PAGE - 1..16 * G + 1), 0, libc::EINVAL)?;
     fails(&device, &(0..u64::MAX), 0, libc::EINVAL)?;
     fails(&device, &(0..u64::MAX - PAGE), 0, libc::EINVAL)?;
@@ -201,9 +201,9 @@ fn stamp_outputs_are_ignored() -> Outcome {
     for (stamp, absent) in [(0, 0), UNTOUCHED, (u64::MAX, u32::MAX)] {
         let mut argument = argument(&area.all(), 0);
         (argument.stamp, argument.absent) = (stamp, absent);
-        let told = expect::success("STAMP", device.stamp_with(argument))?;
-        expect::same("absent", told.absent, 0)?;
-        seen.push(told.stamp);
+        let result = expect::success("STAMP", device.stamp_with(argument))?;
+        expect::same("absent", result.absent, 0)?;
+        seen.push(result.stamp);
     }
     seen.dedup();
     expect::same("different stamps", seen.len(), 1)
@@ -216,7 +216,7 @@ fn stamp_uses_the_file() -> Outcome {
     expect::error("EXCHANGE_FEATURES", again, libc::EINVAL)
 }
 
-/// Has this process get a signal every so often, for as long as `body` runs.
+/// Sends this process signals at an interval while `body` runs.
 fn signalled(every: Duration, body: impl FnOnce() -> Outcome) -> Outcome {
     process::catch_signal(libc::SIGALRM, 0)?;
     let set = |every: Duration| {
@@ -228,7 +228,7 @@ fn signalled(every: Duration, body: impl FnOnce() -> Outcome) -> Outcome {
             it_interval: time,
             it_value: time,
         };
-        // SAFETY: The timer is valid, and where the old one goes may be null.
+        // SAFETY: The timer is valid, and the pointer for the old one may be null.
         check(unsafe {
             libc::syscall(
                 libc::SYS_setitimer,
@@ -252,9 +252,9 @@ fn stamp_short_is_not_interrupted() -> Outcome {
         let end = Instant::now() + Duration::from_secs(2);
         let mut calls = 0u64;
         while Instant::now() < end {
-            let told = device.stamp_with(argument(&area.all(), 0));
-            let told = expect::success("STAMP of 65,536 pages", told)?;
-            expect::same("absent", u64::from(told.absent), MOST)?;
+            let result = device.stamp_with(argument(&area.all(), 0));
+            let result = expect::success("STAMP of 65,536 pages", result)?;
+            expect::same("absent", u64::from(result.absent), MOST)?;
             calls += 1;
         }
         expect::at_least("signals", process::caught().count as u64, 10)?;
@@ -262,7 +262,7 @@ fn stamp_short_is_not_interrupted() -> Outcome {
     })
 }
 
-/// A long range of which no page is there.
+/// A long range without any page.
 const LONG: Range<u64> = 1 << 40..(1 << 40) + (16 << 30);
 
 fn stamp_long_is_interrupted() -> Outcome {

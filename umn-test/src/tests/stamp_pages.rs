@@ -29,48 +29,48 @@ use crate::{
 
 table! {
     stamp_at_random: "random changes of 16 pages: stamps are equal if and only if the frames are",
-    stamp_of_one_page: "the stamp of a page tells its frame",
-    stamp_rounds: "the range is rounded outwards to pages, and an empty one is a page",
+    stamp_of_one_page: "the stamp of a page identifies its frame",
+    stamp_rounds: "the range is rounded outwards to pages, and an empty range is one page",
     stamp_of_swapped_pages: "the same frames in another order have another stamp",
     stamp_of_another_address: "the same frames at other addresses have another stamp",
     stamp_of_another_file: "another file has another key",
-    stamp_of_parts: "the stamp of a range is not made of those of its parts in a simple way",
-    stamp_leaves_all_alone: "needs no region, moves no counter, takes no event, maps no page",
-    stamp_after_protection: "protections that change and change back leave the stamp as it was",
-    stamp_after_fork: "fork leaves the stamp as it is, the first write after it changes it",
-    stamp_of_a_frame_that_comes_back: "a frame that was freed and comes back counts as the same",
+    stamp_of_parts: "the stamp of a range is not a simple combination of those of its parts",
+    stamp_leaves_all_alone: "STAMP needs no region, moves no counter, consumes no event, maps no page",
+    stamp_after_protection: "changing protections back and forth does not change the stamp",
+    stamp_after_fork: "fork does not change the stamp; the first write afterwards does",
+    stamp_of_a_frame_that_comes_back: "a frame that was freed and reused counts as the same",
     stamp_after_migration: "a page that moves to another node",
-    stamp_after_merge: "KSM merges a page, and a write takes it apart again",
-    stamp_after_swap: "a page that went to swap is absent, and has the stamp of its new frame after it",
-    stamp_after_split: "splitting a huge page leaves the stamp as it is",
+    stamp_after_merge: "KSM merges a page, and a write unshares it",
+    stamp_after_swap: "a swapped-out page is absent; afterwards its stamp is that of its new frame",
+    stamp_after_split: "splitting a huge page does not change the stamp",
     stamp_after_collapse: "collapsing pages gives them other frames, and another stamp",
     stamp_of_files: "pages of files, shared and private",
     stamp_of_hugetlb: "hugetlb pages, and parts of them",
     stamp_of_many: "a range of 100,000 pages: one of them changes the stamp",
 }
 
-/// A stamp of a range, and how many pages were absent.
+/// The stamp of a range, and the number of absent pages.
 pub(super) fn stamp(device: &Device, range: &Range<u64>) -> Outcome<(u64, u32)> {
     let asked = Stamp {
         start: range.start,
         end: range.end,
         ..Stamp::default()
     };
-    let told = expect::success("STAMP", device.stamp_with(asked))?;
-    let (stamp, absent) = (told.stamp, told.absent);
+    let result = expect::success("STAMP", device.stamp_with(asked))?;
+    let (stamp, absent) = (result.stamp, result.absent);
     let unchanged = Stamp {
         stamp,
         absent,
         ..asked
     };
-    expect::same("the other fields", told, unchanged)?;
+    expect::same("the other fields", result, unchanged)?;
     if absent > 0 {
         expect::same("a stamp with pages absent", stamp, 0)?;
     }
     Ok((stamp, absent))
 }
 
-/// The stamp of a range of which no page is absent.
+/// The stamp of a range without absent pages.
 #[track_caller]
 pub(super) fn stamp_of(device: &Device, range: &Range<u64>) -> Outcome<u64> {
     let (stamp, absent) = stamp(device, range)?;
@@ -78,7 +78,7 @@ pub(super) fn stamp_of(device: &Device, range: &Range<u64>) -> Outcome<u64> {
     Ok(stamp)
 }
 
-/// The page frames of a range, which must all be there.
+/// The page frames of a range whose pages are all present.
 fn frames(range: &Range<u64>) -> Outcome<Vec<u64>> {
     let states = mem::page_states(range)?;
     let frames: Vec<u64> = states.iter().map(|state| state.frame()).collect();
@@ -88,7 +88,7 @@ fn frames(range: &Range<u64>) -> Outcome<Vec<u64>> {
     Ok(frames)
 }
 
-/// Compares stamps of one range with its page frames.
+/// Compares the stamps of a range with its page frames.
 struct Oracle {
     device: Device,
     range: Range<u64>,
@@ -112,7 +112,7 @@ impl Oracle {
         let before = frames(&self.range)?;
         let stamp = stamp_of(&self.device, &self.range)?;
         if frames(&self.range)? != before {
-            // The kernel has moved a page meanwhile.
+            // The kernel has moved a page in the meantime.
             return Ok(stamp);
         }
         let known = *self.stamps.entry(before.clone()).or_insert(stamp);
@@ -136,7 +136,7 @@ fn stamp_at_random() -> Outcome {
         match random.u8(..10) {
             0 => mem::advise(&one, libc::MADV_DONTNEED)?,
             1 => mem::map_over(&one)?,
-            // Two pages change places.
+            // Swap two pages.
             2..5 if one != other => {
                 mem::map_over(&elsewhere)?;
                 mem::move_to(&one, &elsewhere)?;
@@ -247,7 +247,7 @@ fn stamp_of_parts() -> Outcome {
         second.wrapping_sub(first),
     ];
     let made = simple.contains(&both);
-    expect::same("whether it is made of its parts", made, false)
+    expect::same("a combination of its parts", made, false)
 }
 
 fn stamp_leaves_all_alone() -> Outcome {
@@ -258,7 +258,7 @@ fn stamp_leaves_all_alone() -> Outcome {
     expect::same("absent", stamp(&bench.device, &bench.area.all())?.1, 3)?;
     let present = mem::page_states(&bench.area.all())?;
     let present = present.iter().filter(|page| page.present()).count();
-    expect::same("pages that are there", present, 1)?;
+    expect::same("present pages", present, 1)?;
     bench.counts(0)?;
     bench.is_silent()?;
 
@@ -323,7 +323,7 @@ fn stamp_after_migration() -> Outcome {
     let node = other_node(page)?;
     for node in [node, home] {
         migrate(page, node, || {
-            // A page that is busy for the moment is no error.
+            // That a page is busy at the moment is not an error.
             let _ = move_page(0, page, Some(node));
             Ok(())
         })?;
@@ -341,7 +341,7 @@ fn stamp_after_migration() -> Outcome {
 fn stamp_after_merge() -> Outcome {
     let _settings = run_ksm()?;
     let (area, twin) = (Guarded::new(3)?, Guarded::new(1)?);
-    // Different content, as long as it is not to be merged.
+    // Different contents, so that they are not merged yet.
     let mut oracle = Oracle::new(area.all())?;
     let mut twins = Oracle::new(twin.all())?;
     let before = (oracle.check()?, twins.check()?);
@@ -370,7 +370,7 @@ fn stamp_after_swap() -> Outcome {
     oracle.check().map(drop)
 }
 
-/// A huge page, and what compares its stamps.
+/// A huge page, and an oracle for its stamps.
 fn huge_page() -> Outcome<(Bench, Range<u64>, Oracle)> {
     let (bench, place) = collapsible_on(open_with(Features::CAUSE)?)?;
     mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
@@ -403,7 +403,7 @@ fn stamp_after_split() -> Outcome {
 fn stamp_after_collapse() -> Outcome {
     let (_bench, place, mut oracle) = huge_page()?;
     let before = oracle.check()?;
-    // To collapse a huge page changes nothing.
+    // Collapsing a huge page changes nothing.
     mem::advise(&place, libc::MADV_COLLAPSE).or_skip("MADV_COLLAPSE")?;
     expect::same("stamp", oracle.check()?, before)
 }
@@ -413,7 +413,7 @@ fn stamp_of_files() -> Outcome {
     let shared = Guarded::of_file(&file, 3)?;
     let mut oracle = Oracle::new(shared.all())?;
     let before = oracle.check()?;
-    // Other mappings of the file, and what is done to them, do not matter.
+    // Other mappings of the file, and changes to them, do not matter.
     let other = Guarded::of_file(&file, 3)?;
     mem::advise(&other.all(), libc::MADV_DONTNEED)?;
     mem::advise(&shared.page(1), libc::MADV_DONTNEED)?;
@@ -438,7 +438,7 @@ fn stamp_of_hugetlb() -> Outcome {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let at = match mem::map(None, HUGE, access, flags, None) {
         Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
-            return Err(Failure::Skipped("no hugetlb page to be had".into()));
+            return Err(Failure::Skipped("no hugetlb page available".into()));
         }
         result => result?,
     };
@@ -463,7 +463,7 @@ fn stamp_of_many() -> Outcome {
         let frame = frames(&area.page(page))?;
         mem::advise(&area.page(page), libc::MADV_DONTNEED)?;
         expect::same("absent", stamp(&device, &area.all())?, (0, 1))?;
-        // This takes the freed frame, so that the page does not get it again.
+        // This allocates the freed frame, so that the page does not get it again.
         Guarded::new(1)?;
         mem::write_byte(area.page(page).start, 1);
         if frames(&area.page(page))? != frame {
