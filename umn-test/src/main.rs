@@ -21,6 +21,7 @@ mod model;
 mod module;
 mod process;
 mod report;
+mod signals;
 mod system;
 mod tests;
 mod userfault;

@@ -14,6 +14,7 @@ mod latency;
 mod memory;
 mod plot;
 mod processors;
+mod table;
 mod userfault;
 
 use std::{

@@ -30,9 +30,11 @@ use crate::{
     device::check,
     expect::Outcome,
     process::{
-        catch_signal,
         drop_privilege,
-        set_limit,
+        set_limit, //
+    },
+    signals::{
+        catch_signal,
         signal_thread, //
     },
     system::Cgroup,

@@ -784,7 +784,7 @@ fn failing_memory(advice: i32) -> Outcome {
 
 fn cause_poisoned() -> Outcome {
     // The process is told of what it asked for.
-    process::catch_signal(libc::SIGBUS, 0)?;
+    signals::catch_signal(libc::SIGBUS, 0)?;
     failing_memory(libc::MADV_HWPOISON)
 }
 
@@ -836,7 +836,7 @@ fn cause_unwatched() -> Outcome {
     mem::protect(&other.page(4), libc::PROT_NONE)?;
     mem::advise(&other.page(5), libc::MADV_DONTNEED)?;
     mem::advise(&other.page(6), libc::MADV_FREE)?;
-    let signal = process::caught();
+    let signal = signals::caught();
     expect::same("signals", signal.count, 0)?;
     bench.counts(0)?;
     bench.is_silent()

@@ -88,7 +88,7 @@ fn ignored_by_all() -> Outcome {
 }
 
 fn ignored_wakes_nobody() -> Outcome {
-    process::catch_signal(libc::SIGIO, 0)?;
+    signals::catch_signal(libc::SIGIO, 0)?;
     each(|_, raise| {
         let bench = bench(2)?;
         watch(&bench, 1, &bench.area.all(), Causes::SAME_PAGES)?;
@@ -99,14 +99,14 @@ fn ignored_wakes_nobody() -> Outcome {
             let flags = check(libc::fcntl(fd, libc::F_GETFL))?;
             check(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_ASYNC))?;
         }
-        let before = process::caught().count;
+        let before = signals::caught().count;
         raise(&bench.area.all())?;
         let seen = bench.device.poll(libc::POLLIN, Duration::ZERO)?;
         expect::same("poll", seen, 0)?;
-        expect::same("signals", process::caught().count, before)?;
+        expect::same("signals", signals::caught().count, before)?;
         // Nor does it use up the single notification.
         bench.hit(0)?;
-        expect::same("signals after a hit", process::caught().count, before + 1)
+        expect::same("signals after a hit", signals::caught().count, before + 1)
     })
 }
 

@@ -594,7 +594,7 @@ fn faults_poll() -> Outcome {
 
 fn faults_async() -> Outcome {
     let faults = Faults::new()?;
-    process::catch_signal(libc::SIGIO, libc::SA_RESTART)?;
+    signals::catch_signal(libc::SIGIO, libc::SA_RESTART)?;
     // SAFETY: The call takes no pointer.
     let myself = unsafe { libc::getpid() };
     let fcntl = |bench: &Bench, command, argument: i32| {
@@ -617,9 +617,9 @@ fn faults_async() -> Outcome {
         let attempt = faults.inject(nth, || fcntl(&bench, libc::F_SETFL, flags))?;
         let hit = attempt.hit;
         let asked = attempt.may_fail("O_ASYNC", NO_MEMORY)?.is_some();
-        let before = process::caught().count;
+        let before = signals::caught().count;
         bench.hit(0)?;
-        let signals = process::caught().count - before;
+        let signals = signals::caught().count - before;
         expect::same("signals", signals, i32::from(asked))?;
         bench.reads(&[expect::inval(1, &bench.area.all()), last(1)])?;
         Ok(hit)

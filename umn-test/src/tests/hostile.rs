@@ -436,15 +436,15 @@ fn hostile_open_ends() -> Outcome {
         let each = timed(|| open_one(0))?;
         let possible = (TIME.as_nanos() / each.as_nanos().max(1)) as u64;
         let opens = harness::rounds(possible.clamp(10, OPENS));
-        process::catch_signal(libc::SIGALRM, libc::SA_RESTART)?;
+        signals::catch_signal(libc::SIGALRM, libc::SA_RESTART)?;
         set_timer(Duration::from_millis(1))?;
         for number in 1..=opens {
             open_one(number)?;
         }
         set_timer(Duration::ZERO)?;
-        expect::at_least("signals", process::caught().count as u64, opens / 10)?;
+        expect::at_least("signals", signals::caught().count as u64, opens / 10)?;
         line.tell_number(opens)?;
-        line.tell_number(process::caught().count as u64)?;
+        line.tell_number(signals::caught().count as u64)?;
         Ok(())
     })?;
     if !process::wait_for_exit(child.pid(), MOST)? {
@@ -640,7 +640,7 @@ fn hostile_read_heeds_signals() -> Outcome {
     let count = many()?;
     as_ordinary_user(UNLIMITED, |line| {
         let crowd = Crowd::new(Layout::Overlapping, count)?;
-        process::catch_signal(libc::SIGALRM, 0)?;
+        signals::catch_signal(libc::SIGALRM, 0)?;
         let mut shorter = 0;
         for round in 1..=2 {
             crowd.hit()?;

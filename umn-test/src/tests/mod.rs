@@ -30,6 +30,7 @@ mod poll;
 mod races;
 mod read;
 mod regions;
+mod sigio;
 mod stamp_absent;
 mod stamp_errors;
 mod stamp_pages;
@@ -88,6 +89,7 @@ mod prelude {
             Child,
             Tid, //
         },
+        signals,
         system::{
             Cgroup,
             Setting, //
@@ -116,6 +118,7 @@ pub fn all() -> Vec<Test> {
         counter::TESTS,
         read::TESTS,
         poll::TESTS,
+        sigio::TESTS,
         mmap::TESTS,
         fork::TESTS,
         causes::TESTS,

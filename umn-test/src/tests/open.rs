@@ -99,7 +99,7 @@ fn open_as_ordinary_user() -> Outcome {
 
 fn open_interrupted() -> Outcome {
     open()?;
-    process::catch_signal(libc::SIGUSR1, 0)?;
+    signals::catch_signal(libc::SIGUSR1, 0)?;
     // While the kernel waits for the file name, the system call cannot fail yet.
     let path = Absent::new()?;
     let tid = Tid::default();
@@ -110,13 +110,13 @@ fn open_interrupted() -> Outcome {
             check(unsafe { libc::open(path.pointer().cast(), libc::O_RDONLY) })
         });
         path.is_awaited()?;
-        expect::same("signals before", process::caught().count, 0)?;
-        process::signal_thread(tid.get(), libc::SIGUSR1)?;
+        expect::same("signals before", signals::caught().count, 0)?;
+        signals::signal_thread(tid.get(), libc::SIGUSR1)?;
         path.provide(device::PATH.as_bytes())?;
         Ok(opener.join().expect("the opener does not panic"))
     })?;
     expect::success("open", opened)?;
-    expect::same("signals", process::caught().count, 1)
+    expect::same("signals", signals::caught().count, 1)
 }
 
 #[cfg(not(target_pointer_width = "64"))]
@@ -147,13 +147,13 @@ fn open_by_io_uring() -> Outcome {
     let path = CString::new(device::PATH).map_err(io::Error::from)?;
     let bench = Bench::new(1)?;
     let page = bench.area.all();
-    process::catch_signal(libc::SIGUSR1, libc::SA_RESTART)?;
+    signals::catch_signal(libc::SIGUSR1, libc::SA_RESTART)?;
     let (tid, done) = (Tid::default(), AtomicBool::new(false));
     tid.set();
     thread::scope(|scope| {
         let interrupter = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                process::signal_thread(tid.get(), libc::SIGUSR1)?;
+                signals::signal_thread(tid.get(), libc::SIGUSR1)?;
                 thread::sleep(Duration::from_micros(50));
             }
             io::Result::Ok(())
@@ -195,7 +195,7 @@ fn open_by_io_uring() -> Outcome {
         interrupter.join().expect("the thread does not panic")?;
         outcome
     })?;
-    expect::at_least("signals", process::caught().count as u64, 100)
+    expect::at_least("signals", signals::caught().count as u64, 100)
 }
 
 fn open_many_files() -> Outcome {

@@ -107,7 +107,7 @@ fn read_wakes_for_last() -> Outcome {
 fn read_interrupted() -> Outcome {
     let bench = Bench::blocking(1)?;
     bench.watch_pages()?;
-    process::catch_signal(libc::SIGUSR1, 0)?;
+    signals::catch_signal(libc::SIGUSR1, 0)?;
     let tid = Tid::default();
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
@@ -115,7 +115,7 @@ fn read_interrupted() -> Outcome {
             bench.device.read_events(2)
         });
         tid.asleep_in(libc::SYS_read)?;
-        process::signal_thread(tid.get(), libc::SIGUSR1)?;
+        signals::signal_thread(tid.get(), libc::SIGUSR1)?;
         let result = reader.join().expect("the reader does not panic");
         expect::error("the interrupted read", result, libc::EINTR)
     })?;
@@ -126,7 +126,7 @@ fn read_interrupted() -> Outcome {
 fn read_restarted() -> Outcome {
     let bench = Bench::blocking(1)?;
     bench.watch_pages()?;
-    process::catch_signal(libc::SIGUSR1, libc::SA_RESTART)?;
+    signals::catch_signal(libc::SIGUSR1, libc::SA_RESTART)?;
     let tid = Tid::default();
     let events = thread::scope(|scope| -> Outcome<_> {
         let reader = scope.spawn(|| {
@@ -135,9 +135,9 @@ fn read_restarted() -> Outcome {
         });
         for count in 1..=3 {
             tid.asleep_in(libc::SYS_read)?;
-            process::signal_thread(tid.get(), libc::SIGUSR1)?;
-            process::eventually(|| process::caught().count == count);
-            expect::same("signals", process::caught().count, count)?;
+            signals::signal_thread(tid.get(), libc::SIGUSR1)?;
+            process::eventually(|| signals::caught().count == count);
+            expect::same("signals", signals::caught().count, count)?;
         }
         tid.asleep_in(libc::SYS_read)?;
         bench.hit(0)?;

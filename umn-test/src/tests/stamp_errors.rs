@@ -218,7 +218,7 @@ fn stamp_uses_the_file() -> Outcome {
 
 /// Sends this process signals at an interval while `body` runs.
 fn signalled(every: Duration, body: impl FnOnce() -> Outcome) -> Outcome {
-    process::catch_signal(libc::SIGALRM, 0)?;
+    signals::catch_signal(libc::SIGALRM, 0)?;
     let set = |every: Duration| {
         let time = libc::timeval {
             tv_sec: 0,
@@ -257,7 +257,7 @@ fn stamp_short_is_not_interrupted() -> Outcome {
             expect::same("absent", u64::from(result.absent), MOST)?;
             calls += 1;
         }
-        expect::at_least("signals", process::caught().count as u64, 10)?;
+        expect::at_least("signals", signals::caught().count as u64, 10)?;
         expect::at_least("calls", calls, 2)
     })
 }
