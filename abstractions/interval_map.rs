@@ -64,6 +64,12 @@ impl Class {
         Self(number & (CLASSES - 1) as u8)
     }
 
+    /// Returns an index below [`CLASSES`], without a check that the compiler would add.
+    #[inline]
+    const fn index(self) -> usize {
+        self.0 as usize % CLASSES
+    }
+
     /// Returns the number of the class.
     #[inline]
     pub(crate) const fn number(self) -> u8 {
@@ -190,14 +196,6 @@ struct Walk {
     left: Classes,
 }
 
-impl Walk {
-    /// Returns whether all nodes were visited.
-    #[inline]
-    fn is_over(&self) -> bool {
-        self.next.is_none() && self.left == Classes::NONE
-    }
-}
-
 /// A map whose entries are found by a unique key, or by an interval.
 ///
 /// Intervals may overlap and may be equal. Any entry may also be in a first-in, first-out queue.
@@ -299,7 +297,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
                     _node: CacheBox::from_raw(node),
                 });
             }
-            self.by_interval[usize::from(class.0)].insert(Node::interval_of(node));
+            self.by_interval[class.index()].insert(Node::interval_of(node));
         }
         self.populated.insert(class);
         self.len += 1;
@@ -339,7 +337,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
     unsafe fn take_out(&mut self, node: NonNull<Node<K, T>>) {
         // SAFETY: By the safety requirement and the type invariants, here and below.
         let (interval, class) = unsafe { (Node::interval_of(node), (*node.as_ptr()).class) };
-        let tree = &mut self.by_interval[usize::from(class.0)];
+        let tree = &mut self.by_interval[class.index()];
         if self.walk.next == Some(interval) {
             let Walk { start, last, .. } = self.walk;
             // SAFETY: As above; `walk.next` was found for this interval.
@@ -408,30 +406,61 @@ impl<K: Ord, T> IntervalMap<K, T> {
         core::mem::replace(self, empty)
     }
 
-    /// Returns whether an entry of one of these classes overlaps `start ..= last`.
+    /// Returns whether an entry of this class overlaps `start ..= last`.
     #[inline]
-    pub(crate) fn has_overlap(&mut self, classes: Classes, start: usize, last: usize) -> bool {
+    pub(crate) fn has_overlap(&mut self, class: Class, start: usize, last: usize) -> bool {
+        let tree = &mut self.by_interval[class.index()];
+        tree.first_overlap(start, last).is_some()
+    }
+
+    /// The same, of one of these classes.
+    pub(crate) fn has_overlap_in(&mut self, classes: Classes, start: usize, last: usize) -> bool {
         let mut left = classes.and(self.populated);
         while let Some(class) = left.pop() {
-            let tree = &mut self.by_interval[usize::from(class.0)];
-            if tree.first_overlap(start, last).is_some() {
+            if self.has_overlap(class, start, last) {
                 return true;
             }
         }
         false
     }
 
-    /// Begins a walk over the entries of these classes that overlap `start ..= last`: calls `visit`
+    /// Begins a walk over the entries of this class that overlap `start ..= last`: calls `visit`
     /// for up to `most` of them.
     ///
     /// Returns whether these were all. If not, [`Self::go_on`] visits the next ones. An earlier
     /// walk is abandoned.
     ///
     /// Entries may be inserted and removed during a walk. Each entry that is present all the time
-    /// is visited exactly once, class by class, in the order of starts. Costs O(log n) for each
-    /// entry and each class.
+    /// is visited exactly once, in the order of starts. Costs O(log n) for each entry, and O(log n)
+    /// if there is none.
     #[inline]
     pub(crate) fn walk(
+        &mut self,
+        class: Class,
+        start: usize,
+        last: usize,
+        most: usize,
+        visit: impl FnMut(Entry<'_, K, T>),
+    ) -> bool {
+        let next = self.by_interval[class.index()].first_overlap(start, last);
+        // SAFETY: The node was found for this interval.
+        let (next, _) = unsafe { self.visit(next, start, last, most, visit) };
+        if next.is_none() {
+            return true;
+        }
+        let left = Classes::NONE;
+        // INVARIANT: The node was found for this interval.
+        self.walk = Walk {
+            next,
+            start,
+            last,
+            left,
+        };
+        false
+    }
+
+    /// The same for the entries of several classes, one class after the other.
+    pub(crate) fn walk_in(
         &mut self,
         classes: Classes,
         start: usize,
@@ -439,69 +468,75 @@ impl<K: Ord, T> IntervalMap<K, T> {
         most: usize,
         visit: impl FnMut(Entry<'_, K, T>),
     ) -> bool {
-        let walk = Walk {
+        // INVARIANT: There is no node yet.
+        self.walk = Walk {
             next: None,
             start,
             last,
             left: classes.and(self.populated),
         };
-        // SAFETY: There is no node yet.
-        let walk = unsafe { self.visit(walk, most, visit) };
-        if walk.is_over() {
-            return true;
-        }
-        // INVARIANT: The node was found for this interval.
-        self.walk = walk;
-        false
+        self.go_on(most, visit)
     }
 
     /// Calls `visit` for up to `most` further entries of the walk; returns whether these were the
     /// last.
-    pub(crate) fn go_on(&mut self, most: usize, visit: impl FnMut(Entry<'_, K, T>)) -> bool {
-        // INVARIANT, SAFETY: The node was found for this interval, by the type invariants.
-        self.walk = unsafe { self.visit(self.walk, most, visit) };
-        self.walk.is_over()
+    pub(crate) fn go_on(
+        &mut self,
+        mut most: usize,
+        mut visit: impl FnMut(Entry<'_, K, T>),
+    ) -> bool {
+        loop {
+            let Walk {
+                next, start, last, ..
+            } = self.walk;
+            // SAFETY: The node was found for this interval, by the type invariants.
+            let (next, left) = unsafe { self.visit(next, start, last, most, &mut visit) };
+            // INVARIANT: So was this one.
+            self.walk.next = next;
+            if next.is_some() {
+                return false;
+            }
+            most = left;
+            let Some(class) = self.walk.left.pop() else {
+                return true;
+            };
+            // INVARIANT: The node is found for this interval.
+            self.walk.next = self.by_interval[class.index()].first_overlap(start, last);
+        }
     }
 
-    /// Visits up to `most` nodes from the position `walk` on, and returns the position after them.
+    /// Visits up to `most` nodes of a class beginning with `next`. Returns the node after them, and
+    /// how many it has left out.
     ///
     /// # Safety
     ///
-    /// If `walk` has a next node, it must be in the tree of its class, and have been found for the
-    /// interval of `walk`.
+    /// `next` must be in a tree of this map, and have been found for `start ..= last`.
     #[inline(always)]
     unsafe fn visit(
         &mut self,
-        mut walk: Walk,
+        mut next: Option<NonNull<IntervalNode>>,
+        start: usize,
+        last: usize,
         most: usize,
         mut visit: impl FnMut(Entry<'_, K, T>),
-    ) -> Walk {
-        let Walk { start, last, .. } = walk;
-        let mut room = most;
-        loop {
-            while let Some(interval) = walk.next {
-                if room == 0 {
-                    return walk;
-                }
-                room -= 1;
-                // SAFETY: By the type invariants, each node in `by_interval` is the field of a
-                // `Node`.
-                let node = unsafe { container_of!(interval.as_ptr(), Node<K, T>, interval) };
-                visit(Entry {
-                    // SAFETY: The pointer was derived from one that is not null.
-                    node: unsafe { NonNull::new_unchecked(node) },
-                    queue: &mut self.queue,
-                    _value: PhantomData,
-                });
-                // SAFETY: The node was found for the same interval, and is still in its tree: an
-                // `Entry` cannot remove it.
-                walk.next = unsafe { IntervalTree::next_overlap(interval, start, last) };
-            }
-            let Some(class) = walk.left.pop() else {
-                return walk;
+    ) -> (Option<NonNull<IntervalNode>>, usize) {
+        for visited in 0..most {
+            let Some(interval) = next else {
+                return (None, most - visited);
             };
-            walk.next = self.by_interval[usize::from(class.0)].first_overlap(start, last);
+            // SAFETY: By the type invariants, each node in `by_interval` is the field of a `Node`.
+            let node = unsafe { container_of!(interval.as_ptr(), Node<K, T>, interval) };
+            visit(Entry {
+                // SAFETY: The pointer was derived from one that is not null.
+                node: unsafe { NonNull::new_unchecked(node) },
+                queue: &mut self.queue,
+                _value: PhantomData,
+            });
+            // SAFETY: The node was found for the same interval, and is still in its tree: an
+            // `Entry` cannot remove it.
+            next = unsafe { IntervalTree::next_overlap(interval, start, last) };
         }
+        (next, 0)
     }
 
     /// Returns the number of queued entries.
@@ -873,7 +908,7 @@ mod tests {
             } = self;
             queue.reserve(list.len(), GFP_KERNEL)?;
             let (mut found, mut previous, mut right) = (0, (0, 0), true);
-            let overlaps = map.has_overlap(classes, start, last);
+            let overlaps = map.has_overlap_in(classes, start, last);
             let mut visit = |mut entry: Entry<'_, u64, u64>| {
                 let key = !*entry.value();
                 right &= list.iter().any(|listed| {
@@ -895,7 +930,7 @@ mod tests {
                 }
                 found += 1;
             };
-            let mut is_done = map.walk(classes, start, last, most, &mut visit);
+            let mut is_done = map.walk_in(classes, start, last, most, &mut visit);
             while !is_done {
                 is_done = map.go_on(most, &mut visit);
             }
@@ -1024,7 +1059,7 @@ mod tests {
         }
         let mut visited = 0;
         let mut visit = |mut entry: Entry<'_, u64, u64>| visited |= 1 << !*entry.value();
-        assert!(!compared.map.walk(Classes::ALL, 50, 60, 3, &mut visit));
+        assert!(!compared.map.walk(Class::new(0), 50, 60, 3, &mut visit));
         // An entry that was visited, the next one, the one after that, and the last one.
         for key in [1, 3, 4, 9] {
             assert!(compared.remove(key));
@@ -1048,13 +1083,13 @@ mod tests {
         }
         let mut visited = 0;
         let mut visit = |mut entry: Entry<'_, u64, u64>| visited |= 1 << !*entry.value();
-        assert!(!compared.map.walk(Classes::ALL, 0, 9, 1, &mut visit));
+        assert!(!compared.map.walk_in(Classes::ALL, 0, 9, 1, &mut visit));
         // The next one, which is the last of its class.
         assert!(compared.remove(1));
         assert!(!compared.map.go_on(1, &mut visit));
         assert!(compared.map.go_on(1, &mut visit));
         // A class that is empty by then.
-        assert!(!compared.map.walk(Classes::ALL, 0, 9, 0, &mut visit));
+        assert!(!compared.map.walk_in(Classes::ALL, 0, 9, 0, &mut visit));
         assert!(compared.remove(2) && compared.remove(3) && compared.remove(0));
         assert!(compared.map.go_on(0, &mut visit));
         assert_eq!(visited, 0b1101);

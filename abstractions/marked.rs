@@ -21,8 +21,6 @@ pub(crate) unsafe trait Word: Copy {}
 
 // SAFETY: It is primitive and one byte wide.
 unsafe impl Word for bool {}
-// SAFETY: It is primitive and a byte wide.
-unsafe impl Word for u8 {}
 // SAFETY: It is primitive and half a machine word wide.
 unsafe impl Word for u32 {}
 // SAFETY: It is primitive and a machine word wide.

@@ -22,24 +22,36 @@ use kernel::{
 };
 
 /// What changes the mappings of a [`Range`]: `enum mmu_notifier_event`.
+///
+/// The kernel may get others than these.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Event {
+pub(crate) struct Event(bindings::mmu_notifier_event);
+
+impl Event {
     /// The addresses are unmapped, or their mappings moved.
-    Unmap,
+    pub(crate) const UNMAP: Self = Self(bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP);
     /// Page table entries are cleared, for another reason than the others.
-    Clear,
+    pub(crate) const CLEAR: Self = Self(bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR);
     /// The protection of whole areas changes.
-    ProtectionArea,
+    pub(crate) const PROTECTION_AREA: Self =
+        Self(bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_VMA);
     /// The protection of pages changes.
-    ProtectionPage,
+    pub(crate) const PROTECTION_PAGE: Self =
+        Self(bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_PAGE);
     /// Page table entries are marked as not written to.
-    SoftDirty,
+    pub(crate) const SOFT_DIRTY: Self = Self(bindings::mmu_notifier_event_MMU_NOTIFY_SOFT_DIRTY);
+    /// The address space goes away. Not used for a [`Range`] today.
+    pub(crate) const RELEASE: Self = Self(bindings::mmu_notifier_event_MMU_NOTIFY_RELEASE);
     /// Pages are moved to or from a device.
-    Migrate,
+    pub(crate) const MIGRATE: Self = Self(bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE);
     /// Pages are made exclusive to a device.
-    Exclusive,
-    /// Something that was added to the kernel later, or is not used for ranges.
-    Other,
+    pub(crate) const EXCLUSIVE: Self = Self(bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE);
+
+    /// Returns its number.
+    #[inline]
+    pub(crate) const fn number(self) -> u32 {
+        self.0
+    }
 }
 
 /// A range of addresses whose mappings are being changed.
@@ -89,16 +101,7 @@ impl Range {
     #[inline]
     pub(crate) fn event(&self) -> Event {
         // SAFETY: By the type invariant.
-        match unsafe { (*self.0.get()).event } {
-            bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP => Event::Unmap,
-            bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR => Event::Clear,
-            bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_VMA => Event::ProtectionArea,
-            bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_PAGE => Event::ProtectionPage,
-            bindings::mmu_notifier_event_MMU_NOTIFY_SOFT_DIRTY => Event::SoftDirty,
-            bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE => Event::Migrate,
-            bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE => Event::Exclusive,
-            _ => Event::Other,
-        }
+        Event(unsafe { (*self.0.get()).event })
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
             Class,
             Classes, //
         },
-        mmu_notifier, //
+        mmu_notifier::Event, //
     },
     uapi::{
         UMMUNOTIFY_CAUSES_SAME_PAGES,
@@ -49,18 +49,9 @@ impl Causes {
     }
 
     /// Returns the cause of what the kernel says it does.
-    #[inline]
-    pub(super) fn of(event: mmu_notifier::Event) -> Self {
-        use mmu_notifier::Event;
-        Self::new(match event {
-            Event::Unmap => UMMUNOTIFY_CAUSE_UNMAP,
-            Event::Clear => UMMUNOTIFY_CAUSE_CLEAR,
-            Event::ProtectionArea => UMMUNOTIFY_CAUSE_PROTECT_AREA,
-            Event::ProtectionPage => UMMUNOTIFY_CAUSE_PROTECT_PAGES,
-            Event::SoftDirty => UMMUNOTIFY_CAUSE_SOFT_DIRTY,
-            Event::Migrate | Event::Exclusive => UMMUNOTIFY_CAUSE_DEVICE,
-            Event::Other => UMMUNOTIFY_CAUSE_OTHER,
-        })
+    pub(super) fn of(event: Event) -> Self {
+        let known = EVENTS.iter().find(|(known, _)| *known == event);
+        known.map_or(OTHER, |(_, cause)| Self::new(*cause))
     }
 
     /// Returns the causes, as they are in the flags of an event.
@@ -115,6 +106,63 @@ impl Causes {
     }
 }
 
+/// What is not known to the driver.
+const OTHER: Causes = Causes::new(UMMUNOTIFY_CAUSE_OTHER);
+
+/// What the kernel can say that it does, and the cause that this is for user space.
+const EVENTS: [(Event, u32); 8] = [
+    (Event::UNMAP, UMMUNOTIFY_CAUSE_UNMAP),
+    (Event::CLEAR, UMMUNOTIFY_CAUSE_CLEAR),
+    (Event::PROTECTION_AREA, UMMUNOTIFY_CAUSE_PROTECT_AREA),
+    (Event::PROTECTION_PAGE, UMMUNOTIFY_CAUSE_PROTECT_PAGES),
+    (Event::SOFT_DIRTY, UMMUNOTIFY_CAUSE_SOFT_DIRTY),
+    (Event::RELEASE, UMMUNOTIFY_CAUSE_OTHER),
+    (Event::MIGRATE, UMMUNOTIFY_CAUSE_DEVICE),
+    (Event::EXCLUSIVE, UMMUNOTIFY_CAUSE_DEVICE),
+];
+
+/// A set of events. Those that the driver does not know are in it, unless it is empty.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Events(usize);
+
+impl Events {
+    /// No event.
+    pub(super) const NONE: Self = Self(0);
+
+    /// Returns the events that regions of at least one of `classes` heed.
+    pub(super) fn heeded_by(classes: Classes) -> Self {
+        if classes == Classes::NONE {
+            return Self::NONE;
+        }
+        let mut events = usize::MAX;
+        for (event, cause) in EVENTS {
+            if Causes::new(cause).heeding().bits() & classes.bits() == 0 {
+                events &= !(1 << event.number());
+            }
+        }
+        Self(events)
+    }
+
+    /// Creates the set from what [`Self::bits`] returns.
+    #[inline]
+    pub(super) const fn from_bits(bits: usize) -> Self {
+        Self(bits)
+    }
+
+    /// Returns the set as bits.
+    #[inline]
+    pub(super) const fn bits(self) -> usize {
+        self.0
+    }
+
+    /// Returns whether the event is in the set.
+    #[inline]
+    pub(super) const fn contains(self, event: Event) -> bool {
+        // The kernel has eight of them, so no two are the same bit.
+        self.0.wrapping_shr(event.number()) & 1 != 0
+    }
+}
+
 /// Returns the class of regions that ignore these causes, or `None` if there is one among them that
 /// cannot be ignored, or a bit that is not a cause.
 #[inline]
@@ -144,6 +192,36 @@ mod tests {
         for bit in (0..32).filter(|bit| ![2, 3, 4].contains(bit)) {
             assert!(class_ignoring(1 << bit).is_none());
             assert!(class_ignoring(UMMUNOTIFY_CAUSES_SAME_PAGES | 1 << bit).is_none());
+        }
+    }
+
+    #[test]
+    fn events_have_one_cause() {
+        for (event, cause) in [
+            (Event::UNMAP, 1 << 0),
+            (Event::CLEAR, 1 << 1),
+            (Event::PROTECTION_AREA, 1 << 2),
+            (Event::PROTECTION_PAGE, 1 << 3),
+            (Event::SOFT_DIRTY, 1 << 4),
+            (Event::MIGRATE, 1 << 5),
+            (Event::EXCLUSIVE, 1 << 5),
+        ] {
+            assert_eq!(Causes::of(event).0, cause);
+        }
+        assert!(Causes::of(Event::RELEASE) == OTHER);
+    }
+
+    #[test]
+    fn events_are_heeded_by_what_heeds_their_causes() {
+        for classes in 0..=u8::MAX {
+            let classes = Classes::from_bits(classes);
+            let events = Events::heeded_by(classes);
+            for (event, cause) in EVENTS {
+                let is_heeded = Causes::new(cause).heeding().bits() & classes.bits() != 0;
+                assert_eq!(events.contains(event), is_heeded);
+            }
+            let is_any = classes != Classes::NONE;
+            assert_eq!(events.contains(Event::RELEASE), is_any);
         }
     }
 

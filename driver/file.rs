@@ -110,6 +110,7 @@ use crate::{
             smp_rmb, //
         },
         destination::Destination,
+        interval_map::Classes,
         marked::Marked,
         mmu_notifier::{
             Event,
@@ -478,7 +479,7 @@ impl WatchFile {
 
     #[inline(never)]
     fn hit(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
-        let causes = Causes::of(range.event());
+        let causes = || Causes::of(range.event());
         Self::invalidate(this, |regions| {
             regions.hit(range.start(), range.last(), causes)
         });
@@ -486,7 +487,7 @@ impl WatchFile {
 
     #[inline(never)]
     fn hit_again(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
-        let causes = Causes::of(range.event());
+        let causes = || Causes::of(range.event());
         Self::invalidate(this, |regions| {
             let hit = regions.hit_again(range.start(), range.last(), causes);
             this.gate.forget_rearmed();
@@ -514,7 +515,7 @@ impl WatchFile {
     #[cold]
     #[inline(never)]
     fn end_endless(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
-        let causes = Causes::of(range.event());
+        let causes = || Causes::of(range.event());
         Self::invalidate(this, |regions| {
             regions.hit_again(range.start(), range.last(), causes)
         });
@@ -711,7 +712,7 @@ impl CharFile for WatchFile {
         state.dead = true;
         let is_large = state.regions.len() > FEW;
         let old = state.regions.take();
-        this.gate.close();
+        this.gate.narrow(Classes::NONE);
         // Whoever has registered them frees them. Others, and tasks that exit, do not wait for it.
         if is_large && !this.is_ours() {
             state.old = Some(old);
@@ -834,21 +835,20 @@ impl CharFile for WatchFile {
 impl MmuNotifier for OpenFile<WatchFile> {
     #[inline]
     fn invalidate_range_start(this: ArcBorrow<'_, Self>, range: &Range) {
-        if range.start() == 0 && range.event() == Event::ProtectionArea {
+        let event = || range.event();
+        if range.start() == 0 && range.event() == Event::PROTECTION_AREA {
             WatchFile::start_endless(this, range);
-        } else if this
-            .gate
-            .start(range.start(), range.end(), Causes::of(range.event()))
-        {
+        } else if this.gate.start(range.start(), range.end(), event) {
             WatchFile::hit(this, range);
         }
     }
 
     #[inline]
     fn invalidate_range_end(this: ArcBorrow<'_, Self>, range: &Range) {
-        if range.start() == 0 && range.event() == Event::ProtectionArea {
+        let event = || range.event();
+        if range.start() == 0 && range.event() == Event::PROTECTION_AREA {
             WatchFile::end_endless(this, range);
-        } else if this.gate.finish(Causes::of(range.event())) {
+        } else if this.gate.finish(event) {
             WatchFile::hit_again(this, range);
         }
     }

@@ -13,7 +13,7 @@
 //! One word holds the number of changes in flight and a bit, [`REARMED`]. So all writes to the two
 //! are ordered, and each sees those before it. The bit is written with the lock held.
 //!
-//! - At the start: [`Gate::start`] writes the word and then reads `first`, `last` and `classes`.
+//! - At the start: [`Gate::start`] writes the word and then reads `first`, `last` and `events`.
 //!   Registering writes these ([`Gate::widen`]) and then reads the word ([`Gate::note_rearmed`]).
 //!   Both access the word with a full barrier, so at least one sees what the other wrote. Either
 //!   the start takes the lock and finds the region, or the region counts as rearmed and the end of
@@ -22,10 +22,10 @@
 //!   while the change is in flight writes the word, too, and the client looks at the page tables
 //!   after that. If rearming comes first, the end sees the bit and looks at the regions. If the end
 //!   comes first, rearming acquires the word from it, and the client finds the new page.
-//! - If the end sees the bit, it reads `classes` after that. A region that was registered before
-//!   the end, in the order of the word, was added to `classes` before that. So if no class heeds
-//!   the cause, no region does that the client could have looked up too early, and the bit is left
-//!   to the end of another change.
+//! - If the end sees the bit, it reads `events` after that. A region that was registered before the
+//!   end, in the order of the word, had its events added before. So if the event of the change is
+//!   not among them, no region heeds it, but those whose pages are looked up after the end. The bit
+//!   is left to the end of another change.
 //! - If the bit is set already, rearming leaves the word alone. Changes in flight find it when they
 //!   end, or have found it and wait for the lock, which the rearming task holds.
 //! - After the end: rearming finds no change in flight, leaves the word alone, and the client finds
@@ -40,10 +40,11 @@ use kernel::sync::atomic::{
 
 use crate::abstractions::{
     interval_map::Classes,
-    marked::Marked, //
+    marked::Marked,
+    mmu_notifier::Event, //
 };
 
-use super::cause::Causes;
+use super::cause::Events;
 
 /// Set in [`Gate::word`] if a region was rearmed while a change was in flight.
 const REARMED: usize = 1 << (usize::BITS - 1);
@@ -56,8 +57,8 @@ pub(super) struct Gate {
     first: Marked<usize>,
     /// No region has an address above this one.
     last: Marked<usize>,
-    /// The classes that have regions: [`Classes::bits`].
-    classes: Marked<u8>,
+    /// What a region heeds at least: [`Events::bits`].
+    events: Marked<usize>,
 }
 
 impl Gate {
@@ -67,36 +68,36 @@ impl Gate {
             word: Atomic::new(0),
             first: Marked::new(usize::MAX),
             last: Marked::new(0),
-            classes: Marked::new(0),
+            events: Marked::new(Events::NONE.bits()),
         }
     }
 
-    /// A change to `start .. end` is in flight from now on. Returns whether a region that heeds one
-    /// of `causes` may overlap.
+    /// A change to `start .. end` is in flight from now on. Returns whether a region that heeds it
+    /// may overlap.
     #[inline]
-    pub(super) fn start(&self, start: usize, end: usize, causes: Causes) -> bool {
+    pub(super) fn start(&self, start: usize, end: usize, event: impl FnOnce() -> Event) -> bool {
         // Full: pairs with that of `note_rearmed`: write the word, then read the bounds.
         self.word.fetch_add(1, Full);
-        self.first.read_once() < end && start <= self.last.read_once() && self.is_heeded(causes)
+        self.first.read_once() < end && start <= self.last.read_once() && self.is_heeded(event())
     }
 
     /// A change is no longer in flight. Returns whether a region was rearmed while it was, and
-    /// there may be one that heeds one of `causes`.
+    /// there may be one that heeds it.
     ///
     /// If so, the caller must rescan the range and then call [`Self::forget_rearmed`].
     #[inline]
-    pub(super) fn finish(&self, causes: Causes) -> bool {
+    pub(super) fn finish(&self, event: impl FnOnce() -> Event) -> bool {
         // Full: pairs with that of `note_rearmed`, which acquires the changed page tables from
         // here, or else is seen here.
         let before = self.word.fetch_sub(1, Full);
         debug_assert!(before & !REARMED > 0);
-        before & REARMED != 0 && self.is_heeded(causes)
+        before & REARMED != 0 && self.is_heeded(event())
     }
 
-    /// Returns whether there may be a region that heeds one of `causes`.
+    /// Returns whether there may be a region that heeds `event`.
     #[inline]
-    fn is_heeded(&self, causes: Causes) -> bool {
-        self.classes.read_once() & causes.heeding().bits() != 0
+    fn is_heeded(&self, event: Event) -> bool {
+        Events::from_bits(self.events.read_once()).contains(event)
     }
 
     /// The end of a change has rescanned its range. The caller must hold the state lock, and must
@@ -106,12 +107,10 @@ impl Gate {
         let _ = self.word.cmpxchg(REARMED, 0, Full);
     }
 
-    /// There is going to be a region at `start ..= last`, and regions of `classes`. The caller must
-    /// hold the state lock, and must call [`Self::note_rearmed`] before it drops it: that orders
-    /// these stores.
+    /// There is going to be a region at `start ..= last`. The caller must hold the state lock, and
+    /// must call [`Self::note_rearmed`] before it drops it: that orders these stores.
     #[inline]
-    pub(super) fn widen(&self, start: usize, last: usize, classes: Classes) {
-        self.set_classes(classes);
+    pub(super) fn widen(&self, start: usize, last: usize) {
         if start < self.first.read_once() {
             self.first.write_once(start);
         }
@@ -120,19 +119,28 @@ impl Gate {
         }
     }
 
-    /// There are regions of `classes` only. The caller must hold the state lock.
-    #[inline]
+    /// There are going to be regions of `classes` only. The caller must do the same as for
+    /// [`Self::widen`].
+    #[cold]
+    #[inline(never)]
     pub(super) fn set_classes(&self, classes: Classes) {
-        if classes.bits() != self.classes.read_once() {
-            self.classes.write_once(classes.bits());
+        let events = Events::heeded_by(classes).bits();
+        if events != self.events.read_once() {
+            self.events.write_once(events);
         }
     }
 
-    /// There are no regions any more. The caller must hold the state lock.
-    pub(super) fn close(&self) {
-        self.first.write_once(usize::MAX);
-        self.last.write_once(0);
-        self.classes.write_once(0);
+    /// There are regions of `classes` only, which are fewer than before. The caller must hold the
+    /// state lock.
+    #[inline]
+    pub(super) fn narrow(&self, classes: Classes) {
+        if classes == Classes::NONE {
+            self.first.write_once(usize::MAX);
+            self.last.write_once(0);
+            self.events.write_once(Events::NONE.bits());
+        } else {
+            self.set_classes(classes);
+        }
     }
 
     /// A region was rearmed. The caller must hold the state lock.
@@ -152,14 +160,23 @@ impl Gate {
 mod tests {
     use super::*;
 
-    const ANY: Causes = Causes::NONE;
+    const ANY: fn() -> Event = || Event::UNMAP;
+
+    /// A gate with regions that heed everything.
+    fn opened(start: usize, last: usize) -> Gate {
+        let gate = Gate::new();
+        gate.widen(start, last);
+        gate.set_classes(Classes::ALL);
+        gate
+    }
 
     #[test]
     fn opens_for_what_may_overlap() {
         let gate = Gate::new();
         assert!(!gate.start(0, usize::MAX, ANY));
-        gate.widen(10, 20, Classes::ALL);
-        gate.widen(40, 40, Classes::ALL);
+        gate.widen(10, 20);
+        gate.set_classes(Classes::ALL);
+        gate.widen(40, 40);
         for (start, end, open) in [
             (0, 10, false),
             (0, 11, true),
@@ -170,24 +187,23 @@ mod tests {
         ] {
             assert_eq!(gate.start(start, end, ANY), open);
         }
-        gate.close();
+        gate.narrow(Classes::NONE);
         assert!(!gate.start(0, usize::MAX, ANY));
     }
 
     #[test]
     fn opens_for_causes_that_are_heeded() {
-        let (all, some) = (Causes::new(1 << 1), Causes::new(1 << 2));
-        // Class 1 ignores `some`.
-        let [heeding, ignoring] = [0b1, 0b10].map(Classes::from_bits);
-        let gate = Gate::new();
-        gate.widen(10, 20, ignoring);
+        let ignoring = Classes::from_bits(0b10);
+        let (all, some) = (ANY, || Event::PROTECTION_AREA);
+        let gate = opened(10, 20);
+        gate.narrow(ignoring);
         assert!(gate.start(10, 20, all));
         assert!(!gate.start(10, 20, some));
         gate.note_rearmed();
         // What nobody heeds leaves it to other ends.
         assert!(!gate.finish(some));
         assert!(!gate.start(10, 20, some));
-        gate.widen(30, 40, heeding);
+        gate.set_classes(Classes::ALL);
         gate.note_rearmed();
         assert!(gate.finish(some) && gate.finish(all));
         gate.forget_rearmed();
@@ -198,8 +214,7 @@ mod tests {
 
     #[test]
     fn rearms_only_in_a_change() {
-        let gate = Gate::new();
-        gate.widen(10, 20, Classes::ALL);
+        let gate = opened(10, 20);
         gate.note_rearmed();
         gate.start(0, 1, ANY);
         assert!(!gate.finish(ANY));
@@ -214,8 +229,7 @@ mod tests {
 
     #[test]
     fn forgets_when_the_last_change_ends() {
-        let gate = Gate::new();
-        gate.widen(10, 20, Classes::ALL);
+        let gate = opened(10, 20);
         gate.start(0, 1, ANY);
         gate.start(0, 1, ANY);
         gate.note_rearmed();

@@ -72,6 +72,12 @@ impl Log {
         }
     }
 
+    /// Takes out all changes.
+    pub(super) fn clear(&mut self) {
+        self.done += self.len as u64;
+        self.len = 0;
+    }
+
     /// Returns the number of changes.
     #[inline]
     pub(super) fn len(&self) -> usize {

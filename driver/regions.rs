@@ -85,7 +85,6 @@ use kernel::{
 
 use crate::abstractions::interval_map::{
     Class,
-    Classes,
     Entry,
     IntervalMap,
     NodeCache,
@@ -129,23 +128,26 @@ pub(super) const FEW: usize = 48;
 
 /// The event that is queued for a region.
 ///
-/// The alignment leaves four bytes less between this and the class of the region.
+/// Packed, so that the class of the region fits behind it.
 #[derive(Clone, Copy)]
 #[repr(C, packed(4))]
 pub(crate) struct Pending {
     /// The part of the region that it is about.
     hint: Hint,
-    /// The flags of its record, if the hint is not all of the region: [`HINT`], and the causes.
-    flags: u32,
+    /// The causes of the changes that it reports. Without the feature, there are none.
+    causes: Causes,
 }
 
 impl Pending {
     /// No event.
     const NONE: Self = Self {
         hint: Hint::WHOLE,
-        flags: 0,
+        causes: Causes::NONE,
     };
 }
+
+/// The class of regions that ignore no cause.
+const IGNORING_NOTHING: Class = Class::new(0);
 
 /// Where the memory of regions comes from.
 pub(crate) type RegionCache = NodeCache<u64, Pending>;
@@ -183,6 +185,8 @@ pub(super) struct Regions {
     counter: u64,
     /// The counter in the last LAST record that was read.
     reported: u64,
+    /// The file was granted features that concern events.
+    has_features: bool,
     /// The causes that are reported: all of them, or none.
     causes: Causes,
     /// A second hit widens a hint, and does not give it up.
@@ -200,6 +204,7 @@ impl Regions {
             is_fresh: false,
             counter: 0,
             reported: 0,
+            has_features: false,
             causes: Causes::NONE,
             has_hulls: false,
         }
@@ -213,6 +218,7 @@ impl Regions {
             Causes::NONE
         };
         self.has_hulls = has_hulls;
+        self.has_features = has_causes || has_hulls;
     }
 
     /// Returns the number of registered regions.
@@ -274,9 +280,12 @@ impl Regions {
         };
         self.is_fresh = false;
         let is_done = match change.kind {
-            Kind::Start => self.apply_to_some(change, hit),
-            Kind::End => self.apply_to_some(change, hit_unless_told),
-            Kind::Several => self.apply_to_some(change, hit_several),
+            Kind::Start if !self.has_features => self.apply_to_some(change, hit),
+            Kind::End if !self.has_features => self.apply_to_some(change, hit_unless_told),
+            Kind::Several if !self.has_features => self.apply_to_some(change, hit_whole),
+            Kind::Start => self.apply_to_some(change, report),
+            Kind::End => self.apply_to_some(change, report_unless_told),
+            Kind::Several => self.apply_to_some(change, report_several),
         };
         // INVARIANT: If the walk is not over, then the change stays.
         self.is_walking = !is_done;
@@ -287,7 +296,7 @@ impl Regions {
 
     /// Begins or continues the walk of the oldest change; returns whether it is over.
     fn apply_to_some(&mut self, change: Change, hit: impl Hit) -> bool {
-        let report = self.report(&change);
+        let report = self.report_of(&change);
         let visit = |mut entry: Entry<'_, u64, Pending>| {
             hit_part(&mut entry, report, &hit);
         };
@@ -296,13 +305,13 @@ impl Regions {
         } else {
             let Span { start, last } = change.span;
             self.map
-                .walk(change.causes.heeding(), start, last, SOME, visit)
+                .walk_in(change.causes.heeding(), start, last, SOME, visit)
         }
     }
 
-    /// What is reported of a change.
+    /// Returns how a change is reported.
     #[inline]
-    fn report(&self, change: &Change) -> Report {
+    fn report_of(&self, change: &Change) -> Report {
         Report {
             span: change.span,
             causes: change.causes,
@@ -323,11 +332,15 @@ impl Regions {
         last: usize,
         cookie: u64,
     ) -> Result<(), OldRegion<'c>> {
+        let classes = self.map.populated();
         self.map
             .insert(new, class, cookie, start, last, Pending::NONE)?;
         // The oldest change, which may have come after this REGISTER began, has not hit it.
         self.is_fresh = false;
-        gate.widen(start, last, self.map.populated());
+        gate.widen(start, last);
+        if self.map.populated() != classes {
+            gate.set_classes(self.map.populated());
+        }
         gate.note_rearmed();
         Ok(())
     }
@@ -340,18 +353,17 @@ impl Regions {
         cache: &'c RegionCache,
         cookie: u64,
     ) -> Option<OldRegion<'c>> {
+        let classes = self.map.populated();
         let removed = self.map.remove(cache, &cookie)?;
-        if self.map.len() == 0 {
-            gate.close();
-        } else {
-            gate.set_classes(self.map.populated());
+        if self.map.populated() != classes {
+            gate.narrow(self.map.populated());
         }
         Some(removed)
     }
 
     /// Takes out all regions, and all that is queued or deferred.
     pub(super) fn take(&mut self) -> AllRegions {
-        self.log = Log::new();
+        self.log.clear();
         self.is_walking = false;
         self.is_fresh = false;
         self.reported = self.counter;
@@ -368,41 +380,79 @@ impl Regions {
         self.map.remove_idle(cache, &from, FEW)
     }
 
-    /// The mappings of `start ..= last` are going to be changed, for one of `causes`.
+    /// The mappings of `start ..= last` are going to be changed, for what `causes` returns.
     ///
     /// Returns whether a region was hit, so that the counter has moved.
     #[inline]
-    pub(super) fn hit(&mut self, start: usize, last: usize, causes: Causes) -> bool {
-        self.hit_some(Kind::Start, causes, Span { start, last }, hit)
+    pub(super) fn hit(
+        &mut self,
+        start: usize,
+        last: usize,
+        causes: impl FnOnce() -> Causes,
+    ) -> bool {
+        let span = Span { start, last };
+        if self.has_features {
+            return self.hit_with_features(Kind::Start, causes(), span);
+        }
+        self.hit_some::<false>(Kind::Start, Causes::NONE, span, hit)
     }
 
-    /// The mappings of `start ..= last` have been changed, and regions in it may have been rearmed
-    /// during that.
+    /// The mappings of `start ..= last` have been changed, for what `causes` returns. Regions in that
+    /// range may have been rearmed meanwhile.
     ///
     /// Returns whether a region was hit again, so that the counter has moved.
-    pub(super) fn hit_again(&mut self, start: usize, last: usize, causes: Causes) -> bool {
-        self.hit_some(Kind::End, causes, Span { start, last }, hit_unless_told)
+    pub(super) fn hit_again(
+        &mut self,
+        start: usize,
+        last: usize,
+        causes: impl FnOnce() -> Causes,
+    ) -> bool {
+        let span = Span { start, last };
+        if self.has_features {
+            return self.hit_with_features(Kind::End, causes(), span);
+        }
+        self.hit_some::<false>(Kind::End, Causes::NONE, span, hit_unless_told)
+    }
+
+    /// The same, for files with features. It is apart since V2 is to pay nothing for them.
+    #[cold]
+    #[inline(never)]
+    fn hit_with_features(&mut self, kind: Kind, causes: Causes, span: Span) -> bool {
+        let causes = causes.and(self.causes);
+        match kind {
+            Kind::Start => self.hit_some::<true>(kind, causes, span, report),
+            Kind::End => self.hit_some::<true>(kind, causes, span, report_unless_told),
+            Kind::Several => self.hit_some::<true>(kind, causes, span, report_several),
+        }
     }
 
     /// Calls `hit` for the regions that overlap `span`, if they are no more than [`MOST`], and else
     /// leaves the rest, or all of them, to [`Self::apply`].
+    ///
+    /// V2 has only regions that ignore nothing.
     #[inline]
-    fn hit_some(&mut self, kind: Kind, causes: Causes, span: Span, hit: impl Hit) -> bool {
-        let heeding = causes.heeding();
-        let change = Change {
-            kind,
-            causes: causes.and(self.causes),
-            span,
-        };
+    fn hit_some<const FEATURES: bool>(
+        &mut self,
+        kind: Kind,
+        causes: Causes,
+        span: Span,
+        hit: impl Hit,
+    ) -> bool {
+        let change = Change { kind, causes, span };
         if !self.log.is_empty() {
-            return self.defer(heeding, change);
+            return self.defer(change);
         }
         let mut any = false;
-        let report = self.report(&change);
+        let report = self.report_of(&change);
         let Span { start, last } = span;
-        let is_done = self.map.walk(heeding, start, last, MOST, |mut entry| {
+        let visit = |mut entry: Entry<'_, u64, Pending>| {
             any |= hit_part(&mut entry, report, &hit);
-        });
+        };
+        let is_done = if FEATURES {
+            self.map.walk_in(causes.heeding(), start, last, MOST, visit)
+        } else {
+            self.map.walk(IGNORING_NOTHING, start, last, MOST, visit)
+        };
         if !is_done {
             // What is left may turn out to be reported already. Then the counter moves needlessly.
             any = true;
@@ -423,9 +473,14 @@ impl Regions {
 
     /// Leaves all regions to [`Self::apply`].
     #[cold]
-    fn defer(&mut self, heeding: Classes, change: Change) -> bool {
+    fn defer(&mut self, change: Change) -> bool {
         let Span { start, last } = change.span;
-        let any = self.map.has_overlap(heeding, start, last);
+        let any = if self.has_features {
+            let heeding = change.causes.heeding();
+            self.map.has_overlap_in(heeding, start, last)
+        } else {
+            self.map.has_overlap(IGNORING_NOTHING, start, last)
+        };
         if any {
             if !self.repeats_oldest(change) {
                 self.log.push(change);
@@ -461,11 +516,11 @@ impl Regions {
         }
         if oldest.kind == Kind::Start {
             self.log.repeat_oldest();
-            let report = self.report(&change);
+            let report = self.report_of(&change);
             let Span { start, last } = change.span;
             let heeding = change.causes.heeding();
-            let is_done = self.map.walk(heeding, start, last, MOST, |mut entry| {
-                hit_part(&mut entry, report, &hit_several);
+            let is_done = self.map.walk_in(heeding, start, last, MOST, |mut entry| {
+                hit_part(&mut entry, report, &report_several);
             });
             if is_done {
                 // INVARIANT: The others were unregistered meanwhile, so that nothing is left.
@@ -485,6 +540,7 @@ impl Regions {
             return None;
         }
         match self.map.front() {
+            Some(queued) if self.has_features => Some(record_with_causes(queued)),
             Some(queued) => Some(record(queued)),
             None => self.is_readable().then(|| event::last(self.counter)),
         }
@@ -512,7 +568,11 @@ impl Regions {
     ) -> Batch {
         let most = room.len();
         self.is_fresh = false;
-        let (events, dequeued) = self.map.dequeue(room, usual_record, rare_record);
+        let (events, dequeued) = if self.has_features {
+            self.map.dequeue(room, |_| None, record_with_causes)
+        } else {
+            self.map.dequeue(room, usual_record, rare_record)
+        };
         let delivered = if events.is_empty() {
             0
         } else {
@@ -539,23 +599,37 @@ impl Regions {
 /// The record about a region with an event queued.
 #[inline]
 fn record(queued: Queued<u64, Pending>) -> Event {
+    record_with_flags(&queued, HINT)
+}
+
+/// The same, with causes.
+#[cold]
+#[inline(never)]
+fn record_with_causes(queued: Queued<u64, Pending>) -> Event {
+    let causes = queued.value.causes;
+    record_with_flags(&queued, HINT | causes.event_flags())
+}
+
+/// The same, with these flags, but for [`HINT`] if it is about all of the region.
+#[inline]
+fn record_with_flags(queued: &Queued<u64, Pending>, flags: u32) -> Event {
     let region = Span {
         start: queued.start,
         last: queued.last,
     };
-    let Pending { hint, flags } = queued.value;
+    let hint = queued.value.hint;
     match hint.part_of(&region) {
         Some(part) => event::invalidated(queued.key, &part, flags),
         None => event::invalidated(queued.key, &region, flags & !HINT),
     }
 }
 
-/// The same, where the hint tells bytes, as most do.
+/// The same, without causes, where the hint tells bytes, as most do.
 #[inline]
 fn usual_record(queued: &Queued<u64, Pending>) -> Option<Event> {
-    let Pending { hint, flags } = queued.value;
+    let hint = queued.value.hint;
     let part = hint.bytes_from(queued.start)?;
-    Some(event::invalidated(queued.key, &part, flags))
+    Some(event::invalidated(queued.key, &part, HINT))
 }
 
 /// The same, where it does not.
@@ -606,32 +680,19 @@ fn hit_part(entry: &mut Entry<'_, u64, Pending>, report: Report, hit: &impl Hit)
     hit(entry, &region, &part, report)
 }
 
-/// Reports a change to `part` of a region.
+/// Reports a change to `part` of a region, as V2 does.
 #[inline]
-fn hit(entry: &mut Entry<'_, u64, Pending>, region: &Span, part: &Span, report: Report) -> bool {
-    let flags = report.causes.event_flags() | HINT;
-    if entry.enqueue() {
-        let hint = Hint::new(region, part);
-        *entry.value() = Pending { hint, flags };
-        return true;
-    }
-    let Pending {
-        hint,
-        flags: before,
-    } = *entry.value();
-    *entry.value() = Pending {
-        hint: if report.has_hulls {
-            hint.widened(region, part)
-        } else {
-            // One event cannot hold two ranges.
-            Hint::WHOLE
-        },
-        flags: flags | before,
+fn hit(entry: &mut Entry<'_, u64, Pending>, region: &Span, part: &Span, _: Report) -> bool {
+    // One event cannot hold two ranges, so a second one makes it the whole region.
+    entry.value().hint = if entry.enqueue() {
+        Hint::new(region, part)
+    } else {
+        Hint::WHOLE
     };
     true
 }
 
-/// The same, unless there is an event queued that covers it and has its cause.
+/// The same, unless there is an event queued that covers it.
 #[inline]
 fn hit_unless_told(
     entry: &mut Entry<'_, u64, Pending>,
@@ -639,24 +700,67 @@ fn hit_unless_told(
     part: &Span,
     report: Report,
 ) -> bool {
-    let Pending { hint, flags } = *entry.value();
-    let causes = report.causes.event_flags();
-    if entry.is_queued() && hint.covers(region, part) && flags & causes == causes {
+    let hint = entry.value().hint;
+    if entry.is_queued() && hint.covers(region, part) {
         return false;
     }
     hit(entry, region, part, report)
 }
 
-/// Reports several changes to a region, wherever in `part` they were.
-fn hit_several(
+/// Reports several changes to a region as V2 does, wherever in it they were.
+fn hit_whole(entry: &mut Entry<'_, u64, Pending>, _: &Span, _: &Span, _: Report) -> bool {
+    entry.enqueue();
+    entry.value().hint = Hint::WHOLE;
+    true
+}
+
+/// Reports a change to `part` of a region, as its file was granted.
+fn report(entry: &mut Entry<'_, u64, Pending>, region: &Span, part: &Span, report: Report) -> bool {
+    let is_new = entry.enqueue();
+    let Pending { hint, causes } = *entry.value();
+    *entry.value() = if is_new {
+        Pending {
+            hint: Hint::new(region, part),
+            causes: report.causes,
+        }
+    } else {
+        Pending {
+            hint: if report.has_hulls {
+                hint.widened(region, part)
+            } else {
+                Hint::WHOLE
+            },
+            causes: causes.or(report.causes),
+        }
+    };
+    true
+}
+
+/// The same, unless there is an event queued that covers it and has its cause.
+fn report_unless_told(
     entry: &mut Entry<'_, u64, Pending>,
     region: &Span,
     part: &Span,
-    mut report: Report,
+    change: Report,
 ) -> bool {
-    report.causes = report.causes.heeded_by(entry.class());
-    hit(entry, region, part, report);
-    if !report.has_hulls {
+    let Pending { hint, causes } = *entry.value();
+    let has_causes = causes.and(change.causes) == change.causes;
+    if entry.is_queued() && hint.covers(region, part) && has_causes {
+        return false;
+    }
+    report(entry, region, part, change)
+}
+
+/// Reports several changes to a region, wherever in `part` they were.
+fn report_several(
+    entry: &mut Entry<'_, u64, Pending>,
+    region: &Span,
+    part: &Span,
+    mut change: Report,
+) -> bool {
+    change.causes = change.causes.heeded_by(entry.class());
+    report(entry, region, part, change);
+    if !change.has_hulls {
         entry.value().hint = Hint::WHOLE;
     }
     true
@@ -667,6 +771,7 @@ mod tests {
     use super::*;
 
     use crate::{
+        abstractions::mmu_notifier,
         driver::cause::class_ignoring,
         uapi::{
             UMMUNOTIFY_CAUSES_SAME_PAGES as SAME_PAGES,
@@ -817,19 +922,19 @@ mod tests {
         /// A change starts; returns whether the counter is right after that.
         fn start(&mut self, cause: u32, start: usize, last: usize, counter: u64) -> bool {
             let before = self.regions.counter();
-            let causes = Causes::new(cause);
-            let hit = self.gate.start(start, last.saturating_add(1), causes)
-                && self.regions.hit(start, last, causes);
+            let event = event_of(cause);
+            let hit = self.gate.start(start, last.saturating_add(1), || event)
+                && self.regions.hit(start, last, || Causes::of(event));
             self.regions.counter() == counter && hit == (counter != before)
         }
 
         /// A change ends; returns whether the counter is right after that.
         fn end(&mut self, cause: u32, start: usize, last: usize, counter: u64) -> bool {
             let before = self.regions.counter();
-            let causes = Causes::new(cause);
+            let event = event_of(cause);
             let mut hit = false;
-            if self.gate.finish(causes) {
-                hit = self.regions.hit_again(start, last, causes);
+            if self.gate.finish(|| event) {
+                hit = self.regions.hit_again(start, last, || Causes::of(event));
                 self.gate.forget_rearmed();
             }
             self.regions.counter() == counter && hit == (counter != before)
@@ -894,6 +999,16 @@ mod tests {
                 Read(room, expected) => self.read(room, expected, expected.len()),
                 Fault(room, expected, count) => self.read(room, expected, count),
             })
+        }
+    }
+
+    /// Returns the event that has this cause.
+    fn event_of(cause: u32) -> mmu_notifier::Event {
+        match cause {
+            UNMAP => mmu_notifier::Event::UNMAP,
+            PROTECT => mmu_notifier::Event::PROTECTION_AREA,
+            FORK => mmu_notifier::Event::PROTECTION_PAGE,
+            _ => mmu_notifier::Event::CLEAR,
         }
     }
 
