@@ -31,6 +31,7 @@ mod races;
 mod read;
 mod regions;
 mod sigio;
+mod stalled;
 mod stamp_absent;
 mod stamp_errors;
 mod stamp_pages;
@@ -130,6 +131,7 @@ pub fn all() -> Vec<Test> {
         causes_gap::TESTS,
         hull::TESTS,
         stamp_pages::TESTS,
+        stalled::TESTS,
         stamp_absent::TESTS,
         stamp_errors::TESTS,
         races::TESTS,
