@@ -5,9 +5,12 @@
 //! - [`adapter`]: sends from pinned memory.
 //! - [`ummunotify::cache`]: keeps memory pinned. This is the file to read.
 //! - [`application`]: changes its memory, sends from it, and checks what arrives.
+//! - [`vain`]: what does not concern pinned memory, and what that costs a cache.
 
 pub mod adapter;
 mod application;
+mod region;
+mod vain;
 
 use std::{
     fmt::Display,
@@ -29,6 +32,8 @@ use ummunotify::{
         Counts,
         RegistrationCache, //
     },
+    Features,
+    Options,
     Watcher, //
 };
 
@@ -38,13 +43,16 @@ use self::{
         Change,
         Fates, //
     },
+    vain::{
+        Lost,
+        CASES, //
+    },
 };
 use crate::{
     command::{
         self,
         failed, //
     },
-    device::Device,
     expect::{
         Failure,
         Outcome, //
@@ -57,6 +65,9 @@ use crate::{
 /// an RDMA adapter does. Between two messages, a thread may change the mapping at the buffer's
 /// address. The program runs twice, without and with ummunotify. A message is stale if its checksum
 /// is not that of the bytes that were written.
+///
+/// A second table shows how often memory has to be pinned again although its pages are still the
+/// same, in version 2 of the interface and with the features that the driver offers.
 ///
 /// The demonstration succeeds if there are stale messages without ummunotify and none with it.
 #[derive(clap::Args)]
@@ -77,11 +88,56 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn show(args: &Args) -> Outcome {
-    let device = command::open_device()?;
+    command::open_device()?;
+    // The driver grants those that it has.
+    let device = Options::new().features(Features::ALL).open();
+    let device = device.map_err(failed("opening the device"))?;
+    let features = device.features();
     let without = run_once(args, None)?;
     let with = run_once(args, Some(device))?;
     print(args, &without, &with);
-    judge(&without, &with)
+    judge(&without, &with)?;
+    if features == Features::NONE {
+        println!("\nThis driver offers no features beyond version 2.");
+        return Ok(());
+    }
+    compare()
+}
+
+/// Prints what is lost in vain; fails if that is not less with features, or something is stale.
+fn compare() -> Outcome {
+    println!();
+    row("REGISTRATIONS LOST IN VAIN", "version 2", "features");
+    let (mut before, mut now) = (Lost::default(), Lost::default());
+    for case in &CASES {
+        let results = (case.run(Features::NONE)?, case.run(Features::ALL)?);
+        let (Some(version_2), Some(features)) = results else {
+            row(&format!("  {}", case.name), "not here", "not here");
+            continue;
+        };
+        row(&format!("  {}", case.name), version_2, features);
+        before.add(version_2);
+        now.add(features);
+    }
+    row("  stale messages", before.stale, now.stale);
+    judge_lost(before, now)
+}
+
+/// Fails if the second table does not show what it should.
+fn judge_lost(before: Lost, now: Lost) -> Outcome {
+    let stale = before.stale + now.stale;
+    if stale > 0 {
+        return Err(Failure::Failed(format!(
+            "{stale} messages were stale although ummunotify was used"
+        )));
+    }
+    if before.in_vain == 0 || now.in_vain * 10 > before.in_vain {
+        return Err(Failure::Failed(format!(
+            "{} registrations were lost in vain with features, and {} without",
+            now.in_vain, before.in_vain
+        )));
+    }
+    Ok(())
 }
 
 /// Results of one run of the program.
@@ -91,7 +147,7 @@ struct Run {
     time: Duration,
 }
 
-fn run_once(args: &Args, device: Option<Device>) -> Outcome<Run> {
+fn run_once(args: &Args, device: Option<ummunotify::Device>) -> Outcome<Run> {
     // Fewer than there are buffers, so that some have to be evicted.
     let keys = args.threads * (application::BUFFERS as u16 * 3 / 4);
     let adapter = Adapter::open(keys + 2).map_err(|error| {
@@ -100,7 +156,7 @@ fn run_once(args: &Args, device: Option<Device>) -> Outcome<Run> {
         ))
     })?;
     let watcher = device
-        .map(|device| Watcher::new(device.into_inner()))
+        .map(Watcher::new)
         .transpose()
         .map_err(failed("mapping the counter"))?;
     let cache = Mutex::new(RegistrationCache::new(adapter, keys.into(), watcher));
@@ -245,6 +301,20 @@ mod tests {
         assert!(judge(&run(0), &run(0)).is_err());
         assert!(judge(&run(1), &run(1)).is_err());
         assert!(judge(&run(0), &run(1)).is_err());
+    }
+
+    #[test]
+    fn fewer_losses_in_vain_and_none_stale_are_a_success() {
+        let lost = |in_vain, stale| Lost {
+            looked_up: 1000,
+            in_vain,
+            stale,
+        };
+        assert!(judge_lost(lost(1000, 0), lost(0, 0)).is_ok());
+        assert!(judge_lost(lost(1000, 0), lost(200, 0)).is_err());
+        assert!(judge_lost(lost(0, 0), lost(0, 0)).is_err());
+        assert!(judge_lost(lost(1000, 1), lost(0, 0)).is_err());
+        assert!(judge_lost(lost(1000, 0), lost(0, 1)).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A property-based test: random sequences of all operations, checked against an oracle that
 //! derives what must be reported.
 
-mod calls;
+pub mod calls;
 mod concurrent;
 mod effect;
 mod exact;
