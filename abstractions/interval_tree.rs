@@ -140,3 +140,41 @@ impl IntervalTree {
         .map(NonNull::cast)
     }
 }
+
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(ummunotify_interval_tree)]
+mod tests {
+    use super::*;
+
+    use crate::abstractions::kunit::expect_eq;
+
+    /// An example of how to use the tree.
+    #[test]
+    fn finds_the_intervals_that_overlap() {
+        let nodes = [(0, 9), (5, 14), (20, 29)].map(|(start, last)| IntervalNode::new(start, last));
+        let mut tree = IntervalTree::new();
+        for node in &nodes {
+            // SAFETY: The node is in no tree, and does not move while the tree is used.
+            unsafe { tree.insert(NonNull::from(node)) };
+        }
+
+        let mut starts = [usize::MAX; 3];
+        let mut found = tree.first_overlap(8, 20);
+        for start in &mut starts {
+            let Some(node) = found else {
+                break;
+            };
+            // SAFETY: The node is one of `nodes`, and was found for these bounds.
+            unsafe {
+                *start = node.as_ref().start();
+                found = IntervalTree::next_overlap(node, 8, 20);
+            }
+        }
+        expect_eq!(starts, [0, 5, 20]);
+        expect_eq!(found, None);
+
+        // SAFETY: The node is in the tree.
+        unsafe { tree.remove(NonNull::from(&nodes[1])) };
+        expect_eq!(tree.first_overlap(10, 19), None);
+    }
+}

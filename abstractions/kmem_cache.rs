@@ -163,3 +163,29 @@ impl<T> Drop for CacheBox<'_, T> {
         }
     }
 }
+
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(ummunotify_kmem_cache)]
+mod tests {
+    use super::*;
+
+    use crate::abstractions::kunit::expect_eq;
+
+    /// An example of how to use a cache.
+    #[test]
+    fn objects_come_from_the_cache_and_go_back() -> Result {
+        let cache = KmemCache::new(c"ummunotify_kmem_cache_test")?;
+        let one = cache.alloc()?.write(1u64);
+        let mut other = cache.alloc()?.write(2u64);
+        *other += *one;
+        expect_eq!((*one, *other), (1, 3));
+
+        let raw = other.into_raw();
+        // SAFETY: It came from `into_raw`, nothing else uses it, and the cache lives longer.
+        drop(unsafe { CacheBox::from_raw(raw) });
+        drop(one);
+        // The kernel warns if the cache is destroyed with objects in it.
+        drop(cache);
+        Ok(())
+    }
+}

@@ -125,3 +125,25 @@ impl Drop for LockedMemory {
         }
     }
 }
+
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(ummunotify_locked_memory)]
+mod tests {
+    use super::*;
+
+    use crate::abstractions::kunit::expect_eq;
+
+    /// An example of how to charge memory.
+    ///
+    /// The thread of a KUnit test has `CAP_IPC_LOCK`; the tests of `umn-test` called `locked_` have
+    /// users without it.
+    #[test]
+    fn with_the_capability_nothing_is_charged() -> Result {
+        let mut locked = LockedMemory::new(2)?;
+        locked.charge(usize::MAX >> 1)?;
+        expect_eq!(locked.pages(), 0);
+        locked.uncharge(1);
+        expect_eq!(locked.pages(), 0);
+        Ok(())
+    }
+}

@@ -314,3 +314,88 @@ impl<T: MmuNotifier> Drop for Registration<T> {
         unsafe { bindings::mmu_notifier_put(self.0.as_ref().notifier.get()) };
     }
 }
+
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(ummunotify_mmu_notifier)]
+mod tests {
+    use super::*;
+
+    use kernel::{
+        current,
+        page::PAGE_SIZE,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+    };
+
+    use crate::abstractions::{
+        compat::synchronize_rcu,
+        kunit::expect_eq, //
+    };
+
+    struct Counts {
+        starts: Atomic<i32>,
+        ends: Atomic<i32>,
+    }
+
+    // SAFETY: The test waits for both grace periods before it returns.
+    unsafe impl HoldsModule for Counts {}
+
+    impl MmuNotifier for Counts {
+        fn invalidate_range_start(this: ArcBorrow<'_, Self>, _: &Range) {
+            this.starts.fetch_add(1, Relaxed);
+        }
+
+        fn invalidate_range_end(this: ArcBorrow<'_, Self>, _: &Range) {
+            this.ends.fetch_add(1, Relaxed);
+        }
+
+        fn release(_: ArcBorrow<'_, Self>) {}
+    }
+
+    /// Maps a page in the address space of the current task, and unmaps it.
+    fn map_and_unmap() -> Result {
+        const PROT_READ: usize = 1;
+        const MAP_PRIVATE_ANONYMOUS: usize = 0x22;
+        // SAFETY: This is new memory, which nothing else refers to.
+        unsafe {
+            let page = bindings::vm_mmap(
+                core::ptr::null_mut(),
+                0,
+                PAGE_SIZE,
+                PROT_READ,
+                MAP_PRIVATE_ANONYMOUS,
+                0,
+            );
+            to_result(bindings::vm_munmap(page, PAGE_SIZE))
+        }
+    }
+
+    /// An example of how to use a notifier.
+    #[test]
+    fn notifies_while_it_is_registered() -> Result {
+        // SAFETY: This is the thread of a KUnit test.
+        to_result(unsafe { bindings::kunit_attach_mm() })?;
+        let counts = Arc::new(
+            Counts {
+                starts: Atomic::new(0),
+                ends: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        )?;
+        let seen = || (counts.starts.load(Relaxed), counts.ends.load(Relaxed));
+
+        let registration = Registration::new(current!().mm().ok_or(ESRCH)?, counts.clone())?;
+        expect_eq!(seen(), (0, 0));
+        map_and_unmap()?;
+        expect_eq!(seen(), (1, 1));
+
+        drop(registration);
+        synchronize();
+        synchronize_rcu();
+        map_and_unmap()?;
+        expect_eq!(seen(), (1, 1));
+        Ok(())
+    }
+}

@@ -69,3 +69,66 @@ impl Drop for WorkQueue {
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
     }
 }
+
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(ummunotify_work_queue)]
+mod tests {
+    use super::*;
+
+    use kernel::{
+        impl_has_work, new_work,
+        sync::{
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            Arc, //
+        },
+        workqueue::{
+            Work,
+            WorkItem, //
+        },
+    };
+
+    use crate::abstractions::kunit::expect_eq;
+
+    #[pin_data]
+    struct Counter {
+        runs: Atomic<i32>,
+        #[pin]
+        work: Work<Counter>,
+    }
+
+    impl_has_work! {
+        impl HasWork<Self> for Counter { self.work }
+    }
+
+    impl WorkItem for Counter {
+        type Pointer = Arc<Self>;
+
+        fn run(this: Arc<Self>) {
+            this.runs.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// An example of how to use a queue.
+    #[test]
+    fn waits_for_its_work() -> Result {
+        let queue = WorkQueue::new(c"ummunotify_work_queue_test")?;
+        let counter = Arc::pin_init(
+            pin_init!(Counter {
+                runs: Atomic::new(0),
+                work <- new_work!("Counter::work"),
+            }),
+            GFP_KERNEL,
+        )?;
+        for runs in 1..=3 {
+            let is_enqueued = queue.queue().enqueue(counter.clone()).is_ok();
+            expect_eq!(is_enqueued, true);
+            queue.flush();
+            expect_eq!(counter.runs.load(Relaxed), runs);
+        }
+        queue.drain();
+        Ok(())
+    }
+}
