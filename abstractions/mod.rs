@@ -4,13 +4,15 @@
 //!
 //! All `unsafe` code of the module is in here, and nothing in here depends on ummunotify.
 //!
-//! These are meant for `rust/kernel`, as separate files: [`interval_tree`], [`kmem_cache`],
-//! [`locked_memory`], [`mmu_notifier`], [`page_frames`], [`siphash`] and [`work_queue`]. Parts of
-//! [`char_file`], [`waiters`], [`destination`] and [`shared_page`] would become optional methods
-//! of `miscdevice`. The rest is private to the driver: [`key_tree`], [`fifo`] and [`interval_map`]
-//! share one node, which [`kernel::rbtree`] and [`kernel::list`] cannot do; [`marked`] is `Atomic`
-//! without a function call for each access; [`compat`] has the differences between kernel series;
-//! `kunit` is for tests.
+//! These are meant for `rust/kernel`, as separate files, and have a KUnit test as an example:
+//! [`interval_tree`], [`kmem_cache`], [`locked_memory`], [`mmu_notifier`], [`page_frames`],
+//! [`siphash`] and [`work_queue`]. Parts of [`char_file`], [`waiters`], [`destination`] and
+//! [`shared_page`] would become optional methods of `miscdevice`.
+//!
+//! The rest is private to the driver: [`key_tree`], [`fifo`] and [`interval_map`] share one node,
+//! which [`kernel::rbtree`] and [`kernel::list`] cannot do; [`marked`] is `Atomic` without a
+//! function call for each access; [`compat`] has the differences between kernel series; `kunit` is
+//! for tests.
 
 pub(crate) mod address_space;
 pub(crate) mod char_file;

@@ -78,3 +78,63 @@ pub(crate) fn look_up(start: usize, count: usize, mut visit: impl FnMut(Frame)) 
     }
     absent
 }
+
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(ummunotify_page_frames)]
+mod tests {
+    use super::*;
+
+    use kernel::{
+        error::to_result,
+        uaccess::{
+            UserPtr,
+            UserSlice, //
+        },
+    };
+
+    use crate::abstractions::kunit::expect_eq;
+
+    /// Returns the number of absent pages, and the first two frames.
+    fn frames(start: usize) -> (usize, [Option<usize>; 2]) {
+        let (mut found, mut count) = ([None; 2], 0);
+        let absent = look_up(start, 2, |frame| {
+            found[count] = Some(frame.id());
+            count += 1;
+        });
+        (absent, found)
+    }
+
+    /// An example of how to look up frames.
+    #[test]
+    fn a_page_has_a_frame_once_it_is_written_to() -> Result {
+        const PROT_READ_WRITE: usize = 3;
+        const MAP_PRIVATE_ANONYMOUS: usize = 0x22;
+        // SAFETY: This is the thread of a KUnit test, and the memory is new.
+        let start = unsafe {
+            to_result(bindings::kunit_attach_mm())?;
+            bindings::vm_mmap(
+                core::ptr::null_mut(),
+                0,
+                2 * PAGE_SIZE,
+                PROT_READ_WRITE,
+                MAP_PRIVATE_ANONYMOUS,
+                0,
+            )
+        };
+        expect_eq!(frames(start), (2, [None; 2]));
+
+        let second = UserPtr::from_addr(start + PAGE_SIZE);
+        UserSlice::new(second, size_of::<u64>())
+            .writer()
+            .write(&1u64)?;
+        let (absent, found) = frames(start);
+        expect_eq!(absent, 1);
+        assert!(found[0].is_some());
+        expect_eq!(frames(start), (absent, found));
+
+        // SAFETY: Nothing refers to the memory any more.
+        to_result(unsafe { bindings::vm_munmap(start, 2 * PAGE_SIZE) })?;
+        expect_eq!(frames(start), (2, [None; 2]));
+        Ok(())
+    }
+}

@@ -31,3 +31,20 @@ pub(crate) fn random() -> u64 {
     // SAFETY: This may be called anywhere.
     unsafe { bindings::get_random_u64() }
 }
+
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(ummunotify_siphash)]
+mod tests {
+    use super::*;
+
+    use crate::abstractions::kunit::expect_eq;
+
+    /// An example of how to use a key.
+    #[test]
+    fn depends_on_the_key_and_the_numbers() {
+        let (key, other) = (Key::random(), Key::random());
+        expect_eq!(key.hash([1, 2, 3]), key.hash([1, 2, 3]));
+        assert!(key.hash([1, 2, 3]) != key.hash([3, 2, 1]));
+        assert!(key.hash([1, 2, 3]) != other.hash([1, 2, 3]));
+    }
+}
