@@ -21,6 +21,8 @@ pub struct Counts {
     pub refused: Count,
     /// Events read from the device.
     pub events: Count,
+    /// Those after which the pages were the same.
+    pub kept: Count,
     /// Ranges that libfabric was notified to unpin.
     pub evictions: Count,
 }
@@ -33,6 +35,7 @@ pub static COUNTS: Counts = Counts {
     registrations: Count::new(),
     refused: Count::new(),
     events: Count::new(),
+    kept: Count::new(),
     evictions: Count::new(),
 };
 
@@ -42,11 +45,12 @@ impl Counts {
         let (hits, changed, unproven) = (self.hits.get(), self.changed.get(), self.unproven.get());
         say!(
             "{} look-ups: {hits} hits, {changed} stale, {unproven} unproven; {} registrations, {} of \
-             them not cached; {} events, {} evictions",
+             them not cached; {} events, {} of them with the same pages; {} evictions",
             hits + changed + unproven,
             self.registrations.get(),
             self.refused.get(),
             self.events.get(),
+            self.kept.get(),
             self.evictions.get(),
         );
     }

@@ -50,6 +50,8 @@ use std::{
 
 use ummunotify::{
     Checker,
+    Features,
+    Options,
     Watcher, //
 };
 
@@ -219,7 +221,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Active {
     fn start() -> io::Result<(Arc<Self>, JoinHandle<()>)> {
-        let watcher = Watcher::open()?;
+        let watcher = Watcher::new(Options::new().features(Features::ALL).open()?)?;
         // SAFETY: The call creates a descriptor or returns -1.
         let bell = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if bell < 0 {

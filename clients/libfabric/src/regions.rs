@@ -16,9 +16,11 @@
 //! The first look-up answers "invalid", libfabric pins again, and from then on the registration is
 //! valid. A range stays watched for a while after its last subscription has ended, so that this
 //! happens once, and not after each change.
-//! it was pinned. The first look-up of it says no, libfabric pins again, and from then on it is.
-//! A range stays watched for a while after nobody subscribes to it any more, so that this happens
-//! once, and not after each change.
+//!
+//! Where the driver can, changes that leave the pages where they are are ignored, and memory is
+//! stamped: before libfabric pins it, when it asks, and again when it subscribes. If both stamps are
+//! equal, and nothing has changed in between, they are the stamp of the pinned pages. A change after
+//! which the pages have that stamp has changed nothing; [`ummunotify::cache`] explains the order.
 //!
 //! Moments are numbers. Several domains may subscribe to the same range and cannot be told apart,
 //! so the one that pinned first counts.
@@ -49,7 +51,11 @@ use std::{
     },
 };
 
-use ummunotify::Watcher;
+use ummunotify::{
+    Causes,
+    Stamp,
+    Watcher, //
+};
 
 use crate::{
     counts::COUNTS,
@@ -67,21 +73,37 @@ thread_local! {
     static ASKED: Cell<Moment> = const { Cell::new(0) };
 }
 
+/// A range that has changed.
+pub struct Change {
+    cookie: u64,
+    /// As [`ummunotify::Change::may_keep_pages`].
+    may_keep_pages: bool,
+}
+
 /// The source of changes: the device, or a test.
 pub trait Watch {
-    /// As [`Watcher::watch`].
+    /// Identifies the pages that are mapped.
+    type Stamp: Copy;
+
+    /// As [`Watcher::watch_ignoring`], of causes that leave the pages where they are.
     fn watch(&self, range: Range<u64>, cookie: u64) -> io::Result<()>;
     /// As [`Watcher::unwatch`].
     fn unwatch(&mut self, cookie: u64) -> io::Result<()>;
     /// As [`Watcher::changed`].
     fn changed(&self) -> bool;
-    /// The cookie of [`Watcher::next_change`].
-    fn next_change(&mut self) -> io::Result<Option<u64>>;
+    /// As [`Watcher::next_change`].
+    fn next_change(&mut self) -> io::Result<Option<Change>>;
+    /// As [`Watcher::stamp`].
+    fn stamp(&self, range: Range<u64>) -> Option<Self::Stamp>;
+    /// As [`Stamp::is_same`].
+    fn is_same(one: Self::Stamp, other: Self::Stamp) -> bool;
 }
 
 impl Watch for Watcher {
+    type Stamp = Stamp;
+
     fn watch(&self, range: Range<u64>, cookie: u64) -> io::Result<()> {
-        self.watch(range, cookie)
+        self.watch_ignoring(range, cookie, Causes::SAME_PAGES)
     }
 
     fn unwatch(&mut self, cookie: u64) -> io::Result<()> {
@@ -92,13 +114,24 @@ impl Watch for Watcher {
         self.changed()
     }
 
-    fn next_change(&mut self) -> io::Result<Option<u64>> {
-        Ok(self.next_change()?.map(|change| change.cookie()))
+    fn next_change(&mut self) -> io::Result<Option<Change>> {
+        Ok(self.next_change()?.map(|change| Change {
+            cookie: change.cookie(),
+            may_keep_pages: change.may_keep_pages(),
+        }))
+    }
+
+    fn stamp(&self, range: Range<u64>) -> Option<Stamp> {
+        self.stamp(range).ok().flatten()
+    }
+
+    fn is_same(one: Stamp, other: Stamp) -> bool {
+        one.is_same(other)
     }
 }
 
 /// A range that is subscribed to, or was recently.
-struct Region {
+struct Region<S> {
     range: Range<u64>,
     /// The number of subscriptions.
     users: u32,
@@ -111,11 +144,15 @@ struct Region {
     clean_since: Moment,
     /// The moment after which its oldest pin was made.
     pinned_after: Moment,
+    /// The stamp of all that is pinned, if there is one.
+    stamp: Option<S>,
+    /// When somebody last asked whether it is valid, and the stamp then.
+    asked: Option<(Moment, S)>,
     /// If it has no subscriptions: since when.
     idle_since: Moment,
 }
 
-impl Region {
+impl<S> Region<S> {
     fn is_true(&self) -> bool {
         self.watched && self.clean_since <= self.pinned_after
     }
@@ -126,10 +163,10 @@ impl Region {
 }
 
 /// All regions.
-pub struct Regions<W> {
+pub struct Regions<W: Watch> {
     watcher: W,
     /// By cookie; `None` if the cookie is free.
-    regions: Vec<Option<Region>>,
+    regions: Vec<Option<Region<W::Stamp>>>,
     free: Vec<usize>,
     by_range: HashMap<(u64, u64), usize, BuildHasherDefault<Fold>>,
     idle: BTreeMap<Moment, usize>,
@@ -204,7 +241,7 @@ impl<W: Watch> Regions<W> {
         self.now += 1;
         loop {
             match self.watcher.next_change() {
-                Ok(Some(cookie)) => self.changed(cookie as usize),
+                Ok(Some(change)) => self.changed(&change),
                 Ok(None) => return,
                 Err(error) => {
                     say!("the device failed: {error}; libfabric keeps no registrations any more");
@@ -225,12 +262,18 @@ impl<W: Watch> Regions<W> {
         let Some(cookie) = cookie.filter(|_| !self.failed) else {
             return Answer::Invalid;
         };
-        let Some(region) = self.regions.get(cookie).and_then(Option::as_ref) else {
+        let Some(region) = self.regions.get_mut(cookie).and_then(Option::as_mut) else {
             return Answer::Invalid;
         };
         if region.is_true() {
             COUNTS.hits.add_one();
             return Answer::Valid;
+        }
+        // libfabric pins it next. Threads that asked earlier may have pinned it before the stamp.
+        if let Some(stamp) = region.watched.then(|| self.watcher.stamp(range)).flatten() {
+            self.now += 1;
+            region.asked = Some((self.now, stamp));
+            ASKED.set(self.now);
         }
         if region.changed {
             COUNTS.changed.add_one();
@@ -252,6 +295,8 @@ impl<W: Watch> Regions<W> {
     /// then.
     pub fn subscribe(&mut self, range: Range<u64>) -> io::Result<()> {
         COUNTS.registrations.add_one();
+        let asked = ASKED.get();
+        let stamp = self.stamp_pinned(&range, asked);
         self.catch_up();
         if self.failed {
             return Err(io::Error::from_raw_os_error(libc::EIO));
@@ -261,7 +306,6 @@ impl<W: Watch> Regions<W> {
             None => self.add(range),
         };
         let watched = self.watch(cookie);
-        let asked = ASKED.get();
         let mut was_idle = None;
         self.update(cookie, |it| {
             if it.users == 0 {
@@ -269,6 +313,7 @@ impl<W: Watch> Regions<W> {
                 it.changed = false;
                 it.to_drop = false;
                 it.pinned_after = asked;
+                it.stamp = stamp;
             }
             it.users += 1;
             it.pinned_after = it.pinned_after.min(asked);
@@ -276,11 +321,22 @@ impl<W: Watch> Regions<W> {
             {
                 it.pinned_after = it.pinned_after.max(it.clean_since);
             }
+            let is_that_of_all = |all| stamp.is_some_and(|stamp| W::is_same(all, stamp));
+            let is_true = it.is_true();
+            it.stamp = it.stamp.filter(|all| is_true && is_that_of_all(*all));
         });
         if let Some(since) = was_idle {
             self.idle.remove(&since);
         }
         watched
+    }
+
+    /// The stamp of what a thread has pinned that asked at `asked`, unless it changed meanwhile.
+    fn stamp_pinned(&self, range: &Range<u64>, asked: Moment) -> Option<W::Stamp> {
+        let cookie = *self.by_range.get(&(range.start, range.end))?;
+        let (at, before) = self.regions.get(cookie)?.as_ref()?.asked?;
+        let after = self.watcher.stamp(range.clone()).filter(|_| at <= asked)?;
+        W::is_same(before, after).then_some(after)
     }
 
     /// A registration of `range` will not be used any more.
@@ -334,6 +390,8 @@ impl<W: Watch> Regions<W> {
             to_drop: false,
             clean_since: self.now,
             pinned_after: 0,
+            stamp: None,
+            asked: None,
             idle_since: Moment::MAX,
         };
         let cookie = self.free.pop().unwrap_or(self.regions.len());
@@ -391,15 +449,33 @@ impl<W: Watch> Regions<W> {
         }
     }
 
-    /// A region has changed.
-    fn changed(&mut self, cookie: usize) {
+    /// A region has changed, and the event has been read.
+    fn changed(&mut self, change: &Change) {
+        let cookie = change.cookie as usize;
         COUNTS.events.add_one();
+        if change.may_keep_pages && self.keeps_pages(cookie) {
+            COUNTS.kept.add_one();
+            return;
+        }
         let now = self.now;
         self.update(cookie, |it| {
             it.clean_since = now;
             it.changed = true;
+            it.stamp = None;
         });
         self.drop_later(cookie);
+    }
+
+    /// Whether the pages that are pinned are those that are mapped.
+    fn keeps_pages(&self, cookie: usize) -> bool {
+        let Some(region) = self.regions.get(cookie).and_then(Option::as_ref) else {
+            return false;
+        };
+        let (true, Some(before)) = (region.users > 0, region.stamp) else {
+            return false;
+        };
+        let now = self.watcher.stamp(region.range.clone());
+        now.is_some_and(|now| W::is_same(before, now))
     }
 
     fn drop_later(&mut self, cookie: usize) {
@@ -412,7 +488,7 @@ impl<W: Watch> Regions<W> {
     }
 
     /// Changes a region, and maintains the number of doubtful ones.
-    fn update(&mut self, cookie: usize, change: impl FnOnce(&mut Region)) {
+    fn update(&mut self, cookie: usize, change: impl FnOnce(&mut Region<W::Stamp>)) {
         let Some(Some(region)) = self.regions.get_mut(cookie) else {
             return;
         };
@@ -469,11 +545,16 @@ mod tests {
     #[derive(Default)]
     struct Fake {
         watched: RefCell<BTreeSet<u64>>,
-        changes: VecDeque<u64>,
+        changes: VecDeque<Change>,
+        /// What is mapped, wherever that is.
+        mapped: u64,
+        has_stamps: bool,
         limit: Option<usize>,
     }
 
     impl Watch for Fake {
+        type Stamp = u64;
+
         fn watch(&self, _: Range<u64>, cookie: u64) -> io::Result<()> {
             let mut watched = self.watched.borrow_mut();
             if self.limit.is_some_and(|limit| watched.len() >= limit) {
@@ -485,7 +566,7 @@ mod tests {
 
         fn unwatch(&mut self, cookie: u64) -> io::Result<()> {
             assert!(self.watched.borrow_mut().remove(&cookie));
-            self.changes.retain(|it| *it != cookie);
+            self.changes.retain(|it| it.cookie != cookie);
             Ok(())
         }
 
@@ -493,8 +574,16 @@ mod tests {
             !self.changes.is_empty()
         }
 
-        fn next_change(&mut self) -> io::Result<Option<u64>> {
+        fn next_change(&mut self) -> io::Result<Option<Change>> {
             Ok(self.changes.pop_front())
+        }
+
+        fn stamp(&self, _: Range<u64>) -> Option<u64> {
+            self.has_stamps.then_some(self.mapped)
+        }
+
+        fn is_same(one: u64, other: u64) -> bool {
+            one == other
         }
     }
 
@@ -512,8 +601,17 @@ mod tests {
         }
 
         fn change(&mut self, range: &Range<u64>) {
+            self.watcher.mapped += 1;
+            self.change_nothing(range, false);
+        }
+
+        /// An event that may have left the pages as they were, and has.
+        fn change_nothing(&mut self, range: &Range<u64>, may_keep_pages: bool) {
             let cookie = self.by_range[&(range.start, range.end)] as u64;
-            self.watcher.changes.push_back(cookie);
+            self.watcher.changes.push_back(Change {
+                cookie,
+                may_keep_pages,
+            });
         }
 
         /// Does what libfabric does for a buffer; returns whether it was a hit.
@@ -594,6 +692,81 @@ mod tests {
         regions.subscribe(ONE).unwrap();
         regions.subscribe(ONE).unwrap();
         assert_eq!(regions.is_valid(ONE), Answer::Valid);
+    }
+
+    fn regions_with_stamps() -> Regions<Fake> {
+        let mut regions = regions();
+        regions.watcher.has_stamps = true;
+        regions.look_up(&ONE);
+        regions.look_up(&ONE);
+        regions
+    }
+
+    #[test]
+    fn a_change_that_keeps_the_pages_keeps_the_registration() {
+        let mut regions = regions_with_stamps();
+        regions.change_nothing(&ONE, true);
+        assert!(regions.look_up(&ONE));
+        regions.watcher.mapped += 1;
+        regions.change_nothing(&ONE, true);
+        assert!(!regions.look_up(&ONE));
+        assert!(regions.look_up(&ONE));
+        // Equal stamps prove nothing after this cause.
+        regions.change_nothing(&ONE, false);
+        assert!(!regions.look_up(&ONE));
+    }
+
+    #[test]
+    fn without_stamps_a_change_that_keeps_the_pages_does_not_count_as_one() {
+        let mut regions = regions();
+        regions.look_up(&ONE);
+        regions.look_up(&ONE);
+        regions.change_nothing(&ONE, true);
+        assert!(!regions.look_up(&ONE));
+    }
+
+    #[test]
+    fn pages_that_were_replaced_while_they_were_pinned_have_no_stamp() {
+        let mut regions = regions_with_stamps();
+        regions.change(&ONE);
+        assert_eq!(regions.is_valid(ONE), Answer::Invalid);
+        regions.unsubscribe(ONE);
+        // Here it is pinned. Then comes the effect of a change that began long ago, and no event.
+        regions.watcher.mapped += 1;
+        regions.subscribe(ONE).unwrap();
+        assert!(regions.look_up(&ONE));
+        // Now there is its event, and the pages are those of the second stamp.
+        regions.change_nothing(&ONE, true);
+        assert!(!regions.look_up(&ONE));
+    }
+
+    #[test]
+    fn a_stamp_is_that_of_all_that_is_pinned() {
+        let mut regions = regions_with_stamps();
+        // A thread that last asked before it was stamped pins it for another domain.
+        ASKED.set(regions.regions[0].as_ref().unwrap().clean_since);
+        regions.subscribe(ONE).unwrap();
+        assert_eq!(regions.is_valid(ONE), Answer::Valid);
+        regions.change_nothing(&ONE, true);
+        assert_eq!(regions.is_valid(ONE), Answer::InvalidForSeveral);
+    }
+
+    #[test]
+    fn a_stamp_of_another_thread_is_not_used() {
+        let mut regions = regions_with_stamps();
+        regions.change(&ONE);
+        assert_eq!(regions.is_valid(ONE), Answer::Invalid);
+        regions.unsubscribe(ONE);
+        // Here it is pinned, and replaced by a change that began long ago. Then another thread asks.
+        regions.watcher.mapped += 1;
+        let regions = Mutex::new(regions);
+        thread::scope(|scope| {
+            scope.spawn(|| regions.lock().unwrap().is_valid(ONE));
+        });
+        let mut regions = regions.into_inner().unwrap();
+        regions.subscribe(ONE).unwrap();
+        regions.change_nothing(&ONE, true);
+        assert!(!regions.look_up(&ONE));
     }
 
     #[test]

@@ -7,10 +7,14 @@
 //!   If it has moved, UCX is notified of everything that changed, and the look-up fails. UCX then
 //!   looks up again with its lock held, after it has dropped the changed memory. A notification by
 //!   another thread is not enough: the look-up may have seen the queue of changes before that.
+//! - Changes that leave the pages where they are are ignored. After others that may have done so,
+//!   the stamp of the pages decides; [`ummunotify::cache`] explains the order. So memory is stamped
+//!   before it is registered with an adapter, and after that.
 //! - Memory that cannot be watched, because of a limit, is dropped before each look-up.
 
 use std::{
     cell::Cell,
+    collections::HashMap,
     ffi::c_void,
     io,
     ops::Range,
@@ -29,8 +33,13 @@ use std::{
 };
 
 use ummunotify::{
+    Causes,
+    Change,
     Checker,
     Counter,
+    Features,
+    Options,
+    Stamp,
     Watcher, //
 };
 
@@ -120,6 +129,8 @@ struct Reader {
     watcher: Watcher,
     /// Memory that is not watched, by cookie.
     unwatched: Vec<(u64, Range<u64>)>,
+    /// What is known of the pages that are registered, by cookie.
+    stamps: HashMap<u64, (Range<u64>, Stamp)>,
     /// Whether the device has failed, so that nothing is known any more.
     failed: bool,
 }
@@ -136,7 +147,7 @@ fn lock() -> MutexGuard<'static, ()> {
 pub fn open() -> Result<(), &'static io::Error> {
     SHARED
         .get_or_init(|| {
-            let watcher = Watcher::open()?;
+            let watcher = Watcher::new(Options::new().features(Features::ALL).open()?)?;
             Ok(Shared {
                 process: process::id(),
                 checker: watcher.checker(),
@@ -144,6 +155,7 @@ pub fn open() -> Result<(), &'static io::Error> {
                 reader: Mutex::new(Reader {
                     watcher,
                     unwatched: Vec::new(),
+                    stamps: HashMap::new(),
                     failed: false,
                 }),
                 unwatched: AtomicBool::new(false),
@@ -151,6 +163,17 @@ pub fn open() -> Result<(), &'static io::Error> {
         })
         .as_ref()
         .map(drop)
+}
+
+/// Whether the device tells a fork from a change of what is mapped.
+pub fn ignores_forks() -> bool {
+    shared().is_some_and(|it| {
+        it.reader()
+            .watcher
+            .device()
+            .features()
+            .contains(Features::CAUSE)
+    })
 }
 
 #[inline]
@@ -165,6 +188,7 @@ thread_local! {
 
 static LOOK_UPS: Count = Count::new();
 static CHANGES: Count = Count::new();
+static KEPT: Count = Count::new();
 static REGISTRATIONS: Count = Count::new();
 static UNWATCHED: Count = Count::new();
 
@@ -204,7 +228,12 @@ impl Shared {
             match reader.watcher.next_change() {
                 Ok(Some(change)) => {
                     CHANGES.add_one();
-                    report(&change.addresses());
+                    if reader.keeps_pages(&change) {
+                        KEPT.add_one();
+                    } else {
+                        reader.stamps.remove(&change.cookie());
+                        report(&change.addresses());
+                    }
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -227,20 +256,41 @@ impl Shared {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn watch(&self, range: Range<u64>, cookie: u64) {
+    /// Watches memory that is to be registered. Returns its stamp and the counter before that.
+    fn watch(&self, range: Range<u64>, cookie: u64) -> Option<(u64, Stamp)> {
         let mut reader = self.reader();
-        if let Err(error) = reader.watcher.watch(range.clone(), cookie) {
+        // Before it is watched, since only the first change of a region is sure to move it.
+        let counter = self.counter.get();
+        let watched = reader
+            .watcher
+            .watch_ignoring(range.clone(), cookie, Causes::SAME_PAGES);
+        if let Err(error) = watched {
             if UNWATCHED.get() == 0 {
                 say!("{range:#x?} and maybe others cannot be watched and are not cached: {error}");
             }
             UNWATCHED.add_one();
             reader.unwatched.push((cookie, range));
             self.unwatched.store(true, Ordering::Relaxed);
+            return None;
+        }
+        let stamp = reader.watcher.stamp(range).ok()??;
+        Some((counter, stamp))
+    }
+
+    /// Stamps memory that was registered, and keeps the stamp if it is that of the registered pages.
+    fn keep_stamp(&self, range: Range<u64>, cookie: u64, (counter, before): (u64, Stamp)) {
+        let mut reader = self.reader();
+        let Ok(Some(after)) = reader.watcher.stamp(range.clone()) else {
+            return;
+        };
+        if before.is_same(after) && self.counter.get() == counter {
+            reader.stamps.insert(cookie, (range, after));
         }
     }
 
     fn unwatch(&self, cookie: u64) {
         let mut reader = self.reader();
+        reader.stamps.remove(&cookie);
         let position = reader.unwatched.iter().position(|(it, _)| *it == cookie);
         if let Some(position) = position {
             reader.unwatched.swap_remove(position);
@@ -256,6 +306,15 @@ impl Shared {
 }
 
 impl Reader {
+    /// Whether the registered pages are those that are mapped, after a change whose event was read.
+    fn keeps_pages(&self, change: &Change) -> bool {
+        let Some((range, before)) = self.stamps.get(&change.cookie()) else {
+            return false;
+        };
+        change.may_keep_pages()
+            && matches!(self.watcher.stamp(range.clone()), Ok(Some(now)) if before.is_same(now))
+    }
+
     fn fail(&mut self, error: &io::Error) {
         if !self.failed {
             say!(
@@ -286,9 +345,9 @@ pub unsafe extern "C" fn mem_reg(
     let range = unsafe { (*region).start..(*region).end };
     let cookie = region as u64;
     let is_parent = process::id() == shared.process;
-    if is_parent {
-        shared.watch(range, cookie);
-    }
+    let stamp = is_parent
+        .then(|| shared.watch(range.clone(), cookie))
+        .flatten();
     REGISTRATIONS.add_one();
     // SAFETY: This is the function that UCX would have called, with UCX's arguments.
     let status = unsafe {
@@ -298,8 +357,11 @@ pub unsafe extern "C" fn mem_reg(
             own(context, cache, argument, region, flags)
         })
     };
-    if status != OK && is_parent {
-        shared.unwatch(cookie);
+    match (status, stamp) {
+        (OK, Some(stamp)) => shared.keep_stamp(range, cookie, stamp),
+        (OK, None) => {}
+        _ if is_parent => shared.unwatch(cookie),
+        _ => {}
     }
     status
 }
@@ -335,9 +397,11 @@ pub fn print_at_exit() {
     extern "C" fn print() {
         if shared().is_some_and(|it| it.process == process::id()) {
             say!(
-                "{} look-ups, {} changes, {} registrations, {} of memory that could not be watched",
+                "{} look-ups, {} changes, {} of them with the same pages, {} registrations, {} of \
+                 memory that could not be watched",
                 LOOK_UPS.get(),
                 CHANGES.get(),
+                KEPT.get(),
                 REGISTRATIONS.get(),
                 UNWATCHED.get()
             );

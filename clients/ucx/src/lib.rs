@@ -77,6 +77,9 @@ pub unsafe extern "C" fn ucs_rcache_create(
     if let Some(word) = new_params.get_mut(layout.ops) {
         *word = caches::functions(&ops) as usize;
     }
+    if caches::ignores_forks() && ucx.parent_keeps_pages() {
+        layout.keep_on_fork(&mut new_params);
+    }
     // SAFETY: The parameters are the caller's, except for the functions, which are never freed. UCX
     // writes the cache to the caller's variable.
     let status = unsafe {

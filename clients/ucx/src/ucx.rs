@@ -25,6 +25,8 @@ pub const OK: Status = 0;
 pub const UNSUPPORTED: Status = -22;
 /// `UCM_EVENT_VM_UNMAPPED`.
 pub const VM_UNMAPPED: c_int = 1 << 17;
+/// `UCS_RCACHE_FLAG_PURGE_ON_FORK`, of the flags in `ucs_rcache_params_t`.
+const PURGE_ON_FORK: usize = 1 << 1;
 /// All events that UCX's caches can subscribe to; `ucm_event_type_t`.
 const EVENTS: c_int = 0x33_0000;
 
@@ -127,6 +129,13 @@ impl Layout {
             .then_some((copy, functions))
     }
 
+    /// Keeps a cache from dropping everything whenever the process forks.
+    pub fn keep_on_fork(&self, params: &mut Params) {
+        if let Some(flags) = params.get_mut(self.ops + 2) {
+            *flags &= !PURGE_ON_FORK;
+        }
+    }
+
     /// The events that parameters request.
     pub fn events(&self, params: &Params) -> c_int {
         params.get(self.events).map_or(0, |word| *word as c_int)
@@ -185,6 +194,22 @@ impl Ucx {
                 set_external_event: function(library, c"ucm_set_external_event")?,
                 unset_external_event: function(library, c"ucm_unset_external_event")?,
             })
+        }
+    }
+
+    /// Whether a fork leaves registered pages to the parent, as libibverbs finds out by asking the
+    /// kernel. Otherwise the registered memory may have to be kept from children.
+    pub fn parent_keeps_pages(&self) -> bool {
+        /// `IBV_FORK_UNNEEDED`
+        const UNNEEDED: c_int = 2;
+        let Some(library) = find_library(b"libibverbs") else {
+            return false;
+        };
+        // SAFETY: The function has this type. Older versions do not have it.
+        unsafe {
+            let status: Option<unsafe extern "C" fn() -> c_int> =
+                function(library, c"ibv_is_fork_initialized");
+            status.is_some_and(|status| status() == UNNEEDED)
         }
     }
 
@@ -293,5 +318,11 @@ mod tests {
                 .is_none());
         }
         assert_eq!(plain.events(&of_plain), VM_UNMAPPED);
+        let mut with_flags = [200, events, ops, 1, 0x5_0000_0007, 9, 8, 7, 0, 0];
+        plain.keep_on_fork(&mut with_flags);
+        assert_eq!(
+            with_flags,
+            [200, events, ops, 1, 0x5_0000_0005, 9, 8, 7, 0, 0]
+        );
     }
 }

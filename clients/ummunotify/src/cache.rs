@@ -57,7 +57,6 @@ use std::{
 use crate::{
     Causes,
     Change,
-    Features,
     Stamp,
     Watcher, //
 };
@@ -352,11 +351,7 @@ impl<P: Pin> RegistrationCache<P> {
     ///
     /// The event must have been read already, so that a later change has another one.
     fn is_same(&self, change: &Change) -> bool {
-        if change.causes().intersects(Causes::UNMAP | Causes::OTHER) {
-            return false;
-        }
-        let features = self.watcher.as_ref().map(|it| it.device().features());
-        if !features.is_some_and(|it| it.contains(Features::CAUSE | Features::STAMP)) {
+        if !change.may_keep_pages() {
             return false;
         }
         let Some(found) = self.registrations.get(&change.cookie()) else {

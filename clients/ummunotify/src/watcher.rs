@@ -317,6 +317,15 @@ impl Change {
         Causes::from_bits(self.event.flags >> uapi::EVENT_CAUSES_SHIFT)
     }
 
+    /// Whether the pages may still be those from before the change. If so, a stamp can tell.
+    ///
+    /// `false` without [`Features::CAUSE`].
+    #[inline]
+    pub fn may_keep_pages(&self) -> bool {
+        let causes = self.causes();
+        causes != Causes::NONE && !causes.intersects(Causes::UNMAP | Causes::OTHER)
+    }
+
     /// The record from the kernel.
     #[inline]
     pub fn event(&self) -> &Event {
