@@ -78,7 +78,7 @@ impl Class {
 }
 
 /// A set of classes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Classes(u8);
 
 impl Classes {
@@ -858,10 +858,9 @@ mod tests {
             self.list
                 .iter()
                 .for_each(|listed| classes.insert(listed.class));
-            let is_same = self.map.populated() == classes;
             agree("entries", self.map.len(), self.list.len())
                 && agree("queued entries", self.map.queue_len(), self.queue.len())
-                && agree("classes are those of the list", is_same, true)
+                && agree("classes", self.map.populated(), classes)
         }
 
         fn remove(&mut self, key: u64) -> bool {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What an open file is charged for, as memory that its opener's user has locked.
+//! The memory of an open file that is charged to its opener's user as locked memory.
 
 use kernel::{
     page::PAGE_SIZE,
@@ -11,17 +11,17 @@ use crate::abstractions::locked_memory::LockedMemory;
 
 use super::regions::NewRegion;
 
-/// What a file takes without any region: the page with the counter, and about another one.
+/// The memory of a file without regions: the page with the counter, and about one more.
 const FILE_PAGES: usize = 2;
 
 /// The number of regions that fit into a page.
 const REGIONS_PER_PAGE: usize = PAGE_SIZE / NewRegion::SIZE;
 
-/// The pages that are charged for a file.
+/// The pages charged for a file.
 ///
 /// # Invariants
 ///
-/// Pages are charged for the file and for `room` regions.
+/// Pages have been charged for the file and for `room` regions.
 pub(super) struct Account {
     memory: LockedMemory,
     room: usize,
@@ -36,12 +36,12 @@ impl Account {
         })
     }
 
-    /// Returns the number of pages that are charged.
+    /// Returns the number of charged pages.
     pub(super) fn pages(&self) -> usize {
         self.memory.pages()
     }
 
-    /// Charges for one more region than the `len` that there are, or fails with `ENOMEM`.
+    /// Charges for one more region than `len`, or fails with `ENOMEM`.
     #[inline]
     pub(super) fn add(&mut self, len: usize) -> Result {
         if len < self.room {
@@ -58,8 +58,8 @@ impl Account {
         Ok(())
     }
 
-    /// Gives back what is not needed for `len` regions, except for a page: whoever registers and
-    /// unregisters one in turn needs it again.
+    /// Gives back what `len` regions do not need, except for one page: a program that alternates
+    /// between REGISTER and UNREGISTER needs it again.
     #[inline]
     pub(super) fn shrink(&mut self, len: usize) {
         if self.room >= len + 2 * REGIONS_PER_PAGE {
@@ -67,7 +67,7 @@ impl Account {
         }
     }
 
-    /// Gives back all that is not needed for `len` regions.
+    /// Gives back everything that `len` regions do not need.
     pub(super) fn shrink_to(&mut self, len: usize) {
         self.remove_pages(len);
     }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The causes of changes, and which regions heed them.
+//! The causes of changes, and the regions that heed them.
 //!
-//! A region ignores some of the causes that leave the page frames as they are. There are eight
-//! combinations of these, and each is a [`Class`] of regions. A search looks only at the classes
-//! that heed the cause, so regions that ignore it cost it nothing.
+//! A region ignores some of the causes that leave the page frames unchanged. There are eight
+//! combinations of these causes, and each is a [`Class`] of regions. A search visits only the
+//! classes that heed the cause, so regions that ignore it cost nothing.
 
 use crate::{
     abstractions::{
@@ -27,13 +27,13 @@ use crate::{
     },
 };
 
-/// The lowest bit of the causes that can be ignored. The others are the next ones.
+/// The lowest bit of the causes that can be ignored. The others are the next bits.
 const IGNORABLE_SHIFT: u32 = UMMUNOTIFY_CAUSES_SAME_PAGES.trailing_zeros();
 
 /// A set of causes, `UMMUNOTIFY_CAUSE_*`.
 ///
-/// Files that were not granted `UMMUNOTIFY_FEATURE_CAUSE` do without: their changes have no cause.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+/// Files without `UMMUNOTIFY_FEATURE_CAUSE` do not use it: their changes have no cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Causes(u16);
 
 impl Causes {
@@ -43,18 +43,18 @@ impl Causes {
     /// Every cause.
     pub(super) const ALL: Self = Self(u16::MAX);
 
-    /// Creates the set of the causes whose bits are set.
+    /// Creates the set of causes whose bits are set.
     pub(super) const fn new(bits: u32) -> Self {
         Self(bits as u16)
     }
 
-    /// Returns the cause of what the kernel says it does.
+    /// Returns the cause of a kernel event.
     pub(super) fn of(event: Event) -> Self {
         let known = EVENTS.iter().find(|(known, _)| *known == event);
         known.map_or(OTHER, |(_, cause)| Self::new(*cause))
     }
 
-    /// Returns the causes, as they are in the flags of an event.
+    /// Returns the causes as they are in the flags of an event.
     #[inline]
     pub(super) const fn event_flags(self) -> u32 {
         (self.0 as u32) << UMMUNOTIFY_EVENT_CAUSES_SHIFT
@@ -81,7 +81,7 @@ impl Causes {
     #[inline]
     pub(super) const fn heeding(self) -> Classes {
         const IGNORABLE: u16 = UMMUNOTIFY_CAUSES_SAME_PAGES as u16;
-        /// By the causes that can be ignored, of which there are three.
+        /// Indexed by the causes that can be ignored, of which there are three.
         const HEEDING: [Classes; 8] = {
             let mut heeding = [Classes::ALL; 8];
             let mut causes = 1;
@@ -106,10 +106,10 @@ impl Causes {
     }
 }
 
-/// What is not known to the driver.
+/// Causes that the driver does not know.
 const OTHER: Causes = Causes::new(UMMUNOTIFY_CAUSE_OTHER);
 
-/// What the kernel can say that it does, and the cause that this is for user space.
+/// The kernel's events, and the cause that user space sees for each.
 const EVENTS: [(Event, u32); 8] = [
     (Event::UNMAP, UMMUNOTIFY_CAUSE_UNMAP),
     (Event::CLEAR, UMMUNOTIFY_CAUSE_CLEAR),
@@ -121,7 +121,7 @@ const EVENTS: [(Event, u32); 8] = [
     (Event::EXCLUSIVE, UMMUNOTIFY_CAUSE_DEVICE),
 ];
 
-/// A set of events. Those that the driver does not know are in it, unless it is empty.
+/// A set of events. Unknown ones are in it unless it is empty.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Events(usize);
 
@@ -143,7 +143,7 @@ impl Events {
         Self(events)
     }
 
-    /// Creates the set from what [`Self::bits`] returns.
+    /// Creates a set from the result of [`Self::bits`].
     #[inline]
     pub(super) const fn from_bits(bits: usize) -> Self {
         Self(bits)
@@ -158,35 +158,38 @@ impl Events {
     /// Returns whether the event is in the set.
     #[inline]
     pub(super) const fn contains(self, event: Event) -> bool {
-        // The kernel has eight of them, so no two are the same bit.
+        // The kernel has eight events, so each has its own bit.
         self.0.wrapping_shr(event.number()) & 1 != 0
     }
 }
 
-/// Returns the class of regions that ignore these causes, or `None` if there is one among them that
-/// cannot be ignored, or a bit that is not a cause.
+/// Returns the class of regions that ignore these causes, or `None` if one of them cannot be
+/// ignored or a bit is not a cause.
 #[inline]
 pub(super) fn class_ignoring(causes: u32) -> Option<Class> {
     (causes & !UMMUNOTIFY_CAUSES_SAME_PAGES == 0)
         .then_some(Class::new((causes >> IGNORABLE_SHIFT) as u8))
 }
 
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
 #[kernel::prelude::kunit_tests(ummunotify_cause)]
 mod tests {
     use super::*;
+
+    use crate::abstractions::kunit::expect_eq;
 
     #[test]
     fn classes_ignore_what_they_say() {
         for class in 0..8 {
             let ignored = u32::from(class) << IGNORABLE_SHIFT;
             let found = class_ignoring(ignored);
-            assert_eq!(found.map(Class::number), Some(class));
+            expect_eq!(found.map(Class::number), Some(class));
             for bit in 0..16 {
                 let cause = Causes::new(1 << bit);
                 let heeds = ignored & 1 << bit == 0;
                 let is_heeded = cause.heeded_by(Class::new(class)) == cause;
                 let is_heeding = cause.heeding().bits() >> class & 1 == 1;
-                assert_eq!((is_heeded, is_heeding), (heeds, heeds));
+                expect_eq!((is_heeded, is_heeding), (heeds, heeds));
             }
         }
         for bit in (0..32).filter(|bit| ![2, 3, 4].contains(bit)) {
@@ -206,9 +209,9 @@ mod tests {
             (Event::MIGRATE, 1 << 5),
             (Event::EXCLUSIVE, 1 << 5),
         ] {
-            assert_eq!(Causes::of(event).0, cause);
+            expect_eq!(Causes::of(event).0, cause);
         }
-        assert!(Causes::of(Event::RELEASE) == OTHER);
+        expect_eq!(Causes::of(Event::RELEASE), OTHER);
     }
 
     #[test]
@@ -218,21 +221,21 @@ mod tests {
             let events = Events::heeded_by(classes);
             for (event, cause) in EVENTS {
                 let is_heeded = Causes::new(cause).heeding().bits() & classes.bits() != 0;
-                assert_eq!(events.contains(event), is_heeded);
+                expect_eq!(events.contains(event), is_heeded);
             }
             let is_any = classes != Classes::NONE;
-            assert_eq!(events.contains(Event::RELEASE), is_any);
+            expect_eq!(events.contains(Event::RELEASE), is_any);
         }
     }
 
     #[test]
     fn one_of_several_causes_is_enough() {
         let all = Causes::new(UMMUNOTIFY_CAUSES_SAME_PAGES);
-        assert_eq!(all.heeding().bits(), 0b0111_1111);
+        expect_eq!(all.heeding().bits(), 0b0111_1111);
         let clear = Causes::new(UMMUNOTIFY_CAUSE_CLEAR);
-        assert!(all.or(clear).heeding() == Classes::ALL);
-        assert!(all.or(clear).heeded_by(Class::new(7)) == clear);
-        assert!(Causes::NONE.heeding() == Classes::ALL);
-        assert_eq!(all.or(clear).event_flags(), 0b1_1110 << 16);
+        expect_eq!(all.or(clear).heeding(), Classes::ALL);
+        expect_eq!(all.or(clear).heeded_by(Class::new(7)), clear);
+        expect_eq!(Causes::NONE.heeding(), Classes::ALL);
+        expect_eq!(all.or(clear).event_flags(), 0b1_1110 << 16);
     }
 }

@@ -1,67 +1,67 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What an open file owns, and its operations.
+//! The state of an open file, and its operations.
 //!
 //! # Locking
 //!
-//! There is a spinlock around [`State`], and a mutex around [`Watch`], which says whether the file
-//! has an MMU notifier. Nothing here runs in interrupt context, so that interrupts stay enabled
-//! under the spinlock. This is what runs, and what the caller holds:
+//! There is a spinlock around [`State`], and a mutex around [`Watch`], which records whether the
+//! file has an MMU notifier. Nothing here runs in interrupt context, so interrupts stay enabled
+//! under the spinlock. These are the callers, and what they hold:
 //!
-//! - The callbacks for ranges, in any task, `kswapd` and the out-of-memory reaper among them: any
-//!   of the mmap lock, a VMA lock and the rmap locks, in an SRCU read section that is common to all
-//!   MMU notifiers, possibly while memory is being reclaimed. See [`MmuNotifier`].
-//! - [`release`](MmuNotifier::release), when the address space is torn down: that SRCU read
-//!   section, and nothing else.
-//! - [`open`](CharFile::open): `misc_mtx`, which all miscellaneous devices share. So it only
-//!   allocates. [`opened`](CharFile::opened) does what takes longer: nothing is held then.
-//! - REGISTER, and `opened`: nothing. They may take the mutex, and under it the mmap lock for
+//! - The range callbacks, in any task, including `kswapd` and the OOM reaper: any of the mmap lock,
+//!   a VMA lock and the rmap locks, in an SRCU read section that all MMU notifiers share, possibly
+//!   during reclaim. See [`MmuNotifier`].
+//! - [`release`](MmuNotifier::release), when the address space is torn down: only that SRCU read
+//!   section.
+//! - [`open`](CharFile::open): `misc_mtx`, which all miscellaneous devices share, so it only
+//!   allocates. [`opened`](CharFile::opened) does what takes longer, and holds nothing.
+//! - REGISTER and `opened`: nothing. They may take the mutex, and under it the mmap lock for
 //!   writing and all VMA and rmap locks of the address space.
 //! - [`closed`](CharFile::closed) and [`deferred`](CharFile::deferred): nothing.
-//! - `mmap` and page faults of what is mapped: the mmap lock. They do not look at the state.
-//! - All else: locks of whoever waits for the file or reads its `fdinfo`, which are never held when
-//!   mappings are changed.
+//! - `mmap` and page faults of the mapping: the mmap lock. They do not access the state.
+//! - Everything else: locks of a task that waits for the file or reads its `fdinfo`, which are
+//!   never held while mappings change.
 //!
-//! So the order is: the mutex, mmap lock, VMA locks, rmap locks, the lock of the state. `misc_mtx`
-//! is not held with any of them. Under the lock of the state nothing is allocated, nothing is
-//! freed, nothing sleeps, no other lock is taken, and user memory is only written where no page
-//! fault is needed. Waiters are woken and `SIGIO` is sent after it is dropped.
+//! So the lock order is: the mutex, mmap lock, VMA locks, rmap locks, the state lock. `misc_mtx` is
+//! not held together with any of them. Under the state lock, nothing is allocated or freed, nothing
+//! sleeps, no other lock is taken, and user memory is written only if that needs no page fault.
+//! Waiters are woken and `SIGIO` is sent after it is dropped.
 //!
-//! The lock is never held for a time that depends on the number of regions, of events or of
-//! waiters, but for the depth of a tree: [`regions`](super::regions) visits a limited number of
-//! regions at a time, and [`Waiters`](crate::abstractions::waiters::Waiters) leaves more than a few
-//! tasks to a work item, which also frees the regions of a file that somebody else has closed, or
-//! whose address space is gone.
+//! The time for which the lock is held does not depend on the number of regions, events or waiters,
+//! except for the depth of a tree: [`regions`](super::regions) visits a limited number of regions
+//! at a time, and [`Waiters`](crate::abstractions::waiters::Waiters) leaves more than a few tasks
+//! to a work item. The work item also frees the regions of a file that another process has closed,
+//! or whose address space is gone.
 //!
 //! # Order of what user space sees
 //!
-//! Under the lock first the event is queued or noted, then the counter is stored with release
-//! semantics. Whoever sees the new counter and reads therefore takes the lock later and finds the
-//! event. The callbacks return before the kernel goes on with the system call that made the change,
-//! so when that returns the counter has moved and the event is there.
+//! Under the lock, the event is queued or recorded first, and then the counter is stored with
+//! release semantics. A task that sees the new counter and then reads takes the lock later, so it
+//! finds the event. The callbacks return before the kernel continues with the system call that
+//! makes the change. So when that returns, the counter has moved and the event is there.
 //!
-//! A read that must not block and finds nothing sets `quiet` under the lock, and whoever queues an
-//! event unsets it under the lock, before the counter is stored with release semantics. A task that
-//! has seen the new counter and reads then sees that, since a read barrier comes before `quiet` is
-//! read, and takes the lock. A read that finds it set was there before the event was: it fails as
-//! if it had come first.
+//! A read that must not block and finds nothing sets `quiet` under the lock. A hit that queues an
+//! event clears it under the lock, before the counter is stored with release semantics. A task that
+//! has seen the new counter and then reads sees it cleared, since a read barrier precedes the load
+//! of `quiet`, and takes the lock. A read that finds it set precedes the event, and fails as if it
+//! had come first.
 //!
 //! # Who is woken
 //!
-//! `told` says that the waiters were notified and nobody has read since. The hit that finds it
-//! unset, and somebody waiting, sets it, under the lock, and notifies them after that. It is unset
-//! in each section of the lock in which a read takes or looks for something, and when a waiter is
-//! added. So it is unset whenever there is nothing to be read, and the next hit notifies.
+//! `told` is set if the waiters were notified and nobody has read since. A hit that finds it clear,
+//! and waiters, sets it under the lock and notifies them afterwards. It is cleared in each section
+//! of the lock in which a read takes or looks for something, and when a waiter is added. So it is
+//! clear whenever there is nothing to read, and the next hit notifies.
 //!
-//! A waiter puts itself on the wait queue first and looks at the state under the lock after that;
-//! the callbacks change the state under the lock and then look for waiters. So none sleeps on.
+//! A waiter joins the wait queue first and checks the state under the lock afterwards. The
+//! callbacks change the state under the lock and then look for waiters. So no waiter sleeps on.
 //!
-//! # How long what lives
+//! # Lifetimes
 //!
-//! An [`OpenFile`] is kept by the `struct file` until that is released, by the MMU notifier until a
-//! grace period after it was put, and by the work item while it is queued. When the file is
-//! released the notifier is put, and the state is `dead` before that, so that callbacks that still
-//! come find nothing to do.
+//! The `struct file` holds a reference to the [`OpenFile`] until it is released, the MMU notifier
+//! until a grace period after it was put, and the work item while it is queued. When the file is
+//! released, the state becomes `dead` before the notifier is put, so that callbacks that are still
+//! called find nothing to do.
 
 use core::mem::MaybeUninit;
 
@@ -164,20 +164,21 @@ const FEATURES: u32 = UMMUNOTIFY_FEATURE_CAUSE
         0
     };
 
-/// The most events that are copied to user space without letting go of the lock in between.
+/// The most events that are copied to user space without dropping the lock in between.
 const BATCH: usize = 48;
 
-/// How often a read faults in its destination before it gives up with `EFAULT`.
+/// How often a read faults in its destination before it fails with `EFAULT`.
 ///
-/// It takes more than one try only if memory is so short that the pages are gone again at once.
+/// More than one attempt is needed only if memory is so short that the pages are gone again at
+/// once.
 const FAULT_IN_TRIES: usize = 16;
 
-/// An open file: what one opener watches in its address space.
+/// An open file: what its opener watches in its address space.
 #[pin_data]
 pub(crate) struct WatchFile {
     /// The opener's address space.
     mm: ARef<Mm>,
-    /// Where the memory of regions comes from.
+    /// The slab cache for regions.
     cache: Arc<RegionCache>,
     /// The most regions that may be registered.
     most_regions: usize,
@@ -186,8 +187,8 @@ pub(crate) struct WatchFile {
     /// Set when a non-blocking read found nothing; lets the next one fail without the lock. Written
     /// with the lock held.
     quiet: Marked<bool>,
-    /// Changes of protections may be in flight below this address that have a start and no end.
-    /// Written with the lock held.
+    /// Protection changes that have a start and no end may be in flight below this address. Written
+    /// with the lock held.
     endless: Marked<usize>,
     gate: Gate,
     #[pin]
@@ -196,38 +197,39 @@ pub(crate) struct WatchFile {
     state: SpinLock<State>,
 }
 
-/// Which word of the mapped page is the generation counter.
+/// The index of the generation counter in the mapped page.
 const COUNTER: usize = 0;
 
 /// Whether the kernel calls back when mappings change.
 enum Watch {
-    /// Not yet.
+    /// Not yet registered.
     Idle,
-    /// It does, until this is dropped.
+    /// Registered until this is dropped.
     Registered {
         _notifier: Registration<OpenFile<WatchFile>>,
     },
-    /// Not any more.
+    /// Closed.
     Closed,
 }
 
-/// What may change while a file is open.
+/// The part of an open file that may change.
 struct State {
     regions: Regions,
     account: Account,
-    /// The file was read, or a region registered, or features negotiated: too late for the latter.
+    /// The file was read, or a region was registered, or features were negotiated, so that features
+    /// can no longer be negotiated.
     used: bool,
-    /// The number of these changes that have had no end until now.
+    /// The number of changes without an end so far.
     endless: usize,
     /// The MMU notifier is registered.
     is_watching: bool,
-    /// The opener's address space is gone, or the file is closed, so nothing will happen any more.
+    /// The opener's address space is gone, or the file is closed, so there will be no more events.
     dead: bool,
     /// The waiters were notified, and nobody has read since.
     told: bool,
-    /// What stamps are made with, if they were granted.
+    /// The key of stamps, if they were granted.
     stamp_key: Option<stamp::Key>,
-    /// The regions of a file that was closed, to be freed.
+    /// The regions of a closed file, which are to be freed.
     old: Option<AllRegions>,
 }
 
@@ -294,7 +296,7 @@ impl WatchFile {
             return Err(EINVAL);
         }
         let granted = mask.read()? & FEATURES;
-        // A bad pointer must not use up the only chance, so this comes before `used` is set.
+        // A bad pointer must not prevent another attempt, so this comes before `used` is set.
         mask.write(granted)?;
         let has = |feature| granted & feature != 0;
         let stamp_key = has(UMMUNOTIFY_FEATURE_STAMP).then(stamp::Key::new);
@@ -322,15 +324,15 @@ impl WatchFile {
             Watch::Closed => return Err(ESRCH),
         }
         let _notifier = loop {
-            // The kernel gives up when a signal is pending. That need not concern the caller, whose
-            // timer may be quicker than all tries.
+            // The kernel gives up if a signal is pending. The caller need not notice, since its
+            // timer may be faster than every attempt.
             let result = this.with_our_mm(|mm| {
                 signals::without_signals(|| Registration::new(mm, Arc::from(this)))
             });
             match result.ok_or(EPERM)? {
                 Ok(notifier) => break notifier,
                 Err(EINTR) if signals::is_pending() => return Err(ERESTARTNOINTR),
-                // It was stopped or frozen, and is not any more.
+                // The task was stopped or frozen, and has continued.
                 Err(EINTR) => {}
                 Err(error) => return Err(error),
             }
@@ -340,11 +342,11 @@ impl WatchFile {
         Ok(())
     }
 
-    /// Waits for changes to end that have a start and no end, and may concern a region that was
-    /// just rearmed and starts at `start`.
+    /// Waits for changes that have a start and no end, and that may concern a region that was just
+    /// rearmed and starts at `start`.
     ///
-    /// Such a change holds the mmap lock for writing all the time: the one by `mprotect()`. Others
-    /// that hold it for reading cannot be waited for.
+    /// Such a change by `mprotect()` holds the mmap lock for writing all the time. Others hold it
+    /// for reading, and cannot be waited for.
     #[inline]
     fn wait_for_endless(&self, start: usize) {
         if start < self.endless.read_once() {
@@ -374,7 +376,7 @@ impl WatchFile {
         }
         if state.account.add(len).is_err() {
             drop(state);
-            // What was closed a moment ago may still be charged.
+            // A file that was just closed may still be charged.
             this.wait_for_closed();
             state = Self::prepare_to_register(&this, this)?;
             let len = state.regions.len();
@@ -396,9 +398,9 @@ impl WatchFile {
         Ok(())
     }
 
-    /// Registers the MMU notifier, and applies all changes that came before.
+    /// Registers the MMU notifier, and applies all earlier changes.
     ///
-    /// Returns with the lock held that shows that both is done.
+    /// Returns with the lock held under which both were found done.
     #[cold]
     fn prepare_to_register<'a>(
         file: &'a OpenFile<Self>,
@@ -435,25 +437,25 @@ impl WatchFile {
         let len = state.regions.len();
         state.account.shrink(len);
         drop(state);
-        // The region is freed here, after the lock is dropped.
+        // The region is freed here, after the lock was dropped.
         old.map(drop).ok_or(EINVAL)
     }
 
-    /// Computes a stamp. A file without the feature knows no such command, and is not used by it.
+    /// Computes a stamp. For a file without the feature, the command is unknown and has no effect.
     fn stamp(&self, arg: UserPtr) -> Result {
         let key = self.state.lock().stamp_key.ok_or(ENOTTY)?;
         let mm = &self.ours()?.mm;
         stamp::stamp(&key, arg, |address| untagged(mm, address))
     }
 
-    /// Returns whether nothing will happen any more.
+    /// Returns whether there will be no more events.
     ///
-    /// The address space may be gone before the notifier was registered, which would say so.
+    /// The address space may be gone before the notifier was registered, which would report it.
     fn is_dead(&self, state: &State) -> bool {
         state.dead || !state.is_watching && is_gone(&self.mm)
     }
 
-    /// Publishes what an invalidation has changed, then notifies those who wait for it.
+    /// Publishes the effect of an invalidation, and then notifies waiters.
     #[inline]
     fn invalidate(this: ArcBorrow<'_, OpenFile<Self>>, change: impl FnOnce(&mut Regions) -> bool) {
         let mut state = this.state.lock();
@@ -474,8 +476,8 @@ impl WatchFile {
         }
     }
 
-    // These are not inlined, so that the callbacks need not save the registers that they use where
-    // there is nothing to do.
+    // These are not inlined, so that callbacks with nothing to do need not save the registers that
+    // they use.
 
     #[inline(never)]
     fn hit(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
@@ -495,11 +497,11 @@ impl WatchFile {
         });
     }
 
-    /// The start of a change that may have no end, so that it is not counted as in flight.
+    /// The start of a change that may have no end, and so is not counted as in flight.
     ///
-    /// Whoever rearms a region in its range before the change is done either does so before this
-    /// takes the lock for the last time, so that the region is hit, or finds `endless` after that,
-    /// and waits for the mmap lock.
+    /// A region in its range may be rearmed before the change is complete. Either that happens
+    /// before this takes the lock for the last time, so that the region is hit; or `endless` is
+    /// found set afterwards, and the rearming task waits for the mmap lock.
     #[cold]
     #[inline(never)]
     fn start_endless(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
@@ -526,7 +528,7 @@ impl WatchFile {
         }
     }
 
-    /// Copies one record to `destination`, which is smaller than two; returns `false` if that takes
+    /// Copies one record to `destination`, which has no room for two; returns `false` if that takes
     /// more than a copy.
     ///
     /// Programs written for V2 read like that.
@@ -539,16 +541,16 @@ impl WatchFile {
         };
         let copied = destination.copy_nofault(&[record]) == 1;
         if copied {
-            // `used` is set: the record is about a region, and that was registered.
+            // `used` is set already: the record is about a region, which was registered.
             state.regions.pop(&self.gate);
         }
         copied
     }
 
-    /// Waits until there is something to be read, and returns with the lock held.
+    /// Waits until there is something to read, and returns with the lock held.
     ///
-    /// Returns `None` if nothing will come any more, or if the caller has read something already
-    /// and so must not wait. If it must not wait at all, this fails with `EAGAIN`.
+    /// Returns `None` if there will be no more events, or if the caller has already read something
+    /// and so must not wait. Fails with `EAGAIN` if it must not wait at all.
     #[inline]
     fn lock_to_read(
         this: &OpenFile<Self>,
@@ -577,9 +579,9 @@ impl WatchFile {
         }
     }
 
-    /// Copies records to `destination`, as many as there are and it has room for.
+    /// Copies as many records to `destination` as there are and fit.
     ///
-    /// If there are none, it waits for them if it may, or else fails with `EAGAIN`.
+    /// If there are none, waits for them if allowed, and otherwise fails with `EAGAIN`.
     #[inline(never)]
     fn read_all(
         this: &OpenFile<Self>,
@@ -598,7 +600,7 @@ impl WatchFile {
             if !state.regions.is_applied() {
                 let now = state.regions.mark();
                 let is_reached = state.regions.has_reached(*mark.get_or_insert(now));
-                // All that came before this read is applied first, so that a region that was hit
+                // Apply all changes that precede this read first, so that a region that was hit
                 // more than once is reported once.
                 let is_interrupted = state.regions.queued() > 0 && signals::is_pending();
                 if !is_reached && !is_interrupted {
@@ -614,8 +616,9 @@ impl WatchFile {
                     continue;
                 }
                 if state.regions.queued() == 0 {
-                    // What came later is for the next read, or this one might never end. Unless it
-                    // has nothing yet: then all that it has applied was unregistered meanwhile.
+                    // Later changes are for the next read, or this one might never end. But if it
+                    // has nothing yet, everything that it has applied was unregistered in the
+                    // meantime.
                     if has_read {
                         break;
                     }
@@ -659,13 +662,13 @@ impl WatchFile {
         Ok(room - destination.len())
     }
 
-    /// Returns whether all that can be read has been read, and regions are left that nobody needs.
+    /// Returns whether everything was read, and regions are left that nobody needs.
     fn is_idle(&self) -> bool {
         let state = self.state.lock();
         state.dead && state.regions.len() > 0 && !state.regions.is_readable()
     }
 
-    /// Frees the regions of an address space that is gone, but for those with an event to be read.
+    /// Frees the regions of an address space that is gone, except those with an event to read.
     fn free_idle(&self) {
         loop {
             let mut state = self.state.lock();
@@ -703,7 +706,7 @@ impl CharFile for WatchFile {
     }
 
     fn opened(this: ArcBorrow<'_, OpenFile<Self>>) {
-        // If it fails, the first REGISTER tries again and says so.
+        // If this fails, the first REGISTER tries again and returns the error.
         let _ = Self::watch(this);
     }
 
@@ -713,7 +716,8 @@ impl CharFile for WatchFile {
         let is_large = state.regions.len() > FEW;
         let old = state.regions.take();
         this.gate.narrow(Classes::NONE);
-        // Whoever has registered them frees them. Others, and tasks that exit, do not wait for it.
+        // The process that registered them frees them. Other processes, and tasks that exit, do not
+        // wait for that.
         if is_large && !this.is_ours() {
             state.old = Some(old);
             drop(state);
@@ -738,8 +742,8 @@ impl CharFile for WatchFile {
 
     #[inline]
     fn is_quiet(&self) -> bool {
-        // Pairs with the release store of the counter: whoever has seen it sees that `quiet` was
-        // unset before.
+        // Pairs with the release store of the counter: a task that has seen the counter sees that
+        // `quiet` was cleared before.
         smp_rmb();
         self.quiet.read_once()
     }
@@ -854,7 +858,7 @@ impl MmuNotifier for OpenFile<WatchFile> {
     }
 
     fn release(this: ArcBorrow<'_, Self>) {
-        // `quiet` may stay set: only tasks that share this mm consult it, and none are left.
+        // `quiet` may stay set: only tasks that share this mm check it, and none are left.
         let mut state = this.state.lock();
         state.dead = true;
         let has_regions = state.regions.len() > 0;

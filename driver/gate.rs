@@ -4,34 +4,34 @@
 //!
 //! A change of mappings is *in flight* from [`Gate::start`] to [`Gate::finish`]. A region is
 //! *rearmed* when it is registered or its event is read. Two questions decide whether a callback
-//! needs the lock. At the start: can there be a region in the range that heeds the cause of the
-//! change? At the end: was a region rearmed while a change was in flight, and can there be one that
+//! needs the lock. At the start: may there be a region in the range that heeds the cause of the
+//! change? At the end: was a region rearmed while a change was in flight, and may there be one that
 //! heeds the cause?
 //!
 //! # Why no answer is wrong
 //!
 //! One word holds the number of changes in flight and a bit, [`REARMED`]. So all writes to the two
-//! are ordered, and each sees those before it. The bit is written with the lock held.
+//! are ordered, and each sees the earlier ones. The bit is written with the lock held.
 //!
 //! - At the start: [`Gate::start`] writes the word and then reads `first`, `last` and `events`.
 //!   Registering writes these ([`Gate::widen`]) and then reads the word ([`Gate::note_rearmed`]).
-//!   Both access the word with a full barrier, so at least one sees what the other wrote. Either
-//!   the start takes the lock and finds the region, or the region counts as rearmed and the end of
-//!   the change looks at it.
+//!   Both access the word with a full barrier, so at least one of them sees what the other wrote.
+//!   Either the start takes the lock and finds the region, or the region counts as rearmed and the
+//!   end of the change checks it.
 //! - At the end: [`Gate::finish`] writes the word after the page tables were changed. Rearming
-//!   while the change is in flight writes the word, too, and the client looks at the page tables
-//!   after that. If rearming comes first, the end sees the bit and looks at the regions. If the end
+//!   while the change is in flight writes the word, too, and the client looks up the page tables
+//!   afterwards. If rearming comes first, the end sees the bit and checks the regions. If the end
 //!   comes first, rearming acquires the word from it, and the client finds the new page.
-//! - If the end sees the bit, it reads `events` after that. A region that was registered before the
-//!   end, in the order of the word, had its events added before. So if the event of the change is
-//!   not among them, no region heeds it, but those whose pages are looked up after the end. The bit
-//!   is left to the end of another change.
-//! - If the bit is set already, rearming leaves the word alone. Changes in flight find it when they
-//!   end, or have found it and wait for the lock, which the rearming task holds.
-//! - After the end: rearming finds no change in flight, leaves the word alone, and the client finds
-//!   the new page: reading the word acquires what the end released.
-//! - Forgetting: the bit is cleared with the lock held, and only while no change is in flight.
-//!   Until then, each change that ends looks at the regions, at worst for nothing.
+//! - If the end sees the bit, it reads `events` afterwards. A region that was registered before the
+//!   end, in the order of the word, had its events added before that. So if the event of the change
+//!   is not among them, no region heeds it except those whose pages are looked up after the end.
+//!   The bit is left to the end of another change.
+//! - If the bit is set already, rearming does not write the word. Changes in flight find the bit
+//!   when they end, or have found it and wait for the lock, which the rearming task holds.
+//! - After the end: rearming finds no change in flight and does not write the word. The client
+//!   finds the new page: reading the word acquires what the end released.
+//! - Clearing: the bit is cleared with the lock held, and only while no change is in flight. Until
+//!   then, each change that ends checks the regions, at worst for nothing.
 
 use kernel::sync::atomic::{
     Atomic,
@@ -49,7 +49,7 @@ use super::cause::Events;
 /// Set in [`Gate::word`] if a region was rearmed while a change was in flight.
 const REARMED: usize = 1 << (usize::BITS - 1);
 
-/// The changes in flight, and what they have to look at.
+/// The changes in flight, and what they need to check.
 pub(super) struct Gate {
     /// The number of changes in flight, and [`REARMED`].
     word: Atomic<usize>,
@@ -57,12 +57,12 @@ pub(super) struct Gate {
     first: Marked<usize>,
     /// No region has an address above this one.
     last: Marked<usize>,
-    /// What a region heeds at least: [`Events::bits`].
+    /// The events that at least one region heeds: [`Events::bits`].
     events: Marked<usize>,
 }
 
 impl Gate {
-    /// Nothing is in flight, and there are no regions.
+    /// Creates a gate without changes in flight and without regions.
     pub(super) const fn new() -> Self {
         Self {
             word: Atomic::new(0),
@@ -72,8 +72,8 @@ impl Gate {
         }
     }
 
-    /// A change to `start .. end` is in flight from now on. Returns whether a region that heeds it
-    /// may overlap.
+    /// A change to `start .. end` is in flight from now on. Returns whether it may overlap a region
+    /// that heeds it.
     #[inline]
     pub(super) fn start(&self, start: usize, end: usize, event: impl FnOnce() -> Event) -> bool {
         // Full: pairs with that of `note_rearmed`: write the word, then read the bounds.
@@ -87,8 +87,8 @@ impl Gate {
     /// If so, the caller must rescan the range and then call [`Self::forget_rearmed`].
     #[inline]
     pub(super) fn finish(&self, event: impl FnOnce() -> Event) -> bool {
-        // Full: pairs with that of `note_rearmed`, which acquires the changed page tables from
-        // here, or else is seen here.
+        // Full: pairs with that of `note_rearmed`, which either acquires the changed page tables
+        // from here or is seen here.
         let before = self.word.fetch_sub(1, Full);
         debug_assert!(before & !REARMED > 0);
         before & REARMED != 0 && self.is_heeded(event())
@@ -101,14 +101,14 @@ impl Gate {
     }
 
     /// The end of a change has rescanned its range. The caller must hold the state lock, and must
-    /// have held it for the rescan.
+    /// have held it during the rescan.
     pub(super) fn forget_rearmed(&self) {
-        // If another change is in flight, the bit is left to its end.
+        // If another change is in flight, its end clears the bit.
         let _ = self.word.cmpxchg(REARMED, 0, Full);
     }
 
-    /// There is going to be a region at `start ..= last`. The caller must hold the state lock, and
-    /// must call [`Self::note_rearmed`] before it drops it: that orders these stores.
+    /// There will be a region at `start ..= last`. The caller must hold the state lock, and must
+    /// call [`Self::note_rearmed`] before dropping it, which orders these stores.
     #[inline]
     pub(super) fn widen(&self, start: usize, last: usize) {
         if start < self.first.read_once() {
@@ -119,7 +119,7 @@ impl Gate {
         }
     }
 
-    /// There are going to be regions of `classes` only. The caller must do the same as for
+    /// From now on there are only regions of `classes`. The caller must meet the conditions of
     /// [`Self::widen`].
     #[cold]
     #[inline(never)]
@@ -130,7 +130,7 @@ impl Gate {
         }
     }
 
-    /// There are regions of `classes` only, which are fewer than before. The caller must hold the
+    /// There are only regions of `classes`, which are fewer than before. The caller must hold the
     /// state lock.
     #[inline]
     pub(super) fn narrow(&self, classes: Classes) {
@@ -146,19 +146,22 @@ impl Gate {
     /// A region was rearmed. The caller must hold the state lock.
     #[inline]
     pub(super) fn note_rearmed(&self) {
-        // Adding nothing reads the word with a full barrier before and after. Full: pairs with
-        // those of `start` and of `finish`.
+        // Adding nothing reads the word with full barriers before and after. Full: pairs with those
+        // of `start` and of `finish`.
         let word = self.word.fetch_add(0, Full);
         if word > 0 && word & REARMED == 0 {
-            // Full: a `finish` that comes later sees it. Nobody else sets it: the lock is held.
+            // Full: a later `finish` sees it. Only this function sets it, with the lock held.
             self.word.fetch_add(REARMED, Full);
         }
     }
 }
 
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
 #[kernel::prelude::kunit_tests(ummunotify_gate)]
 mod tests {
     use super::*;
+
+    use crate::abstractions::kunit::expect_eq;
 
     const ANY: fn() -> Event = || Event::UNMAP;
 
@@ -185,7 +188,7 @@ mod tests {
             (41, 50, false),
             (0, usize::MAX, true),
         ] {
-            assert_eq!(gate.start(start, end, ANY), open);
+            expect_eq!(gate.start(start, end, ANY), open);
         }
         gate.narrow(Classes::NONE);
         assert!(!gate.start(0, usize::MAX, ANY));
@@ -200,7 +203,7 @@ mod tests {
         assert!(gate.start(10, 20, all));
         assert!(!gate.start(10, 20, some));
         gate.note_rearmed();
-        // What nobody heeds leaves it to other ends.
+        // The end of a change that no region heeds leaves it to other ends.
         assert!(!gate.finish(some));
         assert!(!gate.start(10, 20, some));
         gate.set_classes(Classes::ALL);

@@ -5,7 +5,7 @@
 use kernel::page::PAGE_SHIFT;
 
 /// A range of addresses that is not empty.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     /// The first address.
     pub(super) start: usize,
@@ -23,9 +23,9 @@ pub(super) struct Span {
 /// | 0      | bits 32 to 62  | bits 0 to 31  | bytes |
 /// | 1      | bits 36 to 62  | bits 0 to 35  | pages |
 ///
-/// Pages are used if the part does not fit in bytes. It is then extended to whole pages, as counted
+/// Pages are used if the part does not fit in bytes. It is then extended to whole pages, counted
 /// from the start of the region. If it does not fit in pages either, it becomes the whole region,
-/// which is 0. With pages of 4 KiB, that happens to a part of 512 GiB or more, or at an offset of
+/// which is 0. With pages of 4 KiB, that happens to parts of 512 GiB or more, or at an offset of
 /// 256 TiB or more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hint(u64);
@@ -50,7 +50,7 @@ impl Hint {
         if let Some(bytes) = Self::pack(offset, length, Self::BYTES_SHIFT) {
             return Self(bytes);
         }
-        // All pages, counted from the start of the region, that have a byte of the part.
+        // All pages, counted from the start of the region, that contain a byte of the part.
         let end = ((offset.wrapping_add(length) - 1) >> PAGE_SHIFT) + 1;
         let offset = offset >> PAGE_SHIFT;
         let length = end - offset;
@@ -91,7 +91,7 @@ impl Hint {
 
     /// Returns the part of the region at `start`, or `None` if the unit is not bytes.
     ///
-    /// This is all it takes for most hints.
+    /// This is sufficient for most hints.
     #[inline]
     pub(super) fn bytes_from(self, start: usize) -> Option<Span> {
         // The same as `self == Self::WHOLE || self.0 & Self::PAGES != 0`, in one comparison.
@@ -129,10 +129,12 @@ impl Hint {
     }
 }
 
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
 #[kernel::prelude::kunit_tests(ummunotify_hint)]
 mod tests {
     use super::*;
 
+    use crate::abstractions::kunit::expect_eq;
     use kernel::page::PAGE_SIZE as P;
 
     const G: usize = 1 << 30;
@@ -184,14 +186,14 @@ mod tests {
                 span(256 * T - 1, 256 * T - 1),
                 Some(span(256 * T - P, 256 * T - 1)),
             ),
-            // Too long, or too far from the start, for pages too.
+            // Too long, or too far from the start, even for pages.
             (all, span(0, T / 2 - 1), None),
             (all, span(256 * T, 256 * T), None),
             (all, all, None),
             (all, span(0, usize::MAX), None),
         ] {
             let hint = Hint::new(&region, &part);
-            assert!(hint.part_of(&region) == told);
+            expect_eq!(hint.part_of(&region), told);
             assert!(hint.covers(&region, &part));
         }
     }
@@ -225,7 +227,7 @@ mod tests {
                 span(P + 9, P + 9),
                 Some(span(P + 7, P + 9)),
             ),
-            // In pages, as counted from the start of the region, from here on.
+            // In pages, counted from the start of the region, from here on.
             (
                 span(2 * P, 2 * P),
                 span(3 * G, 3 * G),
@@ -241,7 +243,7 @@ mod tests {
             (region, span(2 * P, 2 * P), None),
         ] {
             let hint = Hint::new(&region, &hint).widened(&region, &part);
-            assert!(hint.part_of(&region) == hull);
+            expect_eq!(hint.part_of(&region), hull);
         }
     }
 
@@ -257,7 +259,7 @@ mod tests {
             (span(P, 9 * P - 1), false),
             (span(6 * P, 7 * P), false),
         ] {
-            assert_eq!(hint.covers(&region, &part), covers);
+            expect_eq!(hint.covers(&region, &part), covers);
         }
         assert!(Hint::WHOLE.covers(&region, &region));
     }

@@ -82,14 +82,14 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// Checks the argument of REGISTER_REGION. `granted` are the features that were granted;
-    /// `untag` removes the tag of an address.
+    /// Checks the argument of REGISTER_REGION. `granted` are the features of the file; `untag`
+    /// removes the tag of an address.
     ///
-    /// `flags` and `reserved` are ignored if none was, whatever they hold: there is a program that
-    /// passes uninitialised memory.
+    /// Without features, `flags` and `reserved` are ignored, whatever their values: there is a
+    /// program that passes uninitialised memory.
     ///
-    /// Fails with `EINVAL` if the end is below the start, or there are flags that the features give
-    /// no meaning.
+    /// Fails with `EINVAL` if the end is below the start, or if a flag has no meaning with these
+    /// features.
     #[inline]
     fn new(
         region: ummunotify_register_ioctl,
@@ -101,14 +101,14 @@ impl Bounds {
         } else {
             class_of(&region, granted)?
         };
-        // Kconfig allows only 64-bit machines, so nothing is cut off.
+        // Kconfig allows only 64-bit machines, so nothing is truncated.
         let (start, end) = (untag(region.start as usize), untag(region.end as usize));
         if end < start {
             return Err(EINVAL);
         }
         Ok(Self {
             start,
-            // Watch one byte at least: there is a program that passes the last address as the end.
+            // Watch at least one byte: there is a program that passes the last address as the end.
             // No underflow: an `end` above `start` is not 0.
             last: end.wrapping_sub(usize::from(end > start)),
             cookie: region.user_cookie,
@@ -126,10 +126,10 @@ fn class_of(region: &ummunotify_register_ioctl, granted: u32) -> Result<Class> {
     cause::class_ignoring(region.flags).ok_or(EINVAL)
 }
 
-/// Reads the argument of REGISTER_REGION. `granted` are the features that were granted; `untag`
-/// removes the tag of an address.
+/// Reads the argument of REGISTER_REGION. `granted` are the features of the file; `untag` removes
+/// the tag of an address.
 ///
-/// Fails with `EFAULT`, and with `EINVAL` if the end is below the start, or a flag has no meaning.
+/// Fails with `EFAULT`, and with `EINVAL` if the end is below the start or a flag has no meaning.
 #[inline]
 pub(super) fn read_bounds(
     arg: UserPtr,
@@ -156,11 +156,11 @@ pub(super) fn read_range(arg: UserPtr) -> Result<StampArg> {
     Ok(zerocopy::transmute!(words))
 }
 
-/// Writes what STAMP returns to its argument, which was `range`. Fails with `EFAULT`.
+/// Writes the results of STAMP to its argument, which was `range`. Fails with `EFAULT`.
 pub(super) fn write_stamp(arg: UserPtr, range: StampArg, stamp: u64, absent: usize) -> Result {
     let words: [u64; size_of::<StampArg>() / size_of::<u64>()] = zerocopy::transmute!(StampArg {
         stamp,
-        // No range has more pages than fit.
+        // A range has fewer pages than that.
         absent: absent as u32,
         ..range
     });
@@ -169,9 +169,12 @@ pub(super) fn write_stamp(arg: UserPtr, range: StampArg, stamp: u64, absent: usi
         .write(&words)
 }
 
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
 #[kernel::prelude::kunit_tests(ummunotify_ioctl)]
 mod tests {
     use super::*;
+
+    use crate::abstractions::kunit::expect_eq;
 
     #[test]
     fn other_numbers_are_not_commands() {
@@ -188,7 +191,7 @@ mod tests {
             (0x4008_5603, false),
             (u32::MAX, false),
         ] {
-            assert_eq!(Command::new(cmd, 0).is_ok(), known);
+            expect_eq!(Command::new(cmd, 0).is_ok(), known);
         }
     }
 
@@ -220,15 +223,15 @@ mod tests {
                     |address| address,
                 );
                 let expected = watched.ok_or(EINVAL);
-                assert!(bounds.map(|found| (found.start, found.last)) == expected);
+                expect_eq!(bounds.map(|found| (found.start, found.last)), expected);
             }
         }
         let region = ummunotify_register_ioctl {
             user_cookie: u64::MAX - 1,
             ..Default::default()
         };
-        assert!(Bounds::new(region, 0, |address| address)
-            .is_ok_and(|found| found.cookie == u64::MAX - 1));
+        let bounds = Bounds::new(region, 0, |address| address);
+        expect_eq!(bounds.map(|found| found.cookie), Ok(u64::MAX - 1));
     }
 
     #[test]
@@ -257,16 +260,19 @@ mod tests {
             };
             let bounds = Bounds::new(region, granted, |address| address);
             let expected = class.ok_or(EINVAL);
-            assert!(bounds.map(|found| found.class.number()) == expected);
+            expect_eq!(bounds.map(|found| found.class.number()), expected);
         }
     }
 
     #[test]
     fn bad_pointers_are_faults() {
         let nowhere = UserPtr::from_addr(usize::MAX - 4096);
-        assert!(read_bounds(nowhere, 0, |address| address).err() == Some(EFAULT));
-        assert!(read_cookie(nowhere).err() == Some(EFAULT));
-        assert!(Word(nowhere).read().err() == Some(EFAULT));
-        assert!(Word(nowhere).write(0).err() == Some(EFAULT));
+        expect_eq!(
+            read_bounds(nowhere, 0, |address| address).err(),
+            Some(EFAULT)
+        );
+        expect_eq!(read_cookie(nowhere).err(), Some(EFAULT));
+        expect_eq!(Word(nowhere).read().err(), Some(EFAULT));
+        expect_eq!(Word(nowhere).write(0).err(), Some(EFAULT));
     }
 }

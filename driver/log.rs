@@ -1,43 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Changes of mappings that are still to be applied to the regions they hit.
+//! Changes of mappings that have not been applied yet to all regions they hit.
 //!
-//! Whoever changes a mapping visits a limited number of regions. If more are hit, the change is
-//! noted here, and whoever reads visits the rest. See [`super::regions`].
+//! A task that changes a mapping visits a limited number of regions. If more are hit, the change is
+//! recorded here, and the next read visits the rest. See [`super::regions`].
 
 use super::{
     cause::Causes,
     hint::Span, //
 };
 
-/// The most changes that are kept apart.
+/// The most changes in the log.
 const ROOM: usize = 32;
 
-/// What is to be done to the regions that a change hits.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What to do to the regions that a change hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// The change has started: report the part of the region that it hits.
     Start,
-    /// The change has ended: likewise, if it is not in an event that is queued.
+    /// The change has ended: do the same, unless a queued event covers it.
     End,
-    /// Several changes, somewhere in the range: report all of the region. Files with hulls report
+    /// Several changes, somewhere in the range: report the whole region. Files with hulls report
     /// the part of it that is in the range.
     Several,
 }
 
 /// Changes to `span`.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) kind: Kind,
-    /// One cause, or those of several changes, or none if the file does without.
+    /// The cause, or the causes of several changes, or none if the file does not use causes.
     pub(super) causes: Causes,
     pub(super) span: Span,
 }
 
 /// Changes in the order in which they were made.
 ///
-/// If there are too many, the newest ones are merged: a region between them may be reported
-/// although nothing happened to it. The oldest one is left alone, as it may be half applied.
+/// If there are too many, the newest ones are merged: a region between them may then be reported
+/// although nothing happened to it. The oldest one is never merged, since it may be half applied.
 ///
 /// # Invariants
 ///
@@ -46,9 +46,9 @@ pub(super) struct Log {
     ring: [Change; ROOM],
     first: usize,
     len: usize,
-    /// The number of changes that were taken out.
+    /// The number of changes that were removed.
     done: u64,
-    /// How often two were merged that are not the same range.
+    /// How often two changes to different ranges were merged.
     merged: u64,
 }
 
@@ -72,7 +72,7 @@ impl Log {
         }
     }
 
-    /// Takes out all changes.
+    /// Removes all changes.
     pub(super) fn clear(&mut self) {
         self.done += self.len as u64;
         self.len = 0;
@@ -89,7 +89,7 @@ impl Log {
         self.len == 0
     }
 
-    /// Returns how often two changes were merged that are not to the same range.
+    /// Returns how often two changes to different ranges were merged.
     pub(super) fn merged(&self) -> u64 {
         self.merged
     }
@@ -100,7 +100,7 @@ impl Log {
         if self.len > 1 {
             let newest = self.at(self.len - 1);
             if newest.span == change.span && newest.causes == change.causes {
-                // The end hits only what is not queued by then, and that is nothing.
+                // The end hits only regions without an event by then, of which there are none.
                 if change.kind != Kind::End {
                     newest.kind = Kind::Several;
                 }
@@ -127,12 +127,12 @@ impl Log {
         (self.len > 0).then(|| self.ring[self.first])
     }
 
-    /// Makes the oldest change, of which there must be one, stand for several.
+    /// Turns the oldest change, which must exist, into several changes.
     pub(super) fn repeat_oldest(&mut self) {
         self.at(0).kind = Kind::Several;
     }
 
-    /// Takes out the oldest change.
+    /// Removes the oldest change.
     pub(super) fn pop(&mut self) {
         if self.len > 0 {
             self.first = (self.first + 1) % ROOM;
@@ -141,15 +141,15 @@ impl Log {
         }
     }
 
-    /// Returns the mark that is reached when all changes that are there now have been taken out.
+    /// Returns the mark that is reached when all changes that are in the log now have been removed.
     pub(super) fn mark(&self) -> Mark {
         Mark(self.done + self.len as u64)
     }
 
-    /// Returns whether all changes have been taken out that were there at `mark`.
+    /// Returns whether all changes that were in the log at `mark` have been removed.
     ///
-    /// Merging leaves fewer to take out. So changes that came later may have to be taken out, too,
-    /// but no more of them than there were changes: nobody waits for this forever.
+    /// Merging leaves fewer to remove, so later changes may have to be removed, too, but no more of
+    /// them than there were changes. So the wait for this is bounded.
     pub(super) fn has_reached(&self, mark: Mark) -> bool {
         self.is_empty() || self.done >= mark.0
     }
@@ -159,9 +159,12 @@ impl Log {
     }
 }
 
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
 #[kernel::prelude::kunit_tests(ummunotify_log)]
 mod tests {
     use super::*;
+
+    use crate::abstractions::kunit::expect_eq;
 
     fn change(kind: Kind, start: usize, last: usize) -> Change {
         caused(Causes::NONE, kind, start, last)
@@ -186,10 +189,10 @@ mod tests {
         let mut log = Log::new();
         for round in 0..3 {
             starts(&mut log, 0..ROOM);
-            assert_eq!(log.len(), ROOM);
+            expect_eq!(log.len(), ROOM);
             for number in 0..ROOM {
                 let expected = change(Kind::Start, number * 10, number * 10 + 5);
-                assert!(log.oldest() == Some(expected));
+                expect_eq!(log.oldest(), Some(expected));
                 log.pop();
             }
             assert!(log.is_empty() && log.oldest().is_none());
@@ -197,25 +200,25 @@ mod tests {
             starts(&mut log, 0..round + 1);
             (0..=round).for_each(|_| log.pop());
         }
-        assert_eq!(log.merged(), 0);
+        expect_eq!(log.merged(), 0);
     }
 
     #[test]
     fn merges_the_newest_when_full() {
         let mut log = Log::new();
         starts(&mut log, 0..ROOM + 2);
-        assert_eq!(log.len(), ROOM);
-        assert_eq!(log.merged(), 2);
+        expect_eq!(log.len(), ROOM);
+        expect_eq!(log.merged(), 2);
         for number in 0..ROOM - 2 {
             let expected = change(Kind::Start, number * 10, number * 10 + 5);
-            assert!(log.oldest() == Some(expected));
+            expect_eq!(log.oldest(), Some(expected));
             log.pop();
         }
         let (first, last) = ((ROOM - 2) * 10, ROOM * 10 + 5);
-        assert!(log.oldest() == Some(change(Kind::Several, first, last)));
+        expect_eq!(log.oldest(), Some(change(Kind::Several, first, last)));
         log.pop();
         let newest = ROOM * 10 + 10;
-        assert!(log.oldest() == Some(change(Kind::Start, newest, newest + 5)));
+        expect_eq!(log.oldest(), Some(change(Kind::Start, newest, newest + 5)));
     }
 
     #[test]
@@ -224,18 +227,18 @@ mod tests {
         // Never into the oldest.
         log.push(change(Kind::Start, 1, 2));
         log.push(change(Kind::Start, 1, 2));
-        assert_eq!(log.len(), 2);
+        expect_eq!(log.len(), 2);
         log.push(change(Kind::End, 1, 2));
-        assert_eq!(log.len(), 2);
+        expect_eq!(log.len(), 2);
         log.push(change(Kind::End, 1, 3));
-        assert_eq!(log.len(), 3);
-        assert!(log.oldest() == Some(change(Kind::Start, 1, 2)));
+        expect_eq!(log.len(), 3);
+        expect_eq!(log.oldest(), Some(change(Kind::Start, 1, 2)));
         log.pop();
-        assert!(log.oldest() == Some(change(Kind::Start, 1, 2)));
+        expect_eq!(log.oldest(), Some(change(Kind::Start, 1, 2)));
         log.push(change(Kind::Start, 1, 3));
         log.pop();
-        assert!(log.oldest() == Some(change(Kind::Several, 1, 3)));
-        assert_eq!(log.merged(), 0);
+        expect_eq!(log.oldest(), Some(change(Kind::Several, 1, 3)));
+        expect_eq!(log.merged(), 0);
     }
 
     #[test]
@@ -246,11 +249,11 @@ mod tests {
             log.push(caused(causes, Kind::Start, 1, 2));
         }
         // Never into the oldest.
-        assert_eq!(log.len(), 3);
+        expect_eq!(log.len(), 3);
         log.pop();
-        assert!(log.oldest() == Some(caused(one, Kind::Start, 1, 2)));
+        expect_eq!(log.oldest(), Some(caused(one, Kind::Start, 1, 2)));
         log.pop();
-        assert!(log.oldest() == Some(caused(two, Kind::Several, 1, 2)));
+        expect_eq!(log.oldest(), Some(caused(two, Kind::Several, 1, 2)));
         log.pop();
         starts(&mut log, 0..ROOM - 1);
         log.push(caused(one, Kind::Start, 1, 2));
@@ -258,9 +261,12 @@ mod tests {
         log.push(caused(two, Kind::End, 7, 8));
         (0..ROOM - 2).for_each(|_| log.pop());
         let first = (ROOM - 2) * 10;
-        assert!(log.oldest() == Some(caused(one.or(two), Kind::Several, 1, first + 5)));
+        expect_eq!(
+            log.oldest(),
+            Some(caused(one.or(two), Kind::Several, 1, first + 5))
+        );
         log.pop();
-        assert!(log.oldest() == Some(caused(two, Kind::End, 7, 8)));
+        expect_eq!(log.oldest(), Some(caused(two, Kind::End, 7, 8)));
     }
 
     #[test]
@@ -269,7 +275,7 @@ mod tests {
         assert!(log.has_reached(log.mark()));
         starts(&mut log, 0..3);
         let mark = log.mark();
-        // Others that come meanwhile do not matter, however many they are.
+        // Later ones do not matter, however many there are.
         for taken in 0..3 {
             assert!(!log.has_reached(mark));
             starts(&mut log, 100 * taken + 10..100 * taken + 10 + ROOM);

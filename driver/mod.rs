@@ -11,8 +11,8 @@
 //! - [`event`]: the records that `read()` returns.
 //! - [`account`]: the memory that is charged to the opener's user.
 
-// KUnit's macro expands to unsafe code. Without KUnit there is none in here.
-#![cfg_attr(not(CONFIG_KUNIT = "y"), forbid(unsafe_code))]
+// KUnit's macro expands to unsafe code. Without tests there is none in here.
+#![cfg_attr(not(CONFIG_UMMUNOTIFY_KUNIT_TEST), forbid(unsafe_code))]
 
 mod account;
 mod cause;
@@ -39,8 +39,8 @@ pub(crate) type Device = char_file::Registration<file::WatchFile>;
 
 /// Registers the device.
 ///
-/// Everybody may open it, since a process learns only about itself. The node is writable so that an
-/// attempt to open it for writing fails with the documented `EINVAL`.
+/// Every user may open it, since a process finds out only about itself. The node is writable so
+/// that an attempt to open it for writing fails with the documented `EINVAL`.
 pub(crate) fn device() -> Result<impl PinInit<Device, Error>> {
     let cache = Arc::new(RegionCache::new(c"ummunotify_region")?, GFP_KERNEL)?;
     Ok(Device::new(c"ummunotify", 0o666, cache))

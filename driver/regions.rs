@@ -1,80 +1,73 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The regions of a file: which are hit, what is queued for them, and what the counter says.
+//! The regions of a file: which are hit, which events are queued, and the counter.
 //!
-//! # The states of a region
-//!
-//! ```text
-//!                 hit                        hit
-//!   register --> armed --> queued, with a hint --> queued, whole
-//!                  ^               |                     |
-//!                  +---------------+------ read ---------+
-//! ```
-//!
-//! From each of them UNREGISTER leads out, and takes along what is queued. With
-//! `UMMUNOTIFY_FEATURE_HULL` a second hit leads back to "queued, with a hint", which is wider then.
-//! A change whose cause the region ignores does not hit it.
+//! `Documentation/userspace-api/ummunotify.rst` has a picture of the states of a region: armed;
+//! queued, with a hint; queued, whole region. With `UMMUNOTIFY_FEATURE_HULL`, a second hit widens
+//! the hint and does not discard it. A change whose cause the region ignores does not hit it.
 //!
 //! # Why no change of a mapping is missed
 //!
-//! The kernel calls into the driver before it changes page tables, which leads to
-//! [`Regions::hit`], and after that, which leads to [`Regions::hit_again`], with the same range.
-//! Either may be skipped where [`Gate`] says that there is nothing for it to do. All calls are made
-//! with the same spinlock held, so they have an order. Let a change happen between the calls S and
-//! E, and let P be a moment at which user space looks up the page tables, to pin what they map, for
-//! a region that overlaps the range.
+//! The kernel calls the driver before it changes page tables, which leads to [`Regions::hit`], and
+//! afterwards, which leads to [`Regions::hit_again`], with the same range. Either may be skipped if
+//! [`Gate`] shows that it has nothing to do. All calls are made with the same spinlock held, so
+//! they are ordered. Let a change happen between the calls S and E. Let P be a moment at which user
+//! space looks up the page tables to pin pages, for a region that overlaps the range.
 //!
-//! - Registered before S, and not read between S and E: S queues an event, or finds one queued that
-//!   it extends to the whole region. It stays queued until after E. The counter moves at S, before
-//!   the change. So whoever still uses what was pinned before is told, and told early enough.
-//! - Registered, or its event read, between S and E: P may come before the change and pin the old
-//!   page, although the event that S queued is gone, or was never queued. So a register or a read
-//!   while a change is in flight rearms, and E then looks at the regions again. At E, a region in
-//!   the range with nothing queued can only be one of these: it was either not there at S, or
-//!   queued at S and read since. It is queued again. One that has an event queued already was
-//!   possibly read after S and then hit by another change; its event is extended unless it covers
-//!   this range and has this cause anyway.
+//! - Registered before S, and not read between S and E: S queues an event, or finds a queued one
+//!   and extends it. The event stays queued until after E. The counter moves at S, before the
+//!   change. So a program that still uses the old pin is notified, and early enough.
+//! - Registered, or its event read, between S and E: P may precede the change and pin the old page,
+//!   although the event that S queued is gone or was never queued. So REGISTER or a read while a
+//!   change is in flight rearms, and E then checks the regions again. At E, a region in the range
+//!   without a queued event must be one of these: either it did not exist at S, or it was queued at
+//!   S and read since. It is queued again. A region with a queued event may have been read after S
+//!   and then hit by another change; its event is extended unless it already covers this range and
+//!   has this cause.
 //! - Registered, or its event read, after E: P finds the new page.
 //!
-//! Where a region ignores the cause of the change, it is as if there were no region: S and E are of
-//! the same cause, and what a region ignores never changes.
+//! If a region ignores the cause of the change, it is as if the region did not exist: S and E have
+//! the same cause, and the causes that a region ignores never change.
 //!
 //! # Who does the work
 //!
-//! How many regions a change hits is up to whoever registered them, and whoever makes the change
-//! must not pay for that. So S and E visit [`MOST`] regions at most. If there are more, or if an
-//! earlier change is not done yet, they note the change in [`Log`]; whether it hits anything takes
-//! one search. Whoever reads does the rest, [`SOME`] regions at a time, and so does whoever
-//! registers. With up to [`MOST`] regions hit at once the log stays empty.
+//! The watcher determines how many regions a change hits, and the task that makes the change must
+//! not pay for that. So S and E visit at most [`MOST`] regions. If there are more, or if an earlier
+//! change is still deferred, they record the change in [`Log`]; finding out whether it hits
+//! anything takes one search. Reads and REGISTER do the rest, [`SOME`] regions at a time. If no
+//! more than [`MOST`] regions are hit at once, the log stays empty.
 //!
 //! Why nothing is missed with the log:
 //!
-//! - A noted change is as good as queued. S and E note it and move the counter in one section of
-//!   the lock, and [`Regions::is_readable`] goes by the counter. LAST is given only when both the
-//!   queue and the log are empty, in the section that finds them so. So whoever has seen the
-//!   counter move cannot get LAST before the events, and a read that finds nothing queued goes on
-//!   to apply the log.
-//! - Events come in the order of the changes: while there is a log, later changes that hit anything
-//!   are appended to it, and it is applied from its oldest entry on. The regions of one change come
-//!   in the order of their addresses. How far the oldest entry has come is kept in the map, which
-//!   moves on if that very region is unregistered. A read applies all that is in the log when it
-//!   begins before it takes anything out of the queue, so that a region that was hit several times
-//!   is reported once; only a signal makes it return earlier, with what is queued by then.
-//! - A region is not told of changes before it was registered, since REGISTER applies the log as it
-//!   was when REGISTER began, and inserts in the section of the lock that finds this done. Changes
-//!   that come meanwhile may still be in the log: they happen at the same time as REGISTER.
-//! - UNREGISTER takes a region out before it is queued, or after: either way it is not reported.
-//! - E looks for what was rearmed since S. If it is noted, then what it has to look at is decided
-//!   when it is applied. A region that was hit at S and not read since is still queued then, or was
-//!   read after E. Then it is reported once more, needlessly. No region is left out: one that has
-//!   to be hit at E was in the map before E, and stays until it is unregistered.
-//! - Reading while entries are applied rearms as ever: [`Regions::read`] notes it in the same
-//!   section in which an event is taken out, no matter how the event came into the queue.
-//! - When the log is full, its two newest entries become one for all that lies between. That hits
-//!   more regions than it should, and none less; they are reported as a whole, or with hulls as
-//!   far as they are in between. Each is reported with all causes of the two that it heeds.
-//! - Nobody waits forever: a read and a REGISTER apply what was in the log when they began, which
-//!   is limited, however quick others add to it. A read that has something to return ends then.
+//! - A recorded change counts as queued. S and E record it and move the counter in one section of
+//!   the lock, and [`Regions::is_readable`] depends on the counter. LAST is returned only if both
+//!   the queue and the log are empty, in the section that finds them so. So a program that has seen
+//!   the counter move cannot get LAST before the events, and a read that finds an empty queue
+//!   applies the log.
+//! - Events are in the order of the changes: while the log is not empty, later changes that hit a
+//!   region are appended to it, and it is applied from its oldest entry on. The regions of one
+//!   change are in the order of their addresses. The position in the oldest entry is kept in the
+//!   map, which advances it if that very region is unregistered. A read first applies everything
+//!   that was in the log when it began, and then takes events out of the queue, so that a region
+//!   that was hit several times is reported once. Only a signal makes it return earlier, with what
+//!   is queued by then.
+//! - A region does not report changes from before it was registered: REGISTER applies the log as it
+//!   was when REGISTER began, and inserts in the section of the lock that finds this done. Later
+//!   changes may still be in the log; they are concurrent with REGISTER.
+//! - UNREGISTER removes a region before or after it is queued; either way it is not reported.
+//! - E looks for regions that were rearmed since S. If E is recorded, which regions it hits is
+//!   decided when it is applied. A region that was hit at S and not read since is still queued
+//!   then, or was read after E; in the latter case it is reported once more, unnecessarily. No
+//!   region is left out: one that E must hit was in the map before E, and stays there until it is
+//!   unregistered.
+//! - Reading rearms even while entries are being applied: [`Regions::read`] records it in the
+//!   section in which an event is taken out, however the event was queued.
+//! - If the log is full, its two newest entries become one entry for the range that encloses both.
+//!   That may hit more regions than necessary, and never fewer. They are reported as a whole or,
+//!   with hulls, as far as they are in the range. Each is reported with all causes of the two that
+//!   it heeds.
+//! - Waits are bounded: a read and a REGISTER apply what was in the log when they began, which is
+//!   limited, however fast others add to it. A read that has something to return ends then.
 
 use core::mem::MaybeUninit;
 
@@ -114,16 +107,16 @@ use super::{
     }, //
 };
 
-/// The most regions that whoever changes a mapping visits, in one section of the lock.
+/// The most regions that a task visits when it changes a mapping, in one section of the lock.
 pub(super) const MOST: usize = 128;
 
-/// The most regions that whoever applies the log visits at a time.
+/// The most regions that are visited at a time when the log is applied.
 ///
-/// That a region lies far from the next one in the tree, as many others are in between, makes it
-/// take up to seven times as long to get there.
+/// If many other regions lie between one of these and the next in the tree, a step to the next
+/// takes up to seven times as long.
 const SOME: usize = 64;
 
-/// The most regions that are taken out in one section of the lock, which costs more.
+/// The most regions that are removed in one section of the lock, which costs more.
 pub(super) const FEW: usize = 48;
 
 /// The event that is queued for a region.
@@ -132,9 +125,9 @@ pub(super) const FEW: usize = 48;
 #[derive(Clone, Copy)]
 #[repr(C, packed(4))]
 pub(crate) struct Pending {
-    /// The part of the region that it is about.
+    /// The reported part of the region.
     hint: Hint,
-    /// The causes of the changes that it reports. Without the feature, there are none.
+    /// The causes of the reported changes; none without the feature.
     causes: Causes,
 }
 
@@ -149,52 +142,53 @@ impl Pending {
 /// The class of regions that ignore no cause.
 const IGNORING_NOTHING: Class = Class::new(0);
 
-/// Where the memory of regions comes from.
+/// The slab cache for regions.
 pub(crate) type RegionCache = NodeCache<u64, Pending>;
 
-/// Memory for a region that is going to be registered.
+/// Memory for a region to be registered.
 pub(super) type NewRegion<'c> = Reservation<'c, u64, Pending>;
 
-/// A region that is not registered any more. Dropping it frees its memory.
+/// A region that is no longer registered. Dropping it frees its memory.
 pub(super) type OldRegion<'c> = Removed<'c, u64, Pending>;
 
 /// All regions of a file. Dropping it frees their memory.
 pub(super) type AllRegions = IntervalMap<u64, Pending>;
 
-/// Several regions that are not registered any more.
+/// Several regions that are no longer registered.
 pub(super) type OldRegions<'c> = RemovedList<'c, u64, Pending>;
 
-/// All regions of a file, and what happened to them.
+/// All regions of a file, and their events.
 ///
-/// Their keys in the map are the cookies. Their values are the events that are queued for them.
-/// Their classes are the causes that they ignore.
+/// The keys in the map are the cookies, the values are the queued events, and the classes are the
+/// causes that the regions ignore.
 ///
 /// # Invariants
 ///
-/// - `counter` is greater than `reported` where something is queued, or in `log`.
+/// - `counter` is greater than `reported` if an event is queued, or a change is in `log`.
 /// - While `is_walking`, the walk of `map` is that of the oldest change in `log`.
 pub(super) struct Regions {
     map: IntervalMap<u64, Pending>,
-    /// Changes that are still to be applied.
+    /// Changes that have not been applied yet.
     log: Log,
-    /// The oldest of them has begun to be applied.
+    /// Whether the oldest of them is partly applied.
     is_walking: bool,
-    /// Only the callback of that change has applied it, and nothing was read or registered since.
+    /// Whether only the callback of that change has applied it, and nothing was read or registered
+    /// since.
     is_fresh: bool,
     /// The generation counter: the number of invalidations that hit at least one region.
     counter: u64,
     /// The counter in the last LAST record that was read.
     reported: u64,
-    /// The file was granted features that concern events.
+    /// Whether the file has features that concern events.
     has_features: bool,
-    /// The causes that are reported: all of them, or none.
+    /// The causes that are reported: all or none.
     causes: Causes,
-    /// A second hit widens a hint, and does not give it up.
+    /// Whether a second hit widens a hint instead of discarding it.
     has_hulls: bool,
 }
 
 impl Regions {
-    /// Creates an empty set of regions, at generation 0, whose memory will come from `cache`.
+    /// Creates an empty set of regions at generation 0, whose memory comes from `cache`.
     pub(super) fn new(cache: Arc<RegionCache>) -> Self {
         // INVARIANT: There are no regions.
         Self {
@@ -210,7 +204,7 @@ impl Regions {
         }
     }
 
-    /// From now on events have causes, or hints are widened. There must be no regions yet.
+    /// From now on, events have causes, or hints are widened. There must be no regions yet.
     pub(super) fn set_features(&mut self, has_causes: bool, has_hulls: bool) {
         self.causes = if has_causes {
             Causes::ALL
@@ -240,23 +234,23 @@ impl Regions {
 
     /// Returns whether a read returns something.
     ///
-    /// A counter that was not reported yet is enough: then there is a LAST to be read.
+    /// If the counter was not reported yet, there is at least a LAST to read.
     #[inline]
     pub(super) fn is_readable(&self) -> bool {
         self.counter != self.reported
     }
 
-    /// Returns the number of changes that are still to be applied.
+    /// Returns the number of changes that have not been applied yet.
     pub(super) fn deferred(&self) -> usize {
         self.log.len()
     }
 
-    /// Returns how often changes were merged, so that a region may be reported needlessly.
+    /// Returns how often changes were merged, so that a region may be reported unnecessarily.
     pub(super) fn merged(&self) -> u64 {
         self.log.merged()
     }
 
-    /// Returns whether there is nothing to be applied.
+    /// Returns whether there is nothing to apply.
     #[inline]
     pub(super) fn is_applied(&self) -> bool {
         self.log.is_empty()
@@ -272,7 +266,7 @@ impl Regions {
         self.log.has_reached(mark)
     }
 
-    /// Applies deferred changes to [`SOME`] regions at most.
+    /// Applies deferred changes to at most [`SOME`] regions.
     #[cold]
     pub(super) fn apply(&mut self) {
         let Some(change) = self.log.oldest() else {
@@ -287,14 +281,14 @@ impl Regions {
             Kind::End => self.apply_to_some(change, report_unless_told),
             Kind::Several => self.apply_to_some(change, report_several),
         };
-        // INVARIANT: If the walk is not over, then the change stays.
+        // INVARIANT: If the walk is not complete, the change stays.
         self.is_walking = !is_done;
         if is_done {
             self.log.pop();
         }
     }
 
-    /// Begins or continues the walk of the oldest change; returns whether it is over.
+    /// Begins or continues the walk of the oldest change; returns whether it is complete.
     fn apply_to_some(&mut self, change: Change, hit: impl Hit) -> bool {
         let report = self.report_of(&change);
         let visit = |mut entry: Entry<'_, u64, Pending>| {
@@ -319,9 +313,9 @@ impl Regions {
         }
     }
 
-    /// Registers the region `start ..= last`. All changes that came before must have been applied.
+    /// Registers the region `start ..= last`. All earlier changes must have been applied.
     ///
-    /// Where the cookie is taken, nothing changes and the memory is handed back.
+    /// If the cookie is in use, nothing changes and the memory is returned.
     #[inline]
     pub(super) fn register<'c>(
         &mut self,
@@ -335,7 +329,8 @@ impl Regions {
         let classes = self.map.populated();
         self.map
             .insert(new, class, cookie, start, last, Pending::NONE)?;
-        // The oldest change, which may have come after this REGISTER began, has not hit it.
+        // The oldest change, which may be later than the beginning of this REGISTER, has not hit
+        // it.
         self.is_fresh = false;
         gate.widen(start, last);
         if self.map.populated() != classes {
@@ -361,7 +356,7 @@ impl Regions {
         Some(removed)
     }
 
-    /// Takes out all regions, and all that is queued or deferred.
+    /// Removes all regions, and everything that is queued or deferred.
     pub(super) fn take(&mut self) -> AllRegions {
         self.log.clear();
         self.is_walking = false;
@@ -370,8 +365,8 @@ impl Regions {
         self.map.take()
     }
 
-    /// Takes out regions without an event queued, of some from the cookie `from` on. Returns them,
-    /// and where to go on.
+    /// Looks at some regions, beginning with the cookie `from`, and removes those without a queued
+    /// event. Returns them, and where to continue.
     pub(super) fn take_idle<'c>(
         &mut self,
         cache: &'c RegionCache,
@@ -380,7 +375,7 @@ impl Regions {
         self.map.remove_idle(cache, &from, FEW)
     }
 
-    /// The mappings of `start ..= last` are going to be changed, for what `causes` returns.
+    /// The mappings of `start ..= last` are about to change, because of what `causes` returns.
     ///
     /// Returns whether a region was hit, so that the counter has moved.
     #[inline]
@@ -397,8 +392,8 @@ impl Regions {
         self.hit_some::<false>(Kind::Start, Causes::NONE, span, hit)
     }
 
-    /// The mappings of `start ..= last` have been changed, for what `causes` returns. Regions in that
-    /// range may have been rearmed meanwhile.
+    /// The mappings of `start ..= last` have changed, because of what `causes` returns. Regions in
+    /// that range may have been rearmed in the meantime.
     ///
     /// Returns whether a region was hit again, so that the counter has moved.
     pub(super) fn hit_again(
@@ -414,7 +409,7 @@ impl Regions {
         self.hit_some::<false>(Kind::End, Causes::NONE, span, hit_unless_told)
     }
 
-    /// The same, for files with features. It is apart since V2 is to pay nothing for them.
+    /// The same for files with features. It is separate, so that V2 pays nothing for them.
     #[cold]
     #[inline(never)]
     fn hit_with_features(&mut self, kind: Kind, causes: Causes, span: Span) -> bool {
@@ -426,8 +421,8 @@ impl Regions {
         }
     }
 
-    /// Calls `hit` for the regions that overlap `span`, if they are no more than [`MOST`], and else
-    /// leaves the rest, or all of them, to [`Self::apply`].
+    /// Calls `hit` for the regions that overlap `span`, if there are no more than [`MOST`].
+    /// Otherwise leaves the rest, or all of them, to [`Self::apply`].
     ///
     /// V2 has only regions that ignore nothing.
     #[inline]
@@ -454,7 +449,7 @@ impl Regions {
             self.map.walk(IGNORING_NOTHING, start, last, MOST, visit)
         };
         if !is_done {
-            // What is left may turn out to be reported already. Then the counter moves needlessly.
+            // The rest may turn out to be reported already. The counter then moves unnecessarily.
             any = true;
             self.defer_rest(change);
         }
@@ -465,7 +460,7 @@ impl Regions {
     /// Leaves the regions that the walk has not visited to [`Self::apply`].
     #[cold]
     fn defer_rest(&mut self, change: Change) {
-        // INVARIANT: The log was empty, so that this is its oldest entry.
+        // INVARIANT: The log was empty, so this is its oldest entry.
         self.is_walking = true;
         self.is_fresh = true;
         self.log.push(change);
@@ -490,10 +485,10 @@ impl Regions {
         any
     }
 
-    /// Returns whether it was enough to note that the oldest change happened once more.
+    /// Returns whether it was sufficient to record that the oldest change happened once more.
     ///
-    /// So a page that changes over and over is applied once. The regions that the first change has
-    /// visited are all queued still, and the first ones of the walk.
+    /// So a page that changes repeatedly is applied once. The regions that the first change has
+    /// visited are all still queued, and are the first ones of the walk.
     fn repeats_oldest(&mut self, change: Change) -> bool {
         let Some(oldest) = self.log.oldest() else {
             return false;
@@ -501,16 +496,16 @@ impl Regions {
         if oldest.span != change.span || !self.is_fresh || self.log.len() > 1 {
             return false;
         }
-        // Other regions heed another cause, and all are to report it.
+        // Other regions heed another cause, and all of them must report it.
         if oldest.causes != change.causes {
             return false;
         }
-        // All that were visited are queued still, so there is no more to do at the end of a change,
-        // nor at the start of one where they need not report the whole region.
+        // All visited regions are still queued, so the end of a change has nothing more to do, and
+        // neither has its start if they need not report the whole region.
         if change.kind == Kind::End || self.has_hulls {
             return true;
         }
-        // An end reports a part of each region. A second change makes that the whole region.
+        // An end reports a part of each region. A second change turns that into the whole region.
         if oldest.kind == Kind::End {
             return false;
         }
@@ -523,7 +518,7 @@ impl Regions {
                 hit_part(&mut entry, report, &report_several);
             });
             if is_done {
-                // INVARIANT: The others were unregistered meanwhile, so that nothing is left.
+                // INVARIANT: The others were unregistered in the meantime, so nothing is left.
                 self.is_walking = false;
                 self.log.pop();
             }
@@ -531,9 +526,9 @@ impl Regions {
         true
     }
 
-    /// Returns the record that a read returns first, which stays queued.
+    /// Returns the record that a read returns first; it stays queued.
     ///
-    /// Returns nothing while there are changes to be applied first.
+    /// Returns nothing while there are changes to apply first.
     #[inline]
     pub(super) fn front(&self) -> Option<Event> {
         if !self.log.is_empty() {
@@ -546,7 +541,7 @@ impl Regions {
         }
     }
 
-    /// Takes away what [`Self::front`] returns.
+    /// Removes the record that [`Self::front`] returns.
     #[inline]
     pub(super) fn pop(&mut self, gate: &Gate) {
         self.is_fresh = false;
@@ -557,8 +552,8 @@ impl Regions {
         }
     }
 
-    /// Passes queued records to `deliver`, at most `room.len()`, then LAST if nothing is queued or
-    /// deferred any more. It returns how many it has delivered; the others stay queued.
+    /// Passes queued records to `deliver`, at most `room.len()`, and then LAST if nothing is queued
+    /// or deferred any more. It returns how many it has delivered; the others stay queued.
     #[inline]
     pub(super) fn read(
         &mut self,
@@ -596,7 +591,7 @@ impl Regions {
     }
 }
 
-/// The record about a region with an event queued.
+/// The record about a region with a queued event.
 #[inline]
 fn record(queued: Queued<u64, Pending>) -> Event {
     record_with_flags(&queued, HINT)
@@ -610,7 +605,7 @@ fn record_with_causes(queued: Queued<u64, Pending>) -> Event {
     record_with_flags(&queued, HINT | causes.event_flags())
 }
 
-/// The same, with these flags, but for [`HINT`] if it is about all of the region.
+/// The same with these flags, except for [`HINT`] if it is about the whole region.
 #[inline]
 fn record_with_flags(queued: &Queued<u64, Pending>, flags: u32) -> Event {
     let region = Span {
@@ -624,7 +619,7 @@ fn record_with_flags(queued: &Queued<u64, Pending>, flags: u32) -> Event {
     }
 }
 
-/// The same, without causes, where the hint tells bytes, as most do.
+/// The same without causes, if the unit of the hint is bytes, as usual.
 #[inline]
 fn usual_record(queued: &Queued<u64, Pending>) -> Option<Event> {
     let hint = queued.value.hint;
@@ -632,17 +627,17 @@ fn usual_record(queued: &Queued<u64, Pending>) -> Option<Event> {
     Some(event::invalidated(queued.key, &part, HINT))
 }
 
-/// The same, where it does not.
+/// The same for other hints.
 #[cold]
 #[inline(never)]
 fn rare_record(queued: Queued<u64, Pending>) -> Event {
     record(queued)
 }
 
-/// What came of delivering records.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// The result of delivering records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Batch {
-    /// All were delivered, and LAST is the last of them.
+    /// All were delivered, including LAST.
     Last,
     /// All were delivered.
     All,
@@ -650,23 +645,23 @@ pub(super) enum Batch {
     Faulted,
 }
 
-/// What is reported of a change.
+/// How a change is reported.
 #[derive(Clone, Copy)]
 struct Report {
     span: Span,
     causes: Causes,
-    /// The file has hulls.
+    /// Whether the file has hulls.
     has_hulls: bool,
 }
 
-/// What to do to a region that a change hits, with where it is and the part of it that is hit.
+/// What to do to a region that a change hits, given its bounds and the part that is hit.
 ///
 /// Returns whether it reported anything new.
 trait Hit: Fn(&mut Entry<'_, u64, Pending>, &Span, &Span, Report) -> bool {}
 
 impl<F: Fn(&mut Entry<'_, u64, Pending>, &Span, &Span, Report) -> bool> Hit for F {}
 
-/// Calls `hit` for a region that has something in common with the range of the change.
+/// Calls `hit` for a region that overlaps the range of the change.
 #[inline(always)]
 fn hit_part(entry: &mut Entry<'_, u64, Pending>, report: Report, hit: &impl Hit) -> bool {
     let region = Span {
@@ -680,10 +675,10 @@ fn hit_part(entry: &mut Entry<'_, u64, Pending>, report: Report, hit: &impl Hit)
     hit(entry, &region, &part, report)
 }
 
-/// Reports a change to `part` of a region, as V2 does.
+/// Reports a change to `part` of a region, as in V2.
 #[inline]
 fn hit(entry: &mut Entry<'_, u64, Pending>, region: &Span, part: &Span, _: Report) -> bool {
-    // One event cannot hold two ranges, so a second one makes it the whole region.
+    // One event cannot hold two ranges, so a second one makes it report the whole region.
     entry.value().hint = if entry.enqueue() {
         Hint::new(region, part)
     } else {
@@ -692,7 +687,7 @@ fn hit(entry: &mut Entry<'_, u64, Pending>, region: &Span, part: &Span, _: Repor
     true
 }
 
-/// The same, unless there is an event queued that covers it.
+/// The same, unless a queued event covers it.
 #[inline]
 fn hit_unless_told(
     entry: &mut Entry<'_, u64, Pending>,
@@ -707,14 +702,14 @@ fn hit_unless_told(
     hit(entry, region, part, report)
 }
 
-/// Reports several changes to a region as V2 does, wherever in it they were.
+/// Reports several changes to a region, as in V2, wherever in it they were.
 fn hit_whole(entry: &mut Entry<'_, u64, Pending>, _: &Span, _: &Span, _: Report) -> bool {
     entry.enqueue();
     entry.value().hint = Hint::WHOLE;
     true
 }
 
-/// Reports a change to `part` of a region, as its file was granted.
+/// Reports a change to `part` of a region, according to the features of its file.
 fn report(entry: &mut Entry<'_, u64, Pending>, region: &Span, part: &Span, report: Report) -> bool {
     let is_new = entry.enqueue();
     let Pending { hint, causes } = *entry.value();
@@ -736,7 +731,7 @@ fn report(entry: &mut Entry<'_, u64, Pending>, region: &Span, part: &Span, repor
     true
 }
 
-/// The same, unless there is an event queued that covers it and has its cause.
+/// The same, unless a queued event covers it and has its cause.
 fn report_unless_told(
     entry: &mut Entry<'_, u64, Pending>,
     region: &Span,
@@ -766,12 +761,19 @@ fn report_several(
     true
 }
 
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
 #[kernel::prelude::kunit_tests(ummunotify_regions)]
 mod tests {
     use super::*;
 
     use crate::{
-        abstractions::mmu_notifier,
+        abstractions::{
+            kunit::{
+                agree,
+                expect_eq, //
+            },
+            mmu_notifier, //
+        },
         driver::cause::class_ignoring,
         uapi::{
             UMMUNOTIFY_CAUSES_SAME_PAGES as SAME_PAGES,
@@ -782,47 +784,47 @@ mod tests {
         }, //
     };
     use kernel::page::PAGE_SIZE as P;
-    use zerocopy::IntoBytes;
 
-    /// Something that happens to the regions of a file, and what is to come of it.
+    /// An operation on the regions of a file, and its expected result.
     ///
-    /// Ranges are given as the first and the last address.
+    /// Ranges are the first and the last address.
     #[derive(Clone, Copy)]
     enum Step {
         /// The file is granted causes, and hulls.
         Grant(bool, bool),
-        /// A region with this cookie is registered; whether that works.
+        /// A region with this cookie is registered; whether that succeeds.
         Register(u64, usize, usize, bool),
         /// A region that ignores these causes is registered.
         Ignoring(u32, u64, usize, usize),
-        /// A region is unregistered; whether there is one.
+        /// A region is unregistered; whether it exists.
         Unregister(u64, bool),
-        /// A change starts; the counter after that.
+        /// A change starts; the counter afterwards.
         Start(usize, usize, u64),
-        /// A change ends; the counter after that.
+        /// A change ends; the counter afterwards.
         End(usize, usize, u64),
-        /// A change for this cause starts; the counter after that.
+        /// A change with this cause starts; the counter afterwards.
         StartBy(u32, usize, usize, u64),
-        /// A change for this cause ends; the counter after that.
+        /// A change with this cause ends; the counter afterwards.
         EndBy(u32, usize, usize, u64),
         /// Deferred changes are applied to some regions; how many changes are left.
         Apply(usize),
-        /// So many regions at `start ..= last` are registered, with cookies from the first one on.
+        /// This many regions at `start ..= last` are registered, with consecutive cookies from the
+        /// first number on.
         RegisterMany(u64, u64, usize, usize),
-        /// Likewise, of regions that ignore these causes.
+        /// The same, for regions that ignore these causes.
         IgnoringMany(u32, u64, u64, usize, usize),
-        /// So many regions are unregistered.
+        /// This many regions are unregistered.
         UnregisterMany(u64, u64),
-        /// So many regions are read, with cookies from the first one on, and this hint or without.
+        /// This many regions are read, with consecutive cookies, and with this hint or without one.
         ReadMany(u64, u64, usize, usize, bool),
-        /// A read with room for so many records; what it finds.
+        /// A read with room for this many records, and its result.
         Read(usize, &'static [Record]),
-        /// What [`Read`](Self::Read) finds, when only so many can be copied.
+        /// The result of [`Read`](Self::Read) if only this many records can be copied.
         Fault(usize, &'static [Record], usize),
     }
     use Step::*;
 
-    /// A record that is expected. Ranges are given as the first address and the end.
+    /// An expected record. Ranges are the first address and the end.
     #[derive(Clone, Copy)]
     enum Record {
         /// INVAL with a hint.
@@ -844,6 +846,11 @@ mod tests {
         event::invalidated(cookie, &Span { start, last }, flags)
     }
 
+    /// A record that can be compared and printed.
+    fn words(event: Event) -> [u64; 4] {
+        zerocopy::transmute!(event)
+    }
+
     impl Record {
         fn event(self) -> Event {
             match self {
@@ -859,7 +866,7 @@ mod tests {
     /// The most records that a step reads.
     const ROOM: usize = 8;
 
-    /// What a file has of regions.
+    /// The regions of a file.
     struct Watched {
         // The order in which they are dropped.
         regions: Regions,
@@ -877,33 +884,32 @@ mod tests {
             })
         }
 
-        /// Reads with room for so many records, of which `count` are delivered.
+        /// Reads with room for `room` records, of which `count` are delivered.
         fn read(&mut self, room: usize, expected: &[Record], count: usize) -> bool {
             let mut memory = [const { MaybeUninit::uninit() }; ROOM];
             let mut records = expected.iter();
             let (mut right, mut left) = (true, count);
             let batch = self.regions.read(&self.gate, &mut memory[..room], |found| {
                 right &= found.iter().all(|found| {
-                    records
-                        .next()
-                        .is_some_and(|record| record.event().as_bytes() == found.as_bytes())
+                    let expected = records.next().map(|record| words(record.event()));
+                    agree("record", Some(words(*found)), expected)
                 });
                 let delivered = left.min(found.len());
                 left -= delivered;
                 delivered
             });
+            let end = match expected[..count].last() {
+                _ if count < expected.len() => Batch::Faulted,
+                Some(Last(_)) => Batch::Last,
+                _ => Batch::All,
+            };
             right
-                && left == 0
-                && records.next().is_none()
-                && batch
-                    == match expected[..count].last() {
-                        _ if count < expected.len() => Batch::Faulted,
-                        Some(Last(_)) => Batch::Last,
-                        _ => Batch::All,
-                    }
+                && agree("records to deliver", left, 0)
+                && agree("missing records", records.count(), 0)
+                && agree("the end", batch, end)
         }
 
-        /// Registers a region that ignores these causes; returns whether that works.
+        /// Registers a region that ignores these causes; returns whether that succeeds.
         fn register(
             &mut self,
             ignored: u32,
@@ -919,16 +925,17 @@ mod tests {
             Ok(result.is_ok())
         }
 
-        /// A change starts; returns whether the counter is right after that.
+        /// A change starts; returns whether the counter is right afterwards.
         fn start(&mut self, cause: u32, start: usize, last: usize, counter: u64) -> bool {
             let before = self.regions.counter();
             let event = event_of(cause);
             let hit = self.gate.start(start, last.saturating_add(1), || event)
                 && self.regions.hit(start, last, || Causes::of(event));
-            self.regions.counter() == counter && hit == (counter != before)
+            agree("the counter", self.regions.counter(), counter)
+                && agree("hit", hit, counter != before)
         }
 
-        /// A change ends; returns whether the counter is right after that.
+        /// A change ends; returns whether the counter is right afterwards.
         fn end(&mut self, cause: u32, start: usize, last: usize, counter: u64) -> bool {
             let before = self.regions.counter();
             let event = event_of(cause);
@@ -937,10 +944,11 @@ mod tests {
                 hit = self.regions.hit_again(start, last, || Causes::of(event));
                 self.gate.forget_rearmed();
             }
-            self.regions.counter() == counter && hit == (counter != before)
+            agree("the counter", self.regions.counter(), counter)
+                && agree("hit", hit, counter != before)
         }
 
-        /// Does a step as `driver::file` does; returns whether what is expected came of it.
+        /// Does a step like `driver::file`; returns whether the result is as expected.
         fn step(&mut self, step: Step) -> Result<bool> {
             Ok(match step {
                 Grant(causes, hulls) => {
@@ -948,18 +956,19 @@ mod tests {
                     true
                 }
                 Register(cookie, start, last, works) => {
-                    self.register(0, cookie, start, last)? == works
+                    agree("registered", self.register(0, cookie, start, last)?, works)
                 }
                 Ignoring(causes, cookie, start, last) => {
                     self.register(causes, cookie, start, last)?
                 }
                 Unregister(cookie, works) => {
                     let cache = &*self.cache;
-                    self.regions.unregister(&self.gate, cache, cookie).is_some() == works
+                    let old = self.regions.unregister(&self.gate, cache, cookie);
+                    agree("unregistered", old.is_some(), works)
                 }
                 Apply(left) => {
                     self.regions.apply();
-                    self.regions.deferred() == left
+                    agree("deferred changes", self.regions.deferred(), left)
                 }
                 RegisterMany(first, count, start, last) => {
                     let mut works = true;
@@ -986,8 +995,8 @@ mod tests {
                     let mut memory = [const { MaybeUninit::uninit() }; 1];
                     let mut right = false;
                     self.regions.read(&self.gate, &mut memory, |found| {
-                        right =
-                            found[0].as_bytes() == inval(0, cookie, start, end, hint).as_bytes();
+                        let expected = inval(0, cookie, start, end, hint);
+                        right = agree("record", words(found[0]), words(expected));
                         found.len()
                     });
                     right
@@ -1012,13 +1021,12 @@ mod tests {
         }
     }
 
-    /// Does all the steps, on an empty set of regions; returns whether what is expected came of
-    /// all.
+    /// Does all steps on an empty set of regions; returns whether all results are as expected.
     fn runs(steps: &[Step]) -> Result<bool> {
         let mut watched = Watched::new()?;
         for (number, step) in steps.iter().enumerate() {
             if !watched.step(*step)? {
-                pr_err!("step {} (from 0) has another outcome\n", number);
+                pr_err!("the result of step {number}, counted from 0, is wrong\n");
                 return Ok(false);
             }
         }
@@ -1195,7 +1203,7 @@ mod tests {
             Fault(8, &[Last(2)], 0),
             Read(1, &[Last(2)]),
             Read(1, &[]),
-            // In parts, with more behind what there is room for.
+            // In parts, with more records than there is room for.
             Register(3, 0, P - 1, true),
             Register(4, 0, P - 1, true),
             Start(0, P - 1, 3),
@@ -1228,12 +1236,12 @@ mod tests {
     #[test]
     fn registered_in_a_change_is_told() -> Result {
         assert!(runs(&[
-            // The first region, where there was none.
+            // The first region.
             Start(0, 9 * P - 1, 0),
             Register(1, P, 2 * P - 1, true),
             End(0, 9 * P - 1, 1),
             Read(8, &[Part(1, P, 2 * P), Last(1)]),
-            // One outside what was watched, and one that is not in the range.
+            // One outside all regions, and one that is not in the range.
             Start(20 * P, 30 * P - 1, 1),
             Register(2, 25 * P, 26 * P - 1, true),
             Register(3, 40 * P, 41 * P - 1, true),
@@ -1279,7 +1287,7 @@ mod tests {
             Start(0, P - 1, 1),
             Start(5 * P, 6 * P - 1, 2),
             Read(8, &[Whole(1, 0, 9 * P), Part(2, 5 * P, 6 * P), Last(2)]),
-            // Both have to be told again by whichever change they are in.
+            // Each must be reported again by the change that it is in.
             End(5 * P, 6 * P - 1, 3),
             End(0, P - 1, 4),
             Read(8, &[Whole(1, 0, 9 * P), Part(2, 5 * P, 6 * P), Last(4)]),
@@ -1297,7 +1305,7 @@ mod tests {
             Start(0, P - 1, 1),
             Start(5 * P, 6 * P - 1, 2),
             Read(1, &[Part(1, 0, P)]),
-            // This one has nothing to tell, and must not forget that the other one does.
+            // This one has nothing to report, and must not clear the bit for the other one.
             End(5 * P, 6 * P - 1, 2),
             End(0, P - 1, 3),
             Read(8, &[Part(2, 5 * P, 6 * P), Part(1, 0, P), Last(3)]),
@@ -1315,7 +1323,7 @@ mod tests {
             Register(3, 30 * P, 31 * P - 1, true),
             End(P, 4 * P - 1, 1),
             Read(8, &[Part(1, P, 4 * P), Last(1)]),
-            // Read, then hit elsewhere: what is queued does not cover the first change.
+            // Read, then hit elsewhere: the queued event does not cover the first change.
             Start(P, 4 * P - 1, 2),
             Read(8, &[Part(1, P, 4 * P), Last(2)]),
             Start(6 * P, 7 * P - 1, 3),
@@ -1377,7 +1385,7 @@ mod tests {
             Start(8 * P, 9 * P - 1, 2),
             End(8 * P, 9 * P - 1, 2),
             ReadMany(1, MANY, 0, P, true),
-            // No LAST while there is something deferred.
+            // No LAST while a change is deferred.
             Read(8, &[]),
             Apply(2),
             Apply(2),
@@ -1398,7 +1406,7 @@ mod tests {
             RegisterMany(1, MANY + 3, 0, P - 1),
             Start(0, P - 1, 1),
             End(0, P - 1, 1),
-            // The one that is next, and the one after that.
+            // The next one, and the one after that.
             Unregister(MANY + 1, true),
             Unregister(MANY + 2, true),
             ReadMany(1, MANY, 0, P, true),
@@ -1444,7 +1452,7 @@ mod tests {
             Apply(0),
             ReadMany(1, 2 * MANY, 0, P, false),
             Read(8, &[Last(3)]),
-            // Not once something was read: then it is told again.
+            // Not after something was read: then it is reported again.
             Start(0, P - 1, 4),
             Read(1, &[Part(1, 0, P)]),
             Start(0, P - 1, 5),
@@ -1472,7 +1480,7 @@ mod tests {
             End(0, P - 1, 4),
             Apply(2),
             Apply(2),
-            // All of the first two changes, and then of the third one.
+            // All of the first two changes, and then the third one.
             Apply(1),
             Apply(1),
             Apply(1),
@@ -1497,7 +1505,7 @@ mod tests {
             Apply(1),
             Apply(1),
             Apply(0),
-            // Region 1 is told again, and the others once.
+            // Region 1 is reported again, and the others once.
             ReadMany(2, MANY, 0, P, true),
             Read(8, &[Part(1, 0, P), Last(2)]),
         ])?);
@@ -1524,7 +1532,7 @@ mod tests {
             Start(0, P - 1, 0),
             RegisterMany(1, MANY + 1, 0, 4 * P - 1),
             End(0, P - 1, 1),
-            // Another one of the same range ends, which changes nothing.
+            // Another change of the same range ends, which makes no difference.
             End(0, P - 1, 2),
             Start(0, P - 1, 3),
             Apply(1),
@@ -1545,7 +1553,7 @@ mod tests {
             StartBy(FORK, 0, P - 1, 1),
             EndBy(FORK, 0, P - 1, 1),
             Read(8, &[PartBy(FORK, 1, 0, P), Last(1)]),
-            // Causes of an event that is read do not come again.
+            // Causes of an event that was read are not reported again.
             StartBy(UNMAP, 0, P - 1, 2),
             StartBy(PROTECT, 0, P - 1, 3),
             EndBy(UNMAP, 0, P - 1, 3),
@@ -1571,7 +1579,7 @@ mod tests {
             StartBy(FORK, 0, P - 1, 1),
             EndBy(FORK, 0, P - 1, 1),
             Read(8, &[PartBy(FORK, 3, 0, P), Last(1)]),
-            // The event that is queued for region 2 has neither another hint nor another cause.
+            // The queued event of region 2 has the same hint and cause.
             StartBy(PROTECT, 0, P - 1, 2),
             StartBy(FORK, P, 2 * P - 1, 3),
             EndBy(FORK, P, 2 * P - 1, 3),
@@ -1584,7 +1592,7 @@ mod tests {
                     Last(3),
                 ],
             ),
-            // Nobody heeds it.
+            // No region heeds it.
             Unregister(3, true),
             StartBy(FORK, 0, P - 1, 3),
             EndBy(FORK, 0, P - 1, 3),
@@ -1606,11 +1614,11 @@ mod tests {
             Ignoring(SAME_PAGES, 1, 0, P - 1),
             StartBy(FORK, 0, P - 1, 0),
             Register(2, 0, P - 1, true),
-            // One that ignores it is not to be reported.
+            // A region that ignores it is not reported.
             Ignoring(FORK, 3, 0, P - 1),
             EndBy(FORK, 0, P - 1, 1),
             Read(8, &[PartBy(FORK, 2, 0, P), Last(1)]),
-            // The end of what nobody heeds leaves the rearmed region to the other end.
+            // The end of a change that no region heeds leaves the rearmed region to the other end.
             Unregister(2, true),
             StartBy(CLEAR, 0, P - 1, 2),
             StartBy(FORK, 0, P - 1, 2),
@@ -1635,7 +1643,7 @@ mod tests {
             Register(1, 0, 9 * P - 1, true),
             StartBy(CLEAR, P, 2 * P - 1, 1),
             Read(8, &[PartBy(CLEAR, 1, P, 2 * P), Last(1)]),
-            // This covers all that the first change does, and leaves the pages as they are.
+            // This encloses the first change, and leaves the pages as they are.
             StartBy(FORK, 0, 3 * P - 1, 2),
             EndBy(FORK, 0, 3 * P - 1, 2),
             EndBy(CLEAR, P, 2 * P - 1, 3),
@@ -1656,7 +1664,7 @@ mod tests {
             Start(3 * P, 4 * P - 1, 3),
             End(3 * P, 4 * P - 1, 3),
             Read(8, &[Part(1, 2 * P, 6 * P), Last(3)]),
-            // It starts anew after a read, and is inside the region.
+            // A read starts a new hull, which stays inside the region.
             Start(0, 2 * P - 1, 4),
             Read(8, &[Part(1, P, 2 * P), Last(4)]),
             Start(8 * P, 20 * P - 1, 5),
@@ -1676,7 +1684,7 @@ mod tests {
             Ignoring(FORK, 1001, 0, 9 * P - 1),
             StartBy(CLEAR, P, 2 * P - 1, 1),
             EndBy(CLEAR, P, 2 * P - 1, 1),
-            // The same for another cause, the same once more, and another one.
+            // The same with another cause, repeated, and another one.
             StartBy(FORK, P, 2 * P - 1, 2),
             EndBy(FORK, P, 2 * P - 1, 2),
             StartBy(FORK, P, 2 * P - 1, 3),
@@ -1727,14 +1735,14 @@ mod tests {
         assert!(watched.step(Register(0, 5 * P, 6 * P - 1, true))?);
         assert!(watched.step(Start(5 * P, 6 * P - 1, 1))?);
         let cache = watched.cache.clone();
-        // All but the one that is queued, of the first few.
+        // All of the first few except the queued one.
         let (_, next) = watched.regions.take_idle(&cache, 0);
-        assert_eq!(watched.regions.len(), 7);
+        expect_eq!(watched.regions.len(), 7);
         let (_, next) = watched.regions.take_idle(&cache, next.ok_or(EINVAL)?);
-        assert_eq!((watched.regions.len(), next), (1, None));
+        expect_eq!((watched.regions.len(), next), (1, None));
         assert!(watched.step(Read(8, &[Part(0, 5 * P, 6 * P), Last(1)]))?);
         drop(watched.regions.take());
-        assert_eq!(watched.regions.len(), 0);
+        expect_eq!(watched.regions.len(), 0);
         Ok(())
     }
 }

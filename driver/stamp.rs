@@ -2,18 +2,18 @@
 
 //! Stamps: numbers that are equal if the same page frames are mapped.
 //!
-//! A stamp is a hash of the frames of all pages of a range, and of the range. It is made in two
+//! A stamp is a hash of the frames of all pages of a range, and of the range. It is computed in two
 //! steps:
 //!
 //! - The frames, as numbers m_1 ... m_n below the prime p = 2⁶¹ - 1, are the coefficients of a
-//!   polynomial, which is evaluated modulo p at a secret random point. Two sequences of n frames
-//!   that are not equal differ by a polynomial of degree below n, which has fewer than n roots. So
-//!   they have the same value with a probability below n / p. This takes a few instructions a page.
-//! - That value, the first page and the number of pages are hashed with SipHash, under a secret key.
-//!   So the stamp tells nothing of them but whether they are the same: no address of a frame, and
-//!   neither how two ranges overlap.
+//!   polynomial, which is evaluated modulo p at a secret random point. Two different sequences of n
+//!   frames differ by a polynomial of degree below n, which has fewer than n roots. So they have
+//!   the same value with a probability below n / p. This takes a few instructions per page.
+//! - That value, the first page and the number of pages are hashed with SipHash, under a secret
+//!   key. So the stamp reveals only whether they are the same: neither the address of a frame, nor
+//!   how two ranges overlap.
 //!
-//! The stamps of different files cannot be compared, as each has a key of its own.
+//! The stamps of different files cannot be compared, since each file has its own key.
 
 use kernel::{
     page::{
@@ -32,7 +32,7 @@ use crate::abstractions::{
 
 use super::ioctl;
 
-/// How many pages are looked at before a signal ends the call.
+/// The number of pages that are looked up before a signal ends the call.
 const PAGES_PER_SIGNAL: usize = 1 << 16;
 
 /// The most pages of a range: 16 GiB.
@@ -41,7 +41,7 @@ const MOST_PAGES: usize = (16 << 30) / PAGE_SIZE;
 /// The modulus.
 const PRIME: u64 = (1 << 61) - 1;
 
-/// What stamps of a file are made with.
+/// The secrets of a file's stamps.
 #[derive(Clone, Copy)]
 pub(super) struct Key {
     point: u64,
@@ -76,7 +76,7 @@ impl Polynomial {
         let number = number as u64 & PRIME;
         // No overflow: this is below 2¹²² + 2⁶¹.
         let value = u128::from(self.value) * u128::from(self.point) + u128::from(number);
-        // 2⁶¹ is 1, modulo the prime.
+        // 2⁶¹ is 1 modulo the prime.
         let value = (value as u64 & PRIME) + (value >> 61) as u64;
         self.value = if value >= PRIME { value - PRIME } else { value };
     }
@@ -89,9 +89,9 @@ struct Pages {
 }
 
 impl Pages {
-    /// Returns the pages that have a byte of `start .. end`, or that of `start` if this is empty.
+    /// Returns the pages that contain a byte of `start .. end`, or of `start` if this is empty.
     ///
-    /// Fails with `EINVAL` if `end` is below `start`, or there are too many pages.
+    /// Fails with `EINVAL` if `end` is below `start`, or if there are too many pages.
     fn new(start: usize, end: usize) -> Result<Self> {
         if end < start {
             return Err(EINVAL);
@@ -106,7 +106,7 @@ impl Pages {
     }
 
     /// Returns the stamp of the pages of the current task, and the number of pages that could not
-    /// be looked at. If there are any, the stamp is 0.
+    /// be looked up. If there are any, the stamp is 0.
     ///
     /// Fails with `EINTR`.
     fn stamp(&self, key: &Key) -> Result<(u64, usize)> {
@@ -128,7 +128,7 @@ impl Pages {
     }
 }
 
-/// Does `UMMUNOTIFY_STAMP` for the current task. `untag` removes the tag of an address.
+/// Carries out `UMMUNOTIFY_STAMP` for the current task. `untag` removes the tag of an address.
 ///
 /// Fails with `EFAULT`, `EINVAL` and `EINTR`, in this order.
 pub(super) fn stamp(key: &Key, arg: UserPtr, untag: impl Fn(usize) -> usize) -> Result {
@@ -141,11 +141,14 @@ pub(super) fn stamp(key: &Key, arg: UserPtr, untag: impl Fn(usize) -> usize) -> 
     ioctl::write_stamp(arg, range, stamp, absent)
 }
 
+#[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
 #[kernel::prelude::kunit_tests(ummunotify_stamp)]
 mod tests {
     use super::*;
 
-    /// The product of numbers below the prime, by additions alone.
+    use crate::abstractions::kunit::expect_eq;
+
+    /// The product of two numbers below the prime, by additions alone.
     fn product(mut a: u64, b: u64) -> u64 {
         let mut sum = 0;
         for bit in 0..61 {
@@ -177,7 +180,7 @@ mod tests {
                 for number in numbers {
                     polynomial.add(number as usize);
                 }
-                assert_eq!(polynomial.value, evaluate(point, &numbers));
+                expect_eq!(polynomial.value, evaluate(point, &numbers));
             }
         }
     }
@@ -202,7 +205,10 @@ mod tests {
             (0, END, None),
         ] {
             let found = Pages::new(start, end);
-            assert!(found.map(|found| (found.first, found.count)) == pages.ok_or(EINVAL));
+            expect_eq!(
+                found.map(|found| (found.first, found.count)),
+                pages.ok_or(EINVAL)
+            );
         }
     }
 
