@@ -48,7 +48,7 @@
 //!
 //! # Who is woken
 //!
-//! `told` is set if the waiters were notified and nobody has read since. A hit that finds it clear,
+//! `notified` is set if the waiters were notified and nobody has read since. A hit that finds it clear,
 //! and waiters, sets it under the lock and notifies them afterwards. It is cleared in each section
 //! of the lock in which a read takes or looks for something, and when a waiter is added. So it is
 //! clear whenever there is nothing to read, and the next hit notifies.
@@ -226,7 +226,7 @@ struct State {
     /// The opener's address space is gone, or the file is closed, so there will be no more events.
     dead: bool,
     /// The waiters were notified, and nobody has read since.
-    told: bool,
+    notified: bool,
     /// The key of stamps, if they were granted.
     stamp_key: Option<stamp::Key>,
     /// The regions of a closed file, which are to be freed.
@@ -257,7 +257,7 @@ impl WatchFile {
                     endless: 0,
                     is_watching: false,
                     dead: false,
-                    told: false,
+                    notified: false,
                     stamp_key: None,
                     old: None,
                 },
@@ -467,8 +467,8 @@ impl WatchFile {
         // Release: pairs with the acquire load of the counter by user space, and with the barrier
         // in `is_quiet`. See "Order of what user space sees".
         this.page().word::<COUNTER>().store(counter, Release);
-        let is_due = !state.told && !this.waiters().is_empty();
-        state.told |= is_due;
+        let is_due = !state.notified && !this.waiters().is_empty();
+        state.notified |= is_due;
         drop(state);
 
         if is_due && this.waiters().notify_readable() {
@@ -535,7 +535,7 @@ impl WatchFile {
     #[inline]
     fn read_one(&self, destination: &mut impl Destination) -> bool {
         let mut state = self.state.lock();
-        state.told = false;
+        state.notified = false;
         let Some(record) = state.regions.front() else {
             return false;
         };
@@ -560,7 +560,7 @@ impl WatchFile {
         loop {
             let mut state = this.state.lock();
             state.used = true;
-            state.told = false;
+            state.notified = false;
             if state.regions.is_readable() {
                 return Ok(Some(state));
             }
@@ -795,7 +795,7 @@ impl CharFile for WatchFile {
     }
 
     fn waiter_added(&self) {
-        self.state.lock().told = false;
+        self.state.lock().notified = false;
     }
 
     fn poll(&self) -> PollMask {

@@ -145,10 +145,10 @@ mod tests {
     }
 
     #[test]
-    fn tells_the_part() {
+    fn returns_the_part() {
         let all = span(0, usize::MAX - 1);
         let high = span(usize::MAX - 9 * P, usize::MAX - 1);
-        for (region, part, told) in [
+        for (region, part, expected) in [
             // In bytes.
             (all, span(0, 0), Some(span(0, 0))),
             (all, span(5, 5), Some(span(5, 5))),
@@ -193,7 +193,7 @@ mod tests {
             (all, span(0, usize::MAX), None),
         ] {
             let hint = Hint::new(&region, &part);
-            expect_eq!(hint.part_of(&region), told);
+            expect_eq!(hint.part_of(&region), expected);
             assert!(hint.covers(&region, &part));
         }
     }
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn covers_what_it_tells() {
+    fn covers_its_part() {
         let region = span(P, 9 * P - 1);
         let hint = Hint::new(&region, &span(2 * P, 5 * P - 1));
         for (part, covers) in [

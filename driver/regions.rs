@@ -275,10 +275,10 @@ impl Regions {
         self.is_fresh = false;
         let is_done = match change.kind {
             Kind::Start if !self.has_features => self.apply_to_some(change, hit),
-            Kind::End if !self.has_features => self.apply_to_some(change, hit_unless_told),
+            Kind::End if !self.has_features => self.apply_to_some(change, hit_unless_reported),
             Kind::Several if !self.has_features => self.apply_to_some(change, hit_whole),
             Kind::Start => self.apply_to_some(change, report),
-            Kind::End => self.apply_to_some(change, report_unless_told),
+            Kind::End => self.apply_to_some(change, report_unless_reported),
             Kind::Several => self.apply_to_some(change, report_several),
         };
         // INVARIANT: If the walk is not complete, the change stays.
@@ -406,7 +406,7 @@ impl Regions {
         if self.has_features {
             return self.hit_with_features(Kind::End, causes(), span);
         }
-        self.hit_some::<false>(Kind::End, Causes::NONE, span, hit_unless_told)
+        self.hit_some::<false>(Kind::End, Causes::NONE, span, hit_unless_reported)
     }
 
     /// The same for files with features. It is separate, so that V2 pays nothing for them.
@@ -416,7 +416,7 @@ impl Regions {
         let causes = causes.and(self.causes);
         match kind {
             Kind::Start => self.hit_some::<true>(kind, causes, span, report),
-            Kind::End => self.hit_some::<true>(kind, causes, span, report_unless_told),
+            Kind::End => self.hit_some::<true>(kind, causes, span, report_unless_reported),
             Kind::Several => self.hit_some::<true>(kind, causes, span, report_several),
         }
     }
@@ -689,7 +689,7 @@ fn hit(entry: &mut Entry<'_, u64, Pending>, region: &Span, part: &Span, _: Repor
 
 /// The same, unless a queued event covers it.
 #[inline]
-fn hit_unless_told(
+fn hit_unless_reported(
     entry: &mut Entry<'_, u64, Pending>,
     region: &Span,
     part: &Span,
@@ -732,7 +732,7 @@ fn report(entry: &mut Entry<'_, u64, Pending>, region: &Span, part: &Span, repor
 }
 
 /// The same, unless a queued event covers it and has its cause.
-fn report_unless_told(
+fn report_unless_reported(
     entry: &mut Entry<'_, u64, Pending>,
     region: &Span,
     part: &Span,
@@ -1220,7 +1220,7 @@ mod tests {
     }
 
     #[test]
-    fn read_in_a_change_is_told_again() -> Result {
+    fn read_in_a_change_is_reported_again() -> Result {
         assert!(runs(&[
             Register(1, 0, 9 * P - 1, true),
             Start(P, 2 * P - 1, 1),
@@ -1234,7 +1234,7 @@ mod tests {
     }
 
     #[test]
-    fn registered_in_a_change_is_told() -> Result {
+    fn registered_in_a_change_is_reported() -> Result {
         assert!(runs(&[
             // The first region.
             Start(0, 9 * P - 1, 0),
@@ -1252,7 +1252,7 @@ mod tests {
     }
 
     #[test]
-    fn registered_anew_in_a_change_is_told() -> Result {
+    fn registered_anew_in_a_change_is_reported() -> Result {
         assert!(runs(&[
             Register(1, 0, P - 1, true),
             Start(0, P - 1, 1),
@@ -1266,7 +1266,7 @@ mod tests {
     }
 
     #[test]
-    fn unregistered_in_a_change_is_not_told() -> Result {
+    fn unregistered_in_a_change_is_not_reported() -> Result {
         assert!(runs(&[
             Register(1, 0, P - 1, true),
             Register(2, 5 * P, 6 * P - 1, true),

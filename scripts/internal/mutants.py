@@ -80,7 +80,7 @@ MUTANTS = [
     ("eagain-is-zero", FILE, "return Err(EAGAIN);", "return Ok(false);"),
     ("no-restart", FILE, "return Err(ERESTARTSYS);", "return Err(EINTR);"),
     ("read-waits-for-more", FILE, "if has_read || this.is_dead(&state) {", "if this.is_dead(&state) {"),
-    ("read-does-not-use", FILE, "            state.used = true;\n            state.told = false;", "            state.told = false;"),
+    ("read-does-not-use", FILE, "            state.used = true;\n            state.notified = false;", "            state.notified = false;"),
     ("one-batch-only", FILE, "while destination.len() >= event::SIZE {", "for _ in 0..1 {"),
     ("fault-loses-events", REGIONS, "dequeued.put_back(delivered);", "let _ = dequeued;"),
     ("fault-loses-one-event", REGIONS, "dequeued.put_back(delivered);", "dequeued.put_back(delivered + 1);"),
@@ -119,7 +119,7 @@ MUTANTS = [
      "any += u64::from(hit_part(&mut entry, report, &hit));", "any = true;\n            self.defer_rest", "any += 1;\n            self.defer_rest", "self.counter += u64::from(any);\n        any", "self.counter += any;\n        any > 0"),
     ("queued-does-not-count", REGIONS, "    entry.value().hint = if entry.enqueue() {\n        Hint::new(region, part)\n    } else {\n        Hint::WHOLE\n    };\n    true",
      "    let is_new = !entry.is_queued();\n    entry.value().hint = if entry.enqueue() {\n        Hint::new(region, part)\n    } else {\n        Hint::WHOLE\n    };\n    is_new"),
-    # Being told.
+    # Notifications.
     ("poll-does-not-wait", CHAR_FILE, "if unsafe { this.waiters.poll_wait(file_ref, table) } {", "let _ = (file_ref, table);\n        if true {"),
     ("poll-rdnorm-missing", WAITERS, "bindings::POLLIN | bindings::POLLRDNORM", "bindings::POLLIN"),
     ("poll-always", FILE, "if state.regions.is_readable() {\n            mask", "if true {\n            mask"),
@@ -134,10 +134,10 @@ MUTANTS = [
     ("one-piece-woken", WAITERS, "wake(entry, POLL_READABLE | POLL_HUNG_UP);\n                }\n                false", "wake(entry, POLL_READABLE | POLL_HUNG_UP);\n                }\n                take_out(bookmark);\n                true"),
     ("each-poll-is-noticed", CHAR_FILE, "if unsafe { this.waiters.poll_wait(file_ref, table) } {", "let _ = unsafe { this.waiters.poll_wait(file_ref, table) };\n        if true {"),
     ("rest-not-woken", FILE, "this.waiters().notify_rest();", ""),
-    ("woken-again-and-again", FILE, "state.told |= is_due;", "let _ = is_due;"),
-    ("read-is-not-noticed", FILE, "            state.used = true;\n            state.told = false;", "            state.used = true;"),
-    ("read-of-one-is-not-noticed", FILE, "        state.told = false;\n        let Some(record)", "        let Some(record)"),
-    ("waiter-is-not-noticed", FILE, "        self.state.lock().told = false;", ""),
+    ("woken-again-and-again", FILE, "state.notified |= is_due;", "let _ = is_due;"),
+    ("read-is-not-noticed", FILE, "            state.used = true;\n            state.notified = false;", "            state.used = true;"),
+    ("read-of-one-is-not-noticed", FILE, "        state.notified = false;\n        let Some(record)", "        let Some(record)"),
+    ("waiter-is-not-noticed", FILE, "        self.state.lock().notified = false;", ""),
     ("no-sigio", WAITERS, "let has_fasync = wants_signal && self.has_fasync();", "let has_fasync = false;"),
     # The mapped page.
     ("map-any-size", PAGE, "offset != 0 || vma.end() - vma.start() != PAGE_SIZE", "offset != 0"),
@@ -169,7 +169,7 @@ MUTANTS = [
     ("later-miss-counts", REGIONS, "        if any {\n            if !self.repeats", "        {\n            if !self.repeats"),
     ("later-change-first", REGIONS, "if !self.log.is_empty() {\n            return self.defer(change);\n        }", ""),
     ("newest-change-first", LOG, "self.ring[self.first])", "self.ring[(self.first + self.len - 1) % ROOM])"),
-    ("deferred-end-tells-all", REGIONS, "self.apply_to_some(change, hit_unless_told)", "self.apply_to_some(change, hit_whole)"),
+    ("deferred-end-tells-all", REGIONS, "self.apply_to_some(change, hit_unless_reported)", "self.apply_to_some(change, hit_whole)"),
     ("last-before-the-rest", REGIONS, " || !self.log.is_empty() {", " {"),
     ("last-alone-before-the-rest", REGIONS, "        if !self.log.is_empty() {\n            return None;\n        }\n        match", "        match"),
     ("walk-begins-anew", REGIONS, "self.is_walking = !is_done;", "self.is_walking = false;"),
@@ -209,7 +209,7 @@ MUTANTS = [
      "if self.word.load(kernel::sync::atomic::Acquire) & !REARMED == 0 { return false; }\n        let before = self.word.fetch_sub(1, Full);"),
     ("rearmed-forgotten-too-early", GATE, "let _ = self.word.cmpxchg(REARMED, 0, Full);",
      "while self.word.load(kernel::sync::atomic::Acquire) & REARMED != 0 {\n            let word = self.word.load(kernel::sync::atomic::Acquire);\n            let _ = self.word.cmpxchg(word, word & !REARMED, Full);\n        }"),
-    # How much a hint can tell.
+    # What a hint can hold.
     ("hint-loses-high-bits", HINT, "let fits = offset >> shift == 0 && length >> (63 - shift) == 0;", "let fits = true;"),
     ("hint-in-pages-lost", HINT, "Some(pages) => Self(Self::PAGES | pages),", "Some(_) => Self::WHOLE,"),
     ("hint-one-page-short", HINT, "let length = end - offset;", "let length = (end - offset - 1).max(1);"),
