@@ -48,10 +48,10 @@
 //!
 //! # Who is woken
 //!
-//! `notified` is set if the waiters were notified and nobody has read since. A hit that finds it clear,
-//! and waiters, sets it under the lock and notifies them afterwards. It is cleared in each section
-//! of the lock in which a read takes or looks for something, and when a waiter is added. So it is
-//! clear whenever there is nothing to read, and the next hit notifies.
+//! `notified` is set if the waiters were notified and nobody has read since. A hit that finds it
+//! clear, and waiters, sets it under the lock and notifies them afterwards. It is cleared in each
+//! section of the lock in which a read takes or looks for something, and when a waiter is added. So
+//! it is clear whenever there is nothing to read, and the next hit notifies.
 //!
 //! A waiter joins the wait queue first and checks the state under the lock afterwards. The
 //! callbacks change the state under the lock and then look for waiters. So no waiter sleeps on.
