@@ -95,6 +95,15 @@ pub enum Operation {
     CloseFile,
     /// The exit of a process with many files, each with a region; the added cost of each file.
     ExitFile,
+    /// `mprotect` of a page that is a region, if all regions ignore it; the cost added to the bare
+    /// call.
+    Ignored,
+    /// A stamp of one page.
+    StampOne,
+    /// A stamp of many pages; the cost of each further one.
+    StampPage,
+    /// The same of pages that are not there.
+    StampAbsent,
     /// For scale: `getppid`, the cheapest system call.
     Getppid,
     /// For scale: an ioctl that the device does not have.

@@ -8,6 +8,7 @@
 mod costs;
 mod count;
 mod crowd;
+mod features;
 mod figures;
 mod files;
 mod latency;
@@ -57,6 +58,8 @@ enum What {
     Userfaultfd,
     /// Count the cost of a change that hits many regions, and of many open files
     Many,
+    /// Count the cost of changes that regions ignore, and of stamps
+    Features,
     /// Count how late munmap and REGISTER complete while other threads keep the device busy
     Latency,
     /// Measure the memory of regions and files; run this first after a boot
@@ -93,6 +96,7 @@ pub fn run(args: &Args) -> ExitCode {
             figures.extend(files::measure()?);
             Ok(figures)
         }),
+        What::Features => measure(features::measure),
         What::Latency => measure(latency::measure),
         What::Memory => measure(memory::measure),
         What::Processors => measure(processors::measure),
