@@ -57,14 +57,14 @@ const CLASSES: usize = 8;
 pub(crate) struct Class(u8);
 
 impl Class {
-    /// Creates the class with this number, of which the lowest three bits count.
+    /// Creates the class whose number is the lowest three bits of `number`.
     #[inline]
     pub(crate) const fn new(number: u8) -> Self {
-        // INVARIANT: This is what the mask is for.
+        // INVARIANT: The mask ensures this.
         Self(number & (CLASSES - 1) as u8)
     }
 
-    /// Returns an index below [`CLASSES`], without a check that the compiler would add.
+    /// Returns an index below [`CLASSES`], in a way that needs no bounds check.
     #[inline]
     const fn index(self) -> usize {
         self.0 as usize % CLASSES
@@ -123,7 +123,7 @@ impl Classes {
         if self.0 == 0 {
             return None;
         }
-        // INVARIANT: One of eight bits is set, which is `CLASSES`.
+        // INVARIANT: One of `CLASSES` bits is set.
         let class = Class(self.0.trailing_zeros() as u8);
         self.0 &= self.0 - 1;
         Some(class)
@@ -491,7 +491,7 @@ impl<K: Ord, T> IntervalMap<K, T> {
             } = self.walk;
             // SAFETY: The node was found for this interval, by the type invariants.
             let (next, left) = unsafe { self.visit(next, start, last, most, &mut visit) };
-            // INVARIANT: So was this one.
+            // INVARIANT: This one was, too.
             self.walk.next = next;
             if next.is_some() {
                 return false;
@@ -505,8 +505,8 @@ impl<K: Ord, T> IntervalMap<K, T> {
         }
     }
 
-    /// Visits up to `most` nodes of a class beginning with `next`. Returns the node after them, and
-    /// how many it has left out.
+    /// Visits up to `most` nodes of a class, beginning with `next`. Returns the node after them, and
+    /// the part of `most` that is left.
     ///
     /// # Safety
     ///

@@ -21,16 +21,16 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What changes the mappings of a [`Range`]: `enum mmu_notifier_event`.
+/// The reason why mappings of a [`Range`] change: `enum mmu_notifier_event`.
 ///
-/// The kernel may get others than these.
+/// Future kernels may have others.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Event(bindings::mmu_notifier_event);
 
 impl Event {
     /// The addresses are unmapped, or their mappings moved.
     pub(crate) const UNMAP: Self = Self(bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP);
-    /// Page table entries are cleared, for another reason than the others.
+    /// Page table entries are cleared, for any other reason.
     pub(crate) const CLEAR: Self = Self(bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR);
     /// The protection of whole areas changes.
     pub(crate) const PROTECTION_AREA: Self =
@@ -97,7 +97,7 @@ impl Range {
         end.saturating_sub(1).max(self.start())
     }
 
-    /// Returns what changes the mappings.
+    /// Returns the reason of the change.
     #[inline]
     pub(crate) fn event(&self) -> Event {
         // SAFETY: By the type invariant.

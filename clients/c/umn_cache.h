@@ -78,14 +78,14 @@ static inline int umn_cache_changed(const struct umn_cache *cache)
 	       __atomic_load_n(cache->seen, __ATOMIC_ACQUIRE);
 }
 
-/* Has the kernel read from each page, which faults in absent ones. Raises no signal. */
+/* Makes the kernel read from each page, which faults in absent ones. Raises no signal. */
 static inline void umn_cache_touch(uint64_t start, uint64_t end)
 {
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
 	uint64_t address;
 
 	for (address = start / page * page; address < end; address += page)
-		/* The kernel reads the mask before it finds that -1 is not a way to change it. */
+		/* The kernel reads the mask before it rejects -1 as the way to change it. */
 		syscall(SYS_rt_sigprocmask, -1, (uintptr_t)address, (uintptr_t)0, sizeof(uint64_t));
 }
 

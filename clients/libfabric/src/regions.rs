@@ -17,10 +17,11 @@
 //! valid. A range stays watched for a while after its last subscription has ended, so that this
 //! happens once, and not after each change.
 //!
-//! Where the driver can, changes that leave the pages where they are are ignored, and memory is
+//! If the driver has the features, changes that leave the pages in place are ignored, and memory is
 //! stamped: before libfabric pins it, when it asks, and again when it subscribes. If both stamps are
-//! equal, and nothing has changed in between, they are the stamp of the pinned pages. A change after
-//! which the pages have that stamp has changed nothing; [`ummunotify::cache`] explains the order.
+//! equal, and nothing has changed in between, they are the stamp of the pinned pages. If the pages
+//! still have that stamp after a change, the registration is valid; [`ummunotify::cache`] explains
+//! the order.
 //!
 //! Moments are numbers. Several domains may subscribe to the same range and cannot be told apart,
 //! so the one that pinned first counts.
@@ -144,7 +145,7 @@ struct Region<S> {
     clean_since: Moment,
     /// The moment after which its oldest pin was made.
     pinned_after: Moment,
-    /// The stamp of all that is pinned, if there is one.
+    /// The stamp of everything that is pinned, if there is one.
     stamp: Option<S>,
     /// When somebody last asked whether it is valid, and the stamp then.
     asked: Option<(Moment, S)>,
@@ -466,7 +467,7 @@ impl<W: Watch> Regions<W> {
         self.drop_later(cookie);
     }
 
-    /// Whether the pages that are pinned are those that are mapped.
+    /// Whether the pinned pages are still mapped.
     fn keeps_pages(&self, cookie: usize) -> bool {
         let Some(region) = self.regions.get(cookie).and_then(Option::as_ref) else {
             return false;

@@ -7,9 +7,9 @@
 //!   If it has moved, UCX is notified of everything that changed, and the look-up fails. UCX then
 //!   looks up again with its lock held, after it has dropped the changed memory. A notification by
 //!   another thread is not enough: the look-up may have seen the queue of changes before that.
-//! - Changes that leave the pages where they are are ignored. After others that may have done so,
-//!   the stamp of the pages decides; [`ummunotify::cache`] explains the order. So memory is stamped
-//!   before it is registered with an adapter, and after that.
+//! - Changes that leave the pages in place are ignored. For others that may have done so, the stamp
+//!   of the pages decides; [`ummunotify::cache`] explains the order. So memory is stamped before and
+//!   after it is registered with an adapter.
 //! - Memory that cannot be watched, because of a limit, is dropped before each look-up.
 
 use std::{
@@ -165,7 +165,7 @@ pub fn open() -> Result<(), &'static io::Error> {
         .map(drop)
 }
 
-/// Whether the device tells a fork from a change of what is mapped.
+/// Whether the device distinguishes a fork from a change of the mapped pages.
 pub fn ignores_forks() -> bool {
     shared().is_some_and(|it| {
         it.reader()

@@ -41,8 +41,8 @@
 //!
 //! [`Options::features`] asks the kernel for [`Features`] beyond the basic interface;
 //! [`Device::features`] returns those it granted. Programs that ask for none see no change.
-//! Those that ask for [`Features::ALL`] work with any driver: what was not granted tells or ignores
-//! nothing, and [`Watcher::stamp`] returns `None`.
+//! Those that ask for [`Features::ALL`] work with any driver: without a feature there are no causes,
+//! nothing is ignored, and [`Watcher::stamp`] returns `None`.
 //!
 //! ```
 //! use std::io;

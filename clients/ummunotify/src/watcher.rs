@@ -259,14 +259,14 @@ impl AsFd for Watcher {
     }
 }
 
-/// Has the kernel read from each page, which faults in absent ones. Raises no signal.
+/// Makes the kernel read from each page, which faults in absent ones. Raises no signal.
 fn touch(addresses: &Range<u64>) {
     const NO_WAY: libc::c_int = -1;
     // SAFETY: This only asks for a number.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
     let mut address = addresses.start / page * page;
     loop {
-        // The kernel reads the mask before it finds that this is not a way to change it.
+        // The kernel reads the mask before it rejects this way to change it.
         // SAFETY: The call only reads, and fails if it cannot.
         unsafe {
             libc::syscall(
@@ -305,7 +305,7 @@ impl Change {
         self.event.hint_start..self.event.hint_end
     }
 
-    /// Whether [`addresses`](Self::addresses) enclose what has changed, rather than being the region.
+    /// Whether [`addresses`](Self::addresses) are the enclosing range rather than the whole region.
     #[inline]
     pub fn is_exact(&self) -> bool {
         self.event.flags & uapi::EVENT_FLAG_HINT != 0
@@ -317,7 +317,7 @@ impl Change {
         Causes::from_bits(self.event.flags >> uapi::EVENT_CAUSES_SHIFT)
     }
 
-    /// Whether the pages may still be those from before the change. If so, a stamp can tell.
+    /// Whether the pages may still be those from before the change, which a stamp can show.
     ///
     /// `false` without [`Features::CAUSE`].
     #[inline]

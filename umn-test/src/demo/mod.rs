@@ -5,7 +5,7 @@
 //! - [`adapter`]: sends from pinned memory.
 //! - [`ummunotify::cache`]: keeps memory pinned. This is the file to read.
 //! - [`application`]: changes its memory, sends from it, and checks what arrives.
-//! - [`vain`]: what does not concern pinned memory, and what that costs a cache.
+//! - [`vain`]: changes that leave pinned pages in place, and what they cost a cache.
 
 pub mod adapter;
 mod application;
@@ -66,8 +66,8 @@ use crate::{
 /// address. The program runs twice, without and with ummunotify. A message is stale if its checksum
 /// is not that of the bytes that were written.
 ///
-/// A second table shows how often memory has to be pinned again although its pages are still the
-/// same, in version 2 of the interface and with the features that the driver offers.
+/// A second table shows how often memory must be pinned again although its pages are still the same,
+/// with version 2 of the interface and with the features that the driver offers.
 ///
 /// The demonstration succeeds if there are stale messages without ummunotify and none with it.
 #[derive(clap::Args)]
@@ -104,10 +104,11 @@ fn show(args: &Args) -> Outcome {
     compare()
 }
 
-/// Prints what is lost in vain; fails if that is not less with features, or something is stale.
+/// Prints the registrations that are lost unnecessarily; fails if features do not reduce them, or if a
+/// message is stale.
 fn compare() -> Outcome {
     println!();
-    row("REGISTRATIONS LOST IN VAIN", "version 2", "features");
+    row("REGISTRATIONS LOST NEEDLESSLY", "version 2", "features");
     let (mut before, mut now) = (Lost::default(), Lost::default());
     for case in &CASES {
         let results = (case.run(Features::NONE)?, case.run(Features::ALL)?);
@@ -133,7 +134,7 @@ fn judge_lost(before: Lost, now: Lost) -> Outcome {
     }
     if before.in_vain == 0 || now.in_vain * 10 > before.in_vain {
         return Err(Failure::Failed(format!(
-            "{} registrations were lost in vain with features, and {} without",
+            "{} registrations were lost needlessly with features, and {} without",
             now.in_vain, before.in_vain
         )));
     }

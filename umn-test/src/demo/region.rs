@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One large watched region of which many parts are pinned.
+//! One large watched region with many pinned parts.
 
 use std::{
     io,
@@ -38,14 +38,14 @@ use crate::{
     },
 };
 
-/// How many parts are pinned, and the pages of each.
+/// The number of pinned parts, and the pages of each.
 const PARTS: u64 = 32;
 const PAGES: u64 = 4;
 
 /// A part of the region.
 struct Part {
     memory: Range<u64>,
-    /// What is pinned, and its stamp.
+    /// The pin, and its stamp.
     pinned: Option<(u16, Option<Stamp>)>,
     frames: Vec<u64>,
 }
@@ -81,7 +81,7 @@ impl Region {
         Ok(())
     }
 
-    /// Pins a part, and keeps that if nothing has changed meanwhile.
+    /// Pins a part, and keeps the pin if nothing has changed meanwhile.
     fn pin(&mut self, index: usize) -> io::Result<u16> {
         let memory = self.parts[index].memory.clone();
         loop {
@@ -99,7 +99,7 @@ impl Region {
     }
 }
 
-/// Punches a hole into each of two parts that follow each other, at each step.
+/// In each step, punches holes into two adjacent parts.
 pub fn punched(features: Features) -> Outcome<Lost> {
     const STEPS: u64 = 10;
     let adapter = Adapter::open(PARTS as u16).or_skip("io_uring with sparse buffer tables")?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Registrations that are lost in vain: something was reported, but the pinned pages are still those
-//! that are mapped. Compares a cache as it was in version 2 with one that uses the features.
+//! Registrations that are lost unnecessarily: a change was reported, but the pinned pages are still
+//! mapped. Compares a cache for version 2 with one that uses the features.
 
 use std::{
     fmt, fs,
@@ -49,12 +49,12 @@ use crate::{
     system::Setting,
 };
 
-/// What became of registrations that were looked up again.
+/// Results of look-ups of registrations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lost {
-    /// How often one was looked up, after something was done.
+    /// The number of look-ups after an operation.
     pub looked_up: u64,
-    /// How often it was gone although the pages were the same.
+    /// How often the registration was gone although the pages were the same.
     pub in_vain: u64,
     /// Messages that arrived with other bytes than were written.
     pub stale: u64,
@@ -75,7 +75,7 @@ impl fmt::Display for Lost {
     }
 }
 
-/// One row: what is done, and how.
+/// A row of the table: an operation.
 pub struct Case {
     /// Its name in the table.
     pub name: &'static str,
@@ -101,7 +101,7 @@ pub const CASES: [Case; 7] = [
         run: merged,
     },
     Case {
-        name: "pinned pages are to be migrated",
+        name: "attempts to migrate pinned pages",
         run: migrated,
     },
     Case {
@@ -115,7 +115,7 @@ pub const CASES: [Case; 7] = [
 ];
 
 impl Case {
-    /// Runs it in a process of its own; `None` if this machine lacks what it takes.
+    /// Runs it in a separate process; returns `None` if this machine lacks something that it needs.
     pub fn run(&self, features: Features) -> Outcome<Option<Lost>> {
         let child = Child::fork(|line| {
             let lost = (self.run)(features)?;
@@ -138,11 +138,11 @@ impl Case {
     }
 }
 
-/// How many pieces of memory are registered, and the pages of each.
+/// The number of buffers that are registered, and the pages of each.
 const PIECES: u64 = 8;
 const PAGES: u64 = 4;
 
-/// Private memory, some pages for each piece.
+/// Private memory with some pages for each buffer.
 fn private() -> io::Result<Vec<Range<u64>>> {
     let area = Guarded::new(PIECES * PAGES)?;
     Ok((0..PIECES)
@@ -165,7 +165,7 @@ pub fn frames(memory: &Range<u64>) -> io::Result<Vec<u64>> {
     Ok(states.iter().map(|page| page.frame()).collect())
 }
 
-/// A cache with the features, for so many pieces of memory.
+/// A cache with these features and room for all buffers.
 fn cache(features: Features) -> Outcome<RegistrationCache<Adapter>> {
     let adapter = Adapter::open(PIECES as u16 + 2).or_skip("io_uring with sparse buffer tables")?;
     let device = Options::new().features(features).open();
@@ -178,7 +178,7 @@ fn cache(features: Features) -> Outcome<RegistrationCache<Adapter>> {
     ))
 }
 
-/// Writes a message to memory, sends it with a key, and looks at what arrives.
+/// Writes a message to memory, sends it with a key, and checks what arrives.
 pub fn is_stale(
     adapter: &mut Adapter,
     key: u16,
@@ -193,7 +193,7 @@ pub fn is_stale(
     Ok(mapped != arrived)
 }
 
-/// Sends from each piece of memory after each step, in which something is done to all of them.
+/// Sends from each buffer after each step, which does something to all of them.
 fn each_step(
     features: Features,
     steps: u64,
@@ -242,8 +242,8 @@ fn barrier(memory: &[Range<u64>]) -> Outcome {
     Ok(())
 }
 
-/// Another part of the block is not to be forked, as if something were pinned there with a library
-/// that cares for `fork`; and again is.
+/// Excludes another part of the huge page from `fork` and includes it again, as a library does when it
+/// pins something there.
 fn not_forked(_: u64, memory: &[Range<u64>]) -> Outcome {
     let after = memory.last().map_or(0, |memory| memory.end);
     let other = after + PAGE..after + 3 * PAGE;
@@ -259,7 +259,7 @@ fn balanced(features: Features) -> Outcome<Lost> {
     if !fs::exists("/sys/devices/system/node/node1")? {
         return Err(Failure::Skipped("only one node".into()));
     }
-    // With a single thread, pages on the node where it runs are left alone.
+    // With a single thread, the kernel does not mark pages on the node where it runs.
     thread::spawn(thread::park);
     each_step(features, 50, private, |_, _| {
         let end = Instant::now() + STEP;
@@ -278,7 +278,7 @@ fn merged(features: Features) -> Outcome<Lost> {
     ];
     let _settings = Setting::change_all("/sys/kernel/mm/ksm", &values).or_skip("KSM")?;
     each_step(features, 20, private, |step, memory| {
-        // All pages have the same content, until the next message.
+        // All pages have the same contents until the next message.
         for memory in memory {
             if step == 1 {
                 mem::advise(memory, libc::MADV_MERGEABLE).or_skip("MADV_MERGEABLE")?;

@@ -136,7 +136,7 @@ impl<P> Drop for InC<P> {
     }
 }
 
-/// As it was in version 2, and with all that the driver grants.
+/// With version 2, and with all features that the driver grants.
 const EACH: [Features; 2] = [Features::NONE, Features::ALL];
 
 fn watcher(features: Features) -> Outcome<Option<Watcher>> {

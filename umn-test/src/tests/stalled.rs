@@ -48,13 +48,13 @@ use super::prelude::*;
 use crate::system;
 
 table! {
-    stalled_open: "an open that a page fault holds up does not hold up opens of another device",
+    stalled_open: "an open that a page fault delays does not delay opens of other devices",
 }
 
-/// The most that anything may take.
+/// The time limit of each operation.
 const TIME: Duration = Duration::from_secs(20);
 
-/// A file system with one file of one page, which is read only when the test says so.
+/// A file system with one file of one page, whose read waits until the test allows it.
 struct SlowFile {
     asked: Mutex<Sender<()>>,
     answer: Mutex<Receiver<()>>,
@@ -154,7 +154,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Nobody must wait for the page when the file system goes away.
+        // Nothing may wait for the page when the file system goes away.
         let _ = self.answer.send(());
         let path = self.path.clone();
         let _ = nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH);
@@ -162,7 +162,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Returns whether a task sleeps and cannot be interrupted.
+/// Returns whether a task is in an uninterruptible sleep.
 fn is_blocked(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|text| {
         text.rsplit(')')
@@ -210,7 +210,7 @@ fn stalled_open() -> Outcome {
         .map_err(|error| Failure::new("the page", "read", error))?;
     debugger.join()?;
     opener.join()?;
-    expect::same("the open of the device was held up", was_stalled, true)?;
+    expect::same("the open of the device was delayed", was_stalled, true)?;
     match other {
         Ok(result) => Ok(expect::success(OTHER, result)?),
         Err(_) => Err(Failure::new(
