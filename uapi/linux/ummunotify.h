@@ -19,8 +19,8 @@
  * which none was granted behaves as if there were none.
  *
  * UMMUNOTIFY_FEATURE_CAUSE
- *	Events tell what has changed the region, and each region can ignore
- *	causes that leave the page frames as they are.
+ *	Events carry the causes of the changes, and each region can ignore
+ *	causes that leave the page frames unchanged.
  *
  * UMMUNOTIFY_FEATURE_HULL
  *	A region that is hit again before its event is read keeps a hint, which
@@ -28,8 +28,8 @@
  *	whole region.
  *
  * UMMUNOTIFY_FEATURE_STAMP
- *	UMMUNOTIFY_STAMP can be called. Not offered where the architecture has
- *	no fast GUP.
+ *	UMMUNOTIFY_STAMP can be called. Not offered on architectures without
+ *	fast GUP.
  */
 enum {
 	UMMUNOTIFY_FEATURE_CAUSE	= 1 << 0,
@@ -66,13 +66,13 @@ enum {
  *	to one. Other page frames may be there.
  *
  * UMMUNOTIFY_CAUSE_OTHER
- *	A change of a kind that this version of the driver does not know.
+ *	A kind of change that this version of the driver does not know.
  *
  * UMMUNOTIFY_CAUSES_SAME_PAGES
  *	The causes that leave the same page frames at the same addresses. A
- *	region may ignore these and no others. Whatever gives a page another
- *	frame later raises UNMAP, CLEAR or DEVICE of its own, so a program that
- *	only cares which frames are mapped misses nothing. Do not ignore them if
+ *	region may ignore only these. A later change that gives a page another
+ *	frame raises UNMAP, CLEAR or DEVICE itself, so a program that only
+ *	cares which frames are mapped misses nothing. Do not ignore them if
  *	anything was derived from the protections.
  */
 enum {
@@ -171,8 +171,8 @@ struct ummunotify_event {
  * @end: First address after the range. It is rounded up to a page. If it equals
  *	@start, the range is the page of @start. It must not be below @start.
  * @stamp: Returned. The stamp, or 0 if @absent is not 0.
- * @absent: Returned. How many pages could not be looked at. If it is not 0, the
- *	stamp says nothing.
+ * @absent: Returned. How many pages could not be looked up. If it is not 0, the
+ *	stamp is meaningless.
  * @flags: Must be 0.
  */
 struct ummunotify_stamp_ioctl {
@@ -211,7 +211,7 @@ struct ummunotify_stamp_ioctl {
 #define UMMUNOTIFY_UNREGISTER_REGION	_IOW(UMMUNOTIFY_MAGIC, 3, __u64)
 
 /**
- * define UMMUNOTIFY_STAMP - tell whether the same page frames are mapped
+ * define UMMUNOTIFY_STAMP - identify the page frames mapped in a range
  *
  * The argument points to a struct ummunotify_stamp_ioctl. Needs
  * UMMUNOTIFY_FEATURE_STAMP.
