@@ -37,7 +37,7 @@ UNREACHED = [
         (GATE, "debug_assert!(before & !REARMED > 0);"),
     ]),
     ("only kernel threads have no address space, and they do not open the device", [
-        (FILE, "let mm = task.mm().ok_or(ESRCH)?;"),
+        (FILE, "let mm = task.mm()?;"),
     ]),
     ("nothing reads through the box, but DerefMut requires Deref", [
         (KMEM_CACHE, "fn deref(&self) -> &T {"),
