@@ -505,8 +505,8 @@ impl<K: Ord, T> IntervalMap<K, T> {
         }
     }
 
-    /// Visits up to `most` nodes of a class, beginning with `next`. Returns the node after them, and
-    /// the part of `most` that is left.
+    /// Visits up to `most` nodes of a class, beginning with `next`. Returns the node after them,
+    /// and the number of visits that were left.
     ///
     /// # Safety
     ///
