@@ -46,7 +46,7 @@
 //!   applies the log.
 //! - Events are in the order of the changes: while the log is not empty, later changes that hit a
 //!   region are appended to it, and it is applied from its oldest entry on. The regions of one
-//!   change are in the order of their addresses. The position in the oldest entry is kept in the
+//!   change are in the order of their addresses, class by class. The position in the oldest entry is kept in the
 //!   map, which advances it if that very region is unregistered. A read first applies everything
 //!   that was in the log when it began, and then takes events out of the queue, so that a region
 //!   that was hit several times is reported once. Only a signal makes it return earlier, with what
