@@ -194,7 +194,7 @@ impl Message {
 }
 
 /// A buffer to send from. Its address stays the same, though not its memory.
-struct Buffer {
+pub struct Buffer {
     start: u64,
     pages: u64,
 }
@@ -207,17 +207,22 @@ impl Buffer {
     /// Room for a buffer in two places, with a gap after each.
     const ROOM: u64 = 16 * PAGE;
 
-    fn map(index: u64, pages: u64) -> io::Result<Self> {
-        let buffer = Self {
-            start: Self::ARENA + index * Self::ROOM,
-            pages,
-        };
+    /// The addresses of a buffer.
+    pub fn place(index: u64, pages: u64) -> Range<u64> {
+        let start = Self::ARENA + index * Self::ROOM;
+        start..start + pages * PAGE
+    }
+
+    /// Maps a buffer of so many pages.
+    pub fn map(index: u64, pages: u64) -> io::Result<Self> {
+        let start = Self::place(index, pages).start;
+        let buffer = Self { start, pages };
         buffer.map_again()?;
         Ok(buffer)
     }
 
     /// Where messages are written and sent from.
-    fn home(&self) -> Range<u64> {
+    pub fn home(&self) -> Range<u64> {
         self.start..self.start + self.pages * PAGE
     }
 
@@ -242,7 +247,8 @@ impl Buffer {
         .map(drop)
     }
 
-    fn change(&self, change: Change) -> io::Result<()> {
+    /// Changes the mapping. The buffer is mapped and writable after it.
+    pub fn change(&self, change: Change) -> io::Result<()> {
         let (home, elsewhere) = (self.home(), self.elsewhere());
         match change {
             Change::Nothing => Ok(()),

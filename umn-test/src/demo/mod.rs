@@ -8,7 +8,7 @@
 //! - [`vain`]: changes that leave pinned pages in place, and what they cost a cache.
 
 pub mod adapter;
-mod application;
+pub mod application;
 mod region;
 mod vain;
 

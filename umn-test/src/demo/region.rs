@@ -61,7 +61,6 @@ impl Region {
     /// Unpins the parts that have changed.
     fn catch_up(&mut self) -> io::Result<()> {
         while let Some(change) = self.watcher.next_change()? {
-            let may_keep = !change.causes().intersects(Causes::UNMAP | Causes::OTHER);
             for part in &mut self.parts {
                 let Some((key, stamp)) = part.pinned else {
                     continue;
@@ -72,7 +71,7 @@ impl Region {
                 }
                 let now = self.watcher.stamp(part.memory.clone())?;
                 let is_same = stamp.zip(now).is_some_and(|(was, now)| was.is_same(now));
-                if !(may_keep && is_same && !change.causes().is_empty()) {
+                if !(change.may_keep_pages() && is_same) {
                     self.adapter.unpin(key)?;
                     part.pinned = None;
                 }

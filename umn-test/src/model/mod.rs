@@ -3,6 +3,7 @@
 //! A property-based test: random sequences of all operations, checked against an oracle that
 //! derives what must be reported.
 
+mod cache;
 pub mod calls;
 mod concurrent;
 mod effect;
@@ -24,6 +25,7 @@ use std::{
 };
 
 use proptest::strategy::ValueTree;
+use ummunotify::cache::Fault;
 
 use self::{
     exact::Session,
@@ -67,12 +69,16 @@ use crate::{
 /// Then several threads and processes do the same concurrently. What must be reported follows from
 /// when each call began and ended.
 ///
+/// Last, threads send messages from memory that a cache with all features keeps pinned, while
+/// everything is done to that memory. No message may carry other bytes than were written. Two caches
+/// that make a mistake show that this would be noticed.
+///
 /// Operations come in sequences. A failing sequence is shortened as far as possible, and printed in
 /// a form that --replay takes.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment, after_help = command::EXIT_STATUS)]
 pub struct Args {
-    /// Approximate number of operations
+    /// Approximate number of operations, or of messages
     #[arg(long, default_value_t = 10_000)]
     ops: u64,
 
@@ -128,6 +134,8 @@ enum Mode {
     Exact,
     /// Several threads and processes.
     Concurrent,
+    /// A cache of pinned memory, with all features.
+    Cache,
 }
 
 /// Sequences that a process runs before the next one takes over.
@@ -150,6 +158,13 @@ pub fn run(args: &Args) -> ExitCode {
     let modes = [
         ("model_exact", Mode::Exact, Model::exact as fn(&_) -> _),
         ("model_concurrent", Mode::Concurrent, Model::concurrent),
+        ("model_cache", Mode::Cache, Model::cache),
+        ("model_cache_ignores_clear", Mode::Cache, |model| {
+            model.faulty_cache(Fault::IgnoresClear)
+        }),
+        ("model_cache_stamps_first", Mode::Cache, |model| {
+            model.faulty_cache(Fault::StampsFirst)
+        }),
     ];
     let wanted = modes.into_iter().filter(|(_, mode, _)| match args.mode {
         Some(wanted) => *mode == wanted,
@@ -248,6 +263,31 @@ impl Model<'_> {
         self.batches(|batch| self.watched(|figures| concurrent::run(figures, plan, batch)))
     }
 
+    fn cache(&self) -> Outcome {
+        self.cache_with(None)
+    }
+
+    /// Expects a cache that makes a mistake to be caught.
+    fn faulty_cache(&self, fault: Fault) -> Outcome {
+        match self.cache_with(Some(fault)) {
+            Err(Failure::Failed(why)) if why.contains("STALE") => {
+                eprintln!("caught: {why}");
+                Ok(())
+            }
+            Ok(()) => Err(Failure::new("a faulty cache", "a stale message", "none")),
+            failure => failure,
+        }
+    }
+
+    fn cache_with(&self, fault: Option<Fault>) -> Outcome {
+        let plan = cache::Plan {
+            seed: self.seed,
+            messages: self.args.ops,
+            fault,
+        };
+        self.watched(|figures| cache::run(figures, plan))
+    }
+
     /// Runs batches until enough operations have been done.
     fn batches(&self, mut run: impl FnMut(Range<u64>) -> Outcome) -> Outcome {
         let mut said = self.began;
@@ -339,6 +379,11 @@ impl Model<'_> {
 
     fn report(&self, mode: Mode, outcome: &Outcome) {
         let figures = self.figures;
+        if mode == Mode::Cache {
+            let (messages, time) = (get(&figures.done), self.began.elapsed());
+            eprintln!("{messages} messages in {:.1} s", time.as_secs_f64());
+            return;
+        }
         if self.args.verbose {
             figures.print();
         }
@@ -369,7 +414,7 @@ impl Model<'_> {
         if outcome.is_ok() {
             let unexplained = match mode {
                 Mode::Exact => ", 0 unexplained",
-                Mode::Concurrent => "",
+                Mode::Concurrent | Mode::Cache => "",
             };
             eprintln!(
                 "{} reports were due: 0 missed{unexplained}",
