@@ -12,6 +12,11 @@ use std::{
     os::fd::AsRawFd, //
 };
 
+use ummunotify::{
+    Causes,
+    Features, //
+};
+
 use super::{
     calls,
     figures::{
@@ -54,7 +59,10 @@ use crate::{
 };
 
 /// Number of files that watch.
-const FILES: usize = 2;
+const FILES: usize = 3;
+
+/// The features of each.
+const FEATURES: [Features; FILES] = [Features::NONE, Features::NONE, Features::ALL];
 
 /// The most regions of a file, apart from those that are registered many at a time.
 const MOST_REGIONS: usize = 24;
@@ -83,13 +91,14 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn open(figures: &'static Figures) -> Outcome<Self> {
-        let device = Device::open_nonblocking().or_skip("no /dev/ummunotify to open")?;
+    fn open(figures: &'static Figures, features: Features) -> Outcome<Self> {
+        let device = Device::open_with(features).or_skip("no /dev/ummunotify to open")?;
+        expect::same("granted features", device.features(), features)?;
         let counter = device.map_counter()?;
         expect::same("the counter of a new file", counter.get(), 0)?;
         Ok(Self {
             figures,
-            oracle: Oracle::new(figures, 0),
+            oracle: Oracle::new(figures, features, 0),
             device,
             counter,
             next_cookie: 0,
@@ -104,7 +113,8 @@ impl Watcher {
             self.oracle.unregister(cookie);
         }
         while self.device.read_events(MOST_RECORDS).is_ok() {}
-        self.oracle = Oracle::new(figures, self.counter.get());
+        let features = self.device.features();
+        self.oracle = Oracle::new(figures, features, self.counter.get());
         self.next_cookie = 0;
         self.free_cookie = None;
         Ok(())
@@ -159,16 +169,26 @@ impl Watcher {
             return self.register_wrongly(113, end, start);
         }
         let cookie = self.cookie(with);
+        let has_features = self.device.features() != Features::NONE;
+        let ignored = match has_features {
+            true => u32::from(with) & Causes::SAME_PAGES.bits(),
+            false => 0,
+        };
         let region = Register {
             start,
             end,
             user_cookie: cookie,
             // Without negotiated features they are ignored.
-            flags: u32::from(with) * 0x0101_0101,
-            reserved: u32::from(op.with),
+            flags: match has_features {
+                true => ignored,
+                false => u32::from(with) * 0x0101_0101,
+            },
+            reserved: if has_features { 0 } else { op.with.into() },
         };
         expect::success("REGISTER_REGION", self.device.register_with(region))?;
-        self.oracle.register(cookie, start, end, &known(arena));
+        let ignored = Causes::from_bits(ignored);
+        self.oracle
+            .register(cookie, start..end, ignored, &known(arena));
         Ok(())
     }
 
@@ -191,10 +211,19 @@ impl Watcher {
                 _ => page + number..page + number + 1,
             };
             let cookie = self.cookie(0);
-            self.device.register(region.start, region.end, cookie)?;
+            let ignored = match number % 3 {
+                0 => Causes::SAME_PAGES,
+                _ => Causes::NONE,
+            };
+            // Without features nothing is ignored.
+            self.device
+                .watch_ignoring(region.clone(), cookie, ignored)?;
             let known = known(world.arena());
-            self.oracle
-                .register(cookie, region.start, region.end, &known);
+            let ignored = match self.device.features() {
+                Features::NONE => Causes::NONE,
+                _ => ignored,
+            };
+            self.oracle.register(cookie, region, ignored, &known);
         }
         Ok(())
     }
@@ -364,8 +393,9 @@ impl Session {
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         );
         mem::map(Some(BUFFER), PAGE, access, flags, None)?;
-        let watchers = (0..FILES)
-            .map(|_| Watcher::open(figures))
+        let watchers = FEATURES
+            .into_iter()
+            .map(|features| Watcher::open(figures, features))
             .collect::<Outcome<_>>()?;
         Ok(Self {
             figures,
@@ -421,7 +451,7 @@ impl Session {
             What::Read => watcher.read(op).map(|()| None)?,
             What::Poll => watcher.poll().map(|()| None)?,
             What::Reopen => {
-                *watcher = Watcher::open(self.figures)?;
+                *watcher = Watcher::open(self.figures, watcher.device.features())?;
                 None
             }
             _ => Some(self.world.perform(op)?),

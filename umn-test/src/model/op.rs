@@ -26,6 +26,7 @@ use proptest::{
         TestRunner, //
     },
 };
+use ummunotify::Causes;
 
 /// How many units an arena has.
 pub const UNITS: u64 = 48;
@@ -124,6 +125,16 @@ pub enum What {
 impl What {
     /// The last operation.
     pub const LAST: Self = Self::UnregisterMany;
+
+    /// The cause of an operation that leaves the page frames as they are; `None` for all others.
+    pub fn same_pages(self) -> Option<Causes> {
+        match self {
+            Self::Protect | Self::UffdProtect => Some(Causes::PROTECT_AREA),
+            Self::Fork => Some(Causes::PROTECT_PAGES),
+            Self::SoftDirty => Some(Causes::SOFT_DIRTY),
+            _ => None,
+        }
+    }
 }
 
 /// How often each operation is chosen, relative to the others.

@@ -16,10 +16,19 @@
 //! hits, which together cover all of them. If too many are deferred, two are merged into one range
 //! that encloses both. Only then, and fdinfo shows it, may a region between the two be reported,
 //! provided it was registered before them.
+//!
+//! With hulls, an event of several hits has a hint too, which encloses them. With causes, an event
+//! carries those of what hit the region, and a region that ignores the cause of an operation is not
+//! hit by it.
 
 use std::{
     io,
     ops::Range, //
+};
+
+use ummunotify::{
+    Causes,
+    Features, //
 };
 
 use super::{
@@ -43,6 +52,7 @@ use crate::{
     },
     uapi::{
         Event,
+        EVENT_CAUSES_SHIFT,
         EVENT_FLAG_HINT,
         EVENT_INVAL,
         EVENT_LAST, //
@@ -56,6 +66,8 @@ struct Watch {
     region: Range<u64>,
     /// It extends beyond what the model knows about.
     beyond: bool,
+    /// The causes that it ignores.
+    ignored: Causes,
     /// What has happened to it since its event was last read.
     pending: Pending,
 }
@@ -82,6 +94,9 @@ struct Pending {
     owed: Vec<Range<u64>>,
     reports: u64,
     latest: u64,
+    /// The causes that an event may have, and those that it must have.
+    causes: Causes,
+    sure_causes: Causes,
 }
 
 impl Pending {
@@ -102,6 +117,11 @@ impl Pending {
 
     fn note(&mut self, part: &Range<u64>, sure: bool, step: u64, what: What) {
         extend(&mut self.bounds, part);
+        match what.same_pages() {
+            // A huge page may be split, too.
+            Some(cause) => self.causes = self.causes | cause | Causes::CLEAR,
+            None => self.causes = self.causes | Causes::CLEAR | Causes::UNMAP,
+        }
         self.first.get_or_insert(step);
         self.what.get_or_insert(what);
         self.latest = step;
@@ -134,6 +154,7 @@ pub struct Asked {
 /// The oracle of one file.
 pub struct Oracle {
     figures: &'static Figures,
+    features: Features,
     watches: Vec<Watch>,
     counter: u64,
     /// A region that extends beyond what the model knows about was just unregistered.
@@ -161,10 +182,11 @@ struct Deferred {
 const AT_ONCE: usize = 128;
 
 impl Oracle {
-    /// The oracle of a file that shows this counter and has nothing to read.
-    pub fn new(figures: &'static Figures, counter: u64) -> Self {
+    /// The oracle of a file with these features, that shows this counter and has nothing to read.
+    pub fn new(figures: &'static Figures, features: Features, counter: u64) -> Self {
         Self {
             figures,
+            features,
             watches: vec![],
             counter,
             was_disturbed: false,
@@ -188,8 +210,14 @@ impl Oracle {
         Some((watch.cookie, watch.region.clone()))
     }
 
-    /// Adds a region.
-    pub fn register(&mut self, cookie: u64, start: u64, end: u64, known: &Range<u64>) {
+    /// Adds a region, which ignores some causes.
+    pub fn register(
+        &mut self,
+        cookie: u64,
+        Range { start, end }: Range<u64>,
+        ignored: Causes,
+        known: &Range<u64>,
+    ) {
         // An empty region watches one byte, and a region at the end of the address space stops
         // there.
         let region = start..end.max(start.saturating_add(1));
@@ -199,6 +227,7 @@ impl Oracle {
             cookie,
             beyond: region.start < known.start || region.end > known.end,
             region,
+            ignored,
             pending: Pending::default(),
         });
     }
@@ -243,6 +272,12 @@ impl Oracle {
         for range in &effect.sure {
             let mut hit = false;
             for (watch, part) in hits(&mut self.watches, range) {
+                if let Some(cause) = what.same_pages() {
+                    if watch.ignored.contains(cause) {
+                        continue;
+                    }
+                    watch.pending.sure_causes = watch.pending.sure_causes | cause;
+                }
                 watch.pending.note(&part, true, step, what);
                 watch.pending.sure += 1;
                 hit = true;
@@ -320,6 +355,9 @@ impl Oracle {
         if merged != self.merged {
             for (watch, part) in hits(&mut self.watches, &hull) {
                 watch.pending.note(&part, false, self.step, what);
+                // It has the causes of both.
+                watch.pending.causes = watch.pending.causes | Causes::SAME_PAGES;
+                watch.pending.causes = watch.pending.causes | Causes::CLEAR | Causes::UNMAP;
                 watch.pending.first = watch.pending.first.min(Some(since));
                 watch.pending.maybe = watch.pending.maybe.saturating_add(MANY);
             }
@@ -444,12 +482,31 @@ impl Oracle {
             format_args!("{hits} at most"),
             pending.reports,
         )?;
-        match event.flags {
+        let causes = Causes::from_bits(event.flags >> EVENT_CAUSES_SHIFT);
+        let apart = pending.apart;
+        that(
+            "causes of an event",
+            if !self.features.contains(Features::CAUSE) {
+                causes == Causes::NONE
+            } else {
+                !causes.is_empty()
+                    && !causes.intersects(watch.ignored)
+                    && (watch.beyond || pending.causes.contains(causes))
+                    && (apart || causes.contains(pending.sure_causes))
+            },
+            format_args!(
+                "some of {}, and {}, but none of {}",
+                pending.causes, pending.sure_causes, watch.ignored
+            ),
+            causes,
+        )?;
+        let has_hulls = self.features.contains(Features::HULL);
+        match event.flags & ((1 << EVENT_CAUSES_SHIFT) - 1) {
             EVENT_FLAG_HINT => {
                 let covers = |part: &Range<u64>| hint.start <= part.start && part.end <= hint.end;
                 that(
                     "hint, hit more than once",
-                    pending.apart || pending.sure < 2,
+                    has_hulls || pending.apart || pending.sure < 2,
                     "none",
                     format_args!("{hint:#x?}"),
                 )?;
@@ -466,7 +523,8 @@ impl Oracle {
                     format_args!("{:#x?} or less: UNEXPLAINED", pending.bounds),
                     format_args!("{hint:#x?}"),
                 )?;
-                if pending.sure == 1 && pending.maybe == 0 && !watch.beyond {
+                let is_known = pending.sure == 1 || has_hulls && pending.sure > 1 && !apart;
+                if is_known && pending.maybe == 0 && !watch.beyond {
                     expect::same("the hint", Some(hint.clone()), pending.covered.clone())?;
                 }
             }
@@ -474,7 +532,7 @@ impl Oracle {
                 expect::same("range of an event without hint", &hint, region)?;
                 that(
                     "event without hint",
-                    watch.beyond || hits > 1,
+                    watch.beyond || hits > 1 && !has_hulls,
                     format_args!("a hint, of {:#x?}", pending.bounds),
                     "none",
                 )?;
