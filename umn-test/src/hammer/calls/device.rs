@@ -35,7 +35,8 @@ use crate::{
     mem::PAGE,
     uapi::{
         self,
-        Register, //
+        Register,
+        Stamp, //
     }, //
 };
 
@@ -68,6 +69,12 @@ pub fn open(caller: &mut Caller) -> Answer {
     let opened = check(unsafe { libc::open(path.as_ptr(), access | nonblocking | extra) });
     // SAFETY: The file was just opened and is nobody else's.
     let opened = opened.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    if let (Ok(file), true) = (&opened, caller.once_in(2)) {
+        // Only a file that was not used yet can be granted features.
+        let mut features = caller.rng.u32(0..8);
+        let argument = (&raw mut features).cast();
+        let _ = ioctl(file.as_raw_fd(), uapi::EXCHANGE_FEATURES, argument);
+    }
     (verdict, opened.and_then(|file| place(file, target)))
 }
 
@@ -127,13 +134,31 @@ pub fn region(caller: &mut Caller) -> Register {
         5 => (caller.window_page(), caller.window_page() + PAGE),
         _ => (page, page + PAGE),
     };
+    // With features, most flags are refused.
+    let (flags, reserved) = match caller.rng.u32(0..4) {
+        0 => (caller.rng.u32(..), caller.rng.u32(..)),
+        1 => (0, 0),
+        _ => (caller.rng.u32(..) & uapi::CAUSES_SAME_PAGES, 0),
+    };
     Register {
         start,
         end,
         user_cookie: caller.rng.u64(0..64),
-        flags: caller.rng.u32(..),
-        reserved: caller.rng.u32(..),
+        flags,
+        reserved,
     }
+}
+
+pub fn stamp(caller: &mut Caller) -> Answer {
+    let Register { start, end, .. } = region(caller);
+    let argument = Stamp {
+        start,
+        end,
+        stamp: caller.rng.u64(..),
+        absent: caller.rng.u32(..),
+        flags: u32::from(caller.once_in(8)),
+    };
+    ioctl_with(caller, uapi::STAMP, argument)
 }
 
 pub fn register(caller: &mut Caller) -> Answer {
@@ -177,10 +202,11 @@ pub fn unregister(caller: &mut Caller) -> Answer {
 
 /// A command that the device does not have, though it may look like one of its own.
 pub fn other_ioctl(caller: &mut Caller) -> Answer {
-    const OURS: [u32; 3] = [
+    const OURS: [u32; 4] = [
         uapi::EXCHANGE_FEATURES,
         uapi::REGISTER_REGION,
         uapi::UNREGISTER_REGION,
+        uapi::STAMP,
     ];
     let near = caller.one_of(&OURS);
     let request = match caller.rng.u32(0..4) {

@@ -37,6 +37,7 @@ use self::{
         register,
         register_crowd,
         register_many,
+        stamp,
         unregister, //
     },
     file::{
@@ -143,6 +144,7 @@ calls! {
     register_many, 2, [EINVAL EPERM ENOSPC];
     register_crowd, 2, [EINVAL EPERM ENOSPC];
     unregister, 25, [EINVAL EPERM EFAULT];
+    stamp, 12, [ENOTTY EPERM ESRCH EFAULT EINVAL EINTR];
     other_ioctl, 15, [ENOTTY];
     read, 50, [EAGAIN EINTR EINVAL EFAULT EPERM];
     read_properly, 30, [EAGAIN EINTR EPERM];

@@ -25,6 +25,12 @@ use crate::{
     hammer::caller::Caller,
     uapi::{
         Event,
+        CAUSES_SAME_PAGES,
+        CAUSE_CLEAR,
+        CAUSE_DEVICE,
+        CAUSE_OTHER,
+        CAUSE_UNMAP,
+        EVENT_CAUSES_SHIFT,
         EVENT_FLAG_HINT,
         EVENT_INVAL,
         EVENT_LAST, //
@@ -48,6 +54,10 @@ pub fn read(caller: &mut Caller) -> Answer {
     (May, result)
 }
 
+/// The flags that an event may have, causes included.
+const FLAGS: u32 = EVENT_FLAG_HINT | (CAUSES << EVENT_CAUSES_SHIFT);
+const CAUSES: u32 = CAUSES_SAME_PAGES | CAUSE_UNMAP | CAUSE_CLEAR | CAUSE_DEVICE | CAUSE_OTHER;
+
 /// Reads with valid arguments, and checks the records.
 pub fn read_properly(caller: &mut Caller) -> Answer {
     let fd = caller.fd();
@@ -62,7 +72,7 @@ pub fn read_properly(caller: &mut Caller) -> Answer {
         for (at, record) in records.iter().enumerate() {
             let hint = record.hint_start..record.hint_end;
             let valid = match (record.kind, record.flags) {
-                (EVENT_INVAL, 0 | EVENT_FLAG_HINT) => !hint.is_empty(),
+                (EVENT_INVAL, flags) if flags & !FLAGS == 0 => !hint.is_empty(),
                 (EVENT_LAST, 0) => at == end && hint == (0..0),
                 _ => false,
             };
