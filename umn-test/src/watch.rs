@@ -8,6 +8,11 @@ use std::{
     process::ExitCode, //
 };
 
+use ummunotify::{
+    Causes,
+    Features, //
+};
+
 use crate::{
     command::{
         self,
@@ -26,6 +31,7 @@ use crate::{
     process::Child,
     uapi::{
         Event,
+        EVENT_CAUSES_SHIFT,
         EVENT_FLAG_HINT,
         EVENT_LAST, //
     },
@@ -39,17 +45,21 @@ use crate::{
 ///   counter    the mapped counter before and after the change
 ///   done       the change, and the pages of the region that it affected
 ///   event      a record that was read afterwards: INVAL with the cookie of the region and the
-///              hint, in pages of the region and as addresses; LAST, which ends the queue, with
-///              the counter it carries; or nothing
+///              hint, in pages of the region and as addresses, and the causes; LAST, which ends
+///              the queue, with the counter it carries; or nothing
 ///
-/// "whole" means that there is no hint: the region was hit again before its event was read, and one
-/// event reports both hits.
+/// If the region was hit again before its event was read, one event reports both hits. It has the
+/// causes of both, and a hint that encloses both. With --v2 it has neither, which is called "whole".
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment, after_help = command::EXIT_STATUS)]
 pub struct Args {
     /// Pages of the region
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(6..))]
     pages: u16,
+
+    /// Request no features, as programs for version 2 of the interface do
+    #[arg(long)]
+    v2: bool,
 }
 
 /// Runs the viewer.
@@ -61,14 +71,21 @@ pub fn run(args: &Args) -> ExitCode {
 const COOKIE: u64 = 1;
 
 fn show(args: &Args) -> Outcome {
-    let device = command::open_device()?;
+    command::open_device()?;
+    let features = if args.v2 {
+        Features::NONE
+    } else {
+        Features::ALL
+    };
+    let device = Device::open_with(features).map_err(failed("opening the device"))?;
     let counter = device
         .map_counter()
         .map_err(failed("mapping the counter"))?;
     let pages = args.pages.into();
     let area = Guarded::unpopulated(pages).map_err(failed("mapping memory"))?;
     let Range { start, end } = area.all();
-    println!("Region: {pages} pages of private anonymous memory, {start:#x}-{end:#x}\n");
+    println!("Region: {pages} pages of private anonymous memory, {start:#x}-{end:#x}");
+    println!("Features: {:#x}\n", device.features().bits());
     Viewer {
         device,
         counter,
@@ -174,8 +191,14 @@ impl Viewer {
         } else {
             ""
         };
+        let causes = Causes::from_bits(event.flags >> EVENT_CAUSES_SHIFT);
+        let causes = if causes.is_empty() {
+            String::new()
+        } else {
+            format!(": {causes}")
+        };
         format!(
-            "INVAL  cookie {number}, pages {}..{} ({start:#x}-{end:#x}){whole}",
+            "INVAL  cookie {number}, pages {}..{} ({start:#x}-{end:#x}){whole}{causes}",
             page(start),
             page(end)
         )
