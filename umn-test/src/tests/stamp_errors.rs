@@ -222,7 +222,7 @@ fn signalled(every: Duration, body: impl FnOnce() -> Outcome) -> Outcome {
     let set = |every: Duration| {
         let time = libc::timeval {
             tv_sec: 0,
-            tv_usec: every.subsec_micros().into(),
+            tv_usec: every.subsec_micros() as libc::suseconds_t,
         };
         let timer = libc::itimerval {
             it_interval: time,
