@@ -43,7 +43,7 @@ module! {
 /// What is built into the kernel has the kernel's version.
 #[cfg(MODULE)]
 #[link_section = ".modinfo"]
-#[used]
+#[used(compiler)]
 static VERSION: [u8; 14] = *b"version=1.0.0\0";
 
 /// The loaded module.
