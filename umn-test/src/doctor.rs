@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn only_processes_that_could_watch_something_are_told_of() {
+    fn only_processes_that_could_watch_something_are_listed() {
         assert_eq!(judge_process("sh", "/lib/libc.so.6", &[]), None);
         assert!(matches!(
             judge_process("a", "/lib/libfabric.so.1", &[]),

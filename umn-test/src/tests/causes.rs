@@ -99,13 +99,13 @@ fn only_the_middle(
     };
     bench.reads(&[event, last(counter)])?;
     bench.counts(counter)?;
-    causes_told(causes, &make()?, cause)?;
+    causes_reported(causes, &make()?, cause)?;
     Ok(counter)
 }
 
 /// Applies a cause to the second page of an area, which is watched by two regions, and expects the
 /// event of one to name `causes`, and that of the other, which ignores some, to name the rest.
-pub(super) fn causes_told(
+pub(super) fn causes_reported(
     causes: Causes,
     area: &Guarded,
     cause: impl FnOnce(&Range<u64>) -> Outcome,
@@ -783,7 +783,7 @@ fn failing_memory(advice: i32) -> Outcome {
 }
 
 fn cause_poisoned() -> Outcome {
-    // The process is told of what it asked for.
+    // The kernel signals what the process asked for.
     signals::catch_signal(libc::SIGBUS, 0)?;
     failing_memory(libc::MADV_HWPOISON)
 }

@@ -362,11 +362,11 @@ fn deferred_log_is_full() -> Outcome {
         if registers {
             bench.device.unregister(3 * BETWEEN)?;
         }
-        let mut told = vec![0; (PAGES * EACH) as usize];
+        let mut reported = vec![0; (PAGES * EACH) as usize];
         let mut vain = vec![0; PAGES as usize];
         for event in &events[..events.len() - 1] {
             match event.user_cookie_counter {
-                cookie @ ..BETWEEN => told[cookie as usize] += 1,
+                cookie @ ..BETWEEN => reported[cookie as usize] += 1,
                 cookie if cookie < 2 * BETWEEN => vain[(cookie - BETWEEN) as usize] += 1,
                 LONG => {
                     let right = event.flags == 0 || is_one(event);
@@ -381,7 +381,9 @@ fn deferred_log_is_full() -> Outcome {
             }
         }
         // No more often than they were hit.
-        let wrong = told.iter().filter(|times| !(1..=rounds).contains(*times));
+        let wrong = reported
+            .iter()
+            .filter(|times| !(1..=rounds).contains(*times));
         expect::same(
             "regions that were hit and not reported once",
             wrong.count(),

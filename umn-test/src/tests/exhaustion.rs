@@ -459,14 +459,14 @@ fn exhaustion_munmap() -> Outcome {
         let regions = fdinfo(&fdinfo_text(&device)?, "regions")?;
         mem::unmap(&(from..from + regions * PAGE))?;
         // With small reads: a large buffer could be allocated where memory was just unmapped.
-        let mut told = 0;
+        let mut reported = 0;
         loop {
             let events = device.read_events(512)?;
-            told += events.len() as u64;
+            reported += events.len() as u64;
             if events.last().is_none_or(|event| event.kind == EVENT_LAST) {
                 break;
             }
         }
-        expect::same("records", told, regions + 1)
+        expect::same("records", reported, regions + 1)
     })
 }

@@ -2,34 +2,22 @@
 
 //! Each allocation and each copy of user memory in each call, made to fail once.
 //!
-//! With `CONFIG_FAULT_INJECTION`, writing n to a thread's `fail-nth` makes the n-th point of
-//! failure in its following system calls fail. Each test makes a call with n = 1, 2, … until the
-//! call has no n-th point. Whatever fails, the call must return one of its documented errors, the
-//! queue must be intact, and the file must still work.
+//! Each test makes a call whose n-th point of failure fails, for n = 1, 2, … until the call has no
+//! n-th point. Whatever fails, the call must return one of its documented errors, the queue must be
+//! intact, and the file must still work.
 //!
 //! If the kernel is built for it, it reports leaks and invalid accesses itself.
 
 use std::{
-    ffi::{
-        c_void,
-        CString, //
-    },
-    fs::{
-        self,
-        File,
-        OpenOptions, //
-    },
+    ffi::c_void,
+    fs,
     io,
-    os::{
-        fd::{
-            AsRawFd,
-            FromRawFd,
-            IntoRawFd,
-            OwnedFd, //
-        },
-        unix::fs::FileExt, //
+    os::fd::{
+        AsRawFd,
+        FromRawFd,
+        IntoRawFd,
+        OwnedFd, //
     },
-    path::Path,
     ptr, //
 };
 
@@ -38,19 +26,16 @@ use super::{
         Crowd,
         Layout, //
     },
+    inject::Faults,
     limits::{
         fdinfo,
         fdinfo_path, //
     },
     prelude::*, //
 };
-use crate::{
-    harness,
-    module::{
-        Module,
-        Unloaded, //
-    },
-    system, //
+use crate::module::{
+    Module,
+    Unloaded, //
 };
 
 table! {
@@ -71,152 +56,10 @@ table! {
     faults_module: "loading the module fails cleanly, and leaves no device behind",
 }
 
-/// Where debugfs is mounted.
-const DEBUGFS: &str = "/sys/kernel/debug";
-
 /// The errors of a call that runs out of memory, or that cannot access its arguments.
 const NO_MEMORY: &[i32] = &[libc::ENOMEM];
 const NO_ACCESS: &[i32] = &[libc::EFAULT];
 const EITHER: &[i32] = &[libc::ENOMEM, libc::EFAULT];
-
-/// More points of failure than any call has.
-const MOST: u32 = 5000;
-
-/// The kernel's fault injection, set up to spare nothing, and restored when dropped.
-struct Faults {
-    _settings: Vec<Setting>,
-}
-
-impl Faults {
-    fn new() -> Outcome<Self> {
-        open()?;
-        fail_nth().or_skip("no fail-nth, so no CONFIG_FAULT_INJECTION")?;
-        if !Path::new(DEBUGFS).join("failslab").exists() {
-            mount_debugfs().or_skip("mounting debugfs")?;
-        }
-        // Without the first setting, allocations that may sleep never fail. Logging every fault
-        // would hide what matters in the kernel's log.
-        let settings = Setting::change_all(
-            DEBUGFS,
-            &[
-                ("failslab/ignore-gfp-wait", "N"),
-                ("failslab/verbose", "0"),
-                ("fail_page_alloc/ignore-gfp-wait", "N"),
-                ("fail_page_alloc/ignore-gfp-highmem", "N"),
-                ("fail_page_alloc/min-order", "0"),
-                ("fail_page_alloc/verbose", "0"),
-                ("fail_usercopy/verbose", "0"),
-            ],
-        )
-        .or_skip("fault injection in debugfs")?;
-        Ok(Self {
-            _settings: settings,
-        })
-    }
-
-    /// Makes a call whose `nth` point of failure fails.
-    ///
-    /// The call must be little more than the system call: all other calls in it have such points,
-    /// too.
-    fn inject<T>(&self, nth: u32, call: impl FnOnce() -> io::Result<T>) -> Outcome<Attempt<T>> {
-        let control = fail_nth()?;
-        control.write_all_at(nth.to_string().as_bytes(), 0)?;
-        let result = call();
-        // Checking whether there was a fault, and disabling faults, have points of failure, too.
-        let mut left = [0; 8];
-        let hit = match control.read_at(&mut left, 0) {
-            Ok(_) => left.starts_with(b"0\n"),
-            Err(_) => false,
-        };
-        if control.write_all_at(b"0", 0).is_err() {
-            control.write_all_at(b"0", 0)?;
-        }
-        Ok(Attempt { result, hit })
-    }
-
-    /// Makes attempts with the fault at increasing positions, until an attempt has none.
-    ///
-    /// An attempt returns whether it had a fault, after it has checked the consequences. There must
-    /// be at least `known` faults.
-    fn sweep(
-        &self,
-        what: &str,
-        least: u32,
-        attempt: impl FnMut(&Self, u32) -> Outcome<bool>,
-    ) -> Outcome {
-        self.sweep_each(1, what, least, attempt)
-    }
-
-    /// The same at every `step`th position; at all of them with `--rounds`.
-    fn sweep_some(
-        &self,
-        step: u32,
-        what: &str,
-        least: u32,
-        attempt: impl FnMut(&Self, u32) -> Outcome<bool>,
-    ) -> Outcome {
-        let step = if harness::rounds(0) > 0 { 1 } else { step };
-        self.sweep_each(step, what, least, attempt)
-    }
-
-    fn sweep_each(
-        &self,
-        step: u32,
-        what: &str,
-        least: u32,
-        mut attempt: impl FnMut(&Self, u32) -> Outcome<bool>,
-    ) -> Outcome {
-        let mut nth = 1;
-        while attempt(self, nth).map_err(|failure| match failure {
-            Failure::Failed(why) => Failure::Failed(format!("{why}, with fault {nth} in {what}")),
-            skipped => skipped,
-        })? {
-            nth += step;
-            expect::that(what, nth < MOST, "fewer faults", nth)?;
-        }
-        let each = match step {
-            1 => String::new(),
-            step => format!(", at every {step}th position"),
-        };
-        eprintln!("faults in {what}: {}{each}", (nth - 1) / step);
-        expect::at_least(what, (nth - 1).into(), least.into())
-    }
-}
-
-/// The file that selects this thread's point of failure.
-fn fail_nth() -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/proc/thread-self/fail-nth")
-}
-
-fn mount_debugfs() -> io::Result<()> {
-    system::may_change()?;
-    let at = CString::new(DEBUGFS)?;
-    let kind = c"debugfs".as_ptr();
-    // SAFETY: All are C strings, or null where they may be.
-    check(unsafe { libc::mount(kind, at.as_ptr(), kind, 0, ptr::null()) }).map(drop)
-}
-
-/// The result of a call, and whether a fault was injected.
-struct Attempt<T> {
-    result: io::Result<T>,
-    hit: bool,
-}
-
-impl<T> Attempt<T> {
-    /// Expects success or, after a fault, one of these errors; returns the value on success.
-    #[track_caller]
-    fn may_fail(self, what: &str, errors: &[i32]) -> Outcome<Option<T>> {
-        match self.result {
-            Err(error) if self.hit => {
-                expect::one_of(what, Err::<(), _>(error), errors).map(|()| None)
-            }
-            result => expect::success(what, result).map(Some),
-        }
-    }
-}
 
 /// A file with two regions, which shows that neither the file nor its queue has suffered.
 struct Witness(Bench);
@@ -258,15 +101,15 @@ fn faults_open() -> Outcome {
     faults.sweep("open", 6, |faults, nth| {
         let child = Child::fork(|line| {
             let attempt = faults.inject(nth, Device::open_nonblocking)?;
-            line.tell_number(attempt.hit.into())?;
+            line.tell_number(attempt.faulted.into())?;
             drop(attempt.may_fail("open", EITHER)?);
             let witness = Witness::new()?;
             witness.queue()?;
             witness.testifies()
         })?;
-        let hit = child.hear_number()? != 0;
+        let faulted = child.hear_number()? != 0;
         child.join()?;
-        Ok(hit)
+        Ok(faulted)
     })
 }
 
@@ -285,7 +128,7 @@ fn faults_first_register() -> Outcome {
         faults.sweep(&what, 0, |faults, nth| {
             let child = Child::fork(|line| {
                 let open = faults.inject(nth_of_open, Device::open_nonblocking)?;
-                line.tell_number(open.hit.into())?;
+                line.tell_number(open.faulted.into())?;
                 let Some(device) = open.may_fail("open", EITHER)? else {
                     line.tell_number(0)?;
                     return Ok(line.tell_number(0)?);
@@ -293,7 +136,7 @@ fn faults_first_register() -> Outcome {
                 let register = || device.register(page.start, page.end, 7);
                 let attempt = faults.inject(nth, register)?;
                 line.tell_number(1)?;
-                line.tell_number(attempt.hit.into())?;
+                line.tell_number(attempt.faulted.into())?;
                 if attempt.may_fail("REGISTER_REGION", EITHER)?.is_none() {
                     expect::success("once more", register())?;
                 }
@@ -303,9 +146,9 @@ fn faults_first_register() -> Outcome {
             })?;
             more = child.hear_number()? != 0;
             opened |= child.hear_number()? != 0;
-            let hit = child.hear_number()? != 0;
+            let faulted = child.hear_number()? != 0;
             child.join()?;
-            Ok(hit)
+            Ok(faulted)
         })?;
         opens += u64::from(opened);
     }
@@ -325,10 +168,10 @@ fn faults_close() -> Outcome {
         drop(bench.device);
         // SAFETY: The descriptor is nobody else's.
         let attempt = faults.inject(nth, || check(unsafe { libc::close(fd) }))?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         attempt.may_fail("close", &[])?;
         witness.testifies()?;
-        Ok(hit)
+        Ok(faulted)
     })
 }
 
@@ -337,13 +180,13 @@ fn faults_exchange() -> Outcome {
     faults.sweep("EXCHANGE_FEATURES", 2, |faults, nth| {
         let device = open()?;
         let attempt = faults.inject(nth, || device.exchange_features(!0))?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         let again = device.exchange_features(!0);
         match attempt.may_fail("EXCHANGE_FEATURES", NO_ACCESS)? {
             Some(_) => expect::error("once more", again, libc::EINVAL)?,
             None => expect::same("granted", expect::success("once more", again)?, 0)?,
         }
-        Ok(hit)
+        Ok(faulted)
     })
 }
 
@@ -356,7 +199,7 @@ fn faults_register() -> Outcome {
         let Witness(Bench { device, .. }) = &witness;
         witness.queue()?;
         let attempt = faults.inject(nth, || device.register(page.start, page.end, 9))?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         let free = attempt.may_fail("REGISTER_REGION", EITHER)?.is_none();
         let again = device.register(page.start, page.end, 9);
         if free {
@@ -366,7 +209,7 @@ fn faults_register() -> Outcome {
         }
         device.unregister(9)?;
         witness.testifies()?;
-        Ok(hit)
+        Ok(faulted)
     })
 }
 
@@ -380,14 +223,14 @@ fn faults_unregister() -> Outcome {
         device.register(page.start, page.end, 9)?;
         witness.queue()?;
         let attempt = faults.inject(nth, || device.unregister(9))?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         let again = match attempt.may_fail("UNREGISTER_REGION", NO_ACCESS)? {
             Some(()) => expect::error("once more", device.unregister(9), libc::EINVAL),
             None => expect::success("once more", device.unregister(9)),
         };
         again?;
         witness.testifies()?;
-        Ok(hit)
+        Ok(faulted)
     })
 }
 
@@ -423,12 +266,12 @@ fn faults_mmap() -> Outcome {
         clear()?;
         witness.queue()?;
         let attempt = faults.inject(nth, map)?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         if let Some(page) = attempt.may_fail("mmap", NO_MEMORY)? {
             shows(page.start)?;
         }
         witness.testifies()?;
-        Ok(hit)
+        Ok(faulted)
     })?;
     faults.sweep("mremap", 1, |faults, nth| {
         clear()?;
@@ -436,11 +279,11 @@ fn faults_mmap() -> Outcome {
         let other = there..there + PAGE;
         witness.queue()?;
         let attempt = faults.inject(nth, || mem::move_to(&page, &other))?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         let moved = attempt.may_fail("mremap", NO_MEMORY)?.is_some();
         shows(if moved { there } else { here })?;
         witness.testifies()?;
-        Ok(hit)
+        Ok(faulted)
     })?;
     faults.sweep("access after the page was dropped", 0, |faults, nth| {
         clear()?;
@@ -451,7 +294,7 @@ fn faults_mmap() -> Outcome {
         let attempt = faults.inject(nth, || Ok(mem::read_byte(page.start)))?;
         shows(page.start)?;
         witness.testifies()?;
-        Ok(attempt.hit)
+        Ok(attempt.faulted)
     })
 }
 
@@ -474,7 +317,7 @@ fn sweep_reads(
             bench.hit(page)?;
         }
         let attempt = faults.inject(nth, || read(&bench.device, &mut buffer))?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         let bytes = attempt.may_fail(what, errors)?.unwrap_or(0);
         expect::same("bytes beyond whole records", bytes % size_of::<Event>(), 0)?;
         let mut seen = buffer[..bytes / size_of::<Event>()].to_vec();
@@ -483,7 +326,7 @@ fn sweep_reads(
         let wanted: Vec<_> = hits.chain([last(bench.counter.get())]).collect();
         expect::events(what, &seen, &wanted)?;
         bench.is_silent()?;
-        Ok(hit)
+        Ok(faulted)
     })
 }
 
@@ -507,14 +350,14 @@ fn faults_read_deferred() -> Outcome {
             device.read_raw(buffer.as_mut_ptr().cast(), size_of_val(&buffer))
         };
         let attempt = faults.inject(nth, read)?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         let bytes = attempt.may_fail("read", NO_ACCESS)?.unwrap_or(0);
         expect::same("bytes beyond whole records", bytes % size_of::<Event>(), 0)?;
         let mut seen = buffer[..bytes / size_of::<Event>()].to_vec();
         seen.extend(read_if_any(&crowd.bench.device, buffer.len())?);
         expect::events("reads", &seen, &crowd.events(counter))?;
         crowd.bench.is_silent()?;
-        Ok(hit)
+        Ok(faulted)
     })
 }
 
@@ -557,13 +400,13 @@ fn faults_poll() -> Outcome {
         // SAFETY: `fds` has that many elements.
         let call = || check(unsafe { libc::poll(fds.as_mut_ptr(), FILES as libc::nfds_t, 1) });
         let attempt = faults.inject(nth, call)?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         if let Some(ready) = attempt.may_fail("poll", EITHER)? {
             expect::same("ready", ready, 0)?;
         }
         witness.queue()?;
         witness.testifies()?;
-        Ok(hit)
+        Ok(faulted)
     })?;
     // SAFETY: The file was just opened and is nobody else's.
     let epoll = unsafe { OwnedFd::from_raw_fd(check(libc::epoll_create1(0))?) };
@@ -577,7 +420,7 @@ fn faults_poll() -> Outcome {
             check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd, &mut event) })
         };
         let attempt = faults.inject(nth, || control(libc::EPOLL_CTL_ADD))?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         let added = attempt.may_fail("epoll_ctl", EITHER)?.is_some();
         witness.queue()?;
         let mut ready = libc::epoll_event { events: 0, u64: 0 };
@@ -588,7 +431,7 @@ fn faults_poll() -> Outcome {
             control(libc::EPOLL_CTL_DEL)?;
         }
         witness.testifies()?;
-        Ok(hit)
+        Ok(faulted)
     })
 }
 
@@ -604,25 +447,25 @@ fn faults_async() -> Outcome {
     faults.sweep("F_SETOWN", 1, |faults, nth| {
         let bench = Bench::one_page()?;
         let attempt = faults.inject(nth, || fcntl(&bench, libc::F_SETOWN, myself))?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         attempt.may_fail("F_SETOWN", NO_MEMORY)?;
         bench.hit(0)?;
         bench.reads(&[expect::inval(1, &bench.area.all()), last(1)])?;
-        Ok(hit)
+        Ok(faulted)
     })?;
     faults.sweep("O_ASYNC", 1, |faults, nth| {
         let bench = Bench::one_page()?;
         fcntl(&bench, libc::F_SETOWN, myself)?;
         let flags = libc::O_ASYNC | libc::O_NONBLOCK;
         let attempt = faults.inject(nth, || fcntl(&bench, libc::F_SETFL, flags))?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         let asked = attempt.may_fail("O_ASYNC", NO_MEMORY)?.is_some();
         let before = signals::caught().count;
         bench.hit(0)?;
         let signals = signals::caught().count - before;
         expect::same("signals", signals, i32::from(asked))?;
         bench.reads(&[expect::inval(1, &bench.area.all()), last(1)])?;
-        Ok(hit)
+        Ok(faulted)
     })
 }
 
@@ -633,14 +476,14 @@ fn faults_fdinfo() -> Outcome {
     faults.sweep("fdinfo", 2, |faults, nth| {
         witness.queue()?;
         let attempt = faults.inject(nth, || fs::read_to_string(&path))?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         // procfs returns ENOENT if it has no memory for an inode.
         let errors = [libc::ENOMEM, libc::EFAULT, libc::ENOENT];
         if let Some(text) = attempt.may_fail("fdinfo", &errors)? {
             expect::same("queued", fdinfo(&text, "queued")?, 1)?;
         }
         witness.testifies()?;
-        Ok(hit)
+        Ok(faulted)
     })
 }
 
@@ -657,13 +500,13 @@ fn faults_fork() -> Outcome {
                 child => Ok(child),
             }
         })?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         if let Some(child) = attempt.may_fail("fork", NO_MEMORY)? {
             // SAFETY: The status is of no interest.
             check(unsafe { libc::waitpid(child, ptr::null_mut(), 0) })?;
         }
         witness.testifies()?;
-        Ok(hit)
+        Ok(faulted)
     })
 }
 
@@ -672,12 +515,12 @@ fn faults_module() -> Outcome {
     let module = Unloaded::new()?;
     faults.sweep_some(12, "loading the module", 20, |faults, nth| {
         let attempt = faults.inject(nth, || module.insert(c""))?;
-        let hit = attempt.hit;
+        let faulted = attempt.faulted;
         match attempt.may_fail("loading the module", EITHER)? {
             Some(()) => expect::success("unloading the module", Module::remove())?,
             None => expect::error("open", Device::open().map(drop), libc::ENOENT)?,
         }
-        Ok(hit)
+        Ok(faulted)
     })?;
     expect::success("loading the module", module.load(""))?;
     let witness = Witness::new()?;

@@ -130,16 +130,16 @@ pub(super) enum Try {
     /// It was not in the window, so it shows nothing.
     Outside,
     /// It was in the window, and another event followed.
-    Told,
+    Reported,
     /// It was in the window, and no event followed.
     Missed,
 }
 
 impl Try {
-    pub(super) fn new(inside: bool, told: bool) -> Self {
-        match (inside, told) {
+    pub(super) fn new(inside: bool, reported: bool) -> Self {
+        match (inside, reported) {
             (false, _) => Self::Outside,
-            (true, true) => Self::Told,
+            (true, true) => Self::Reported,
             (true, false) => Self::Missed,
         }
     }
@@ -258,10 +258,10 @@ fn acts(
     expect::that("the page", look(&page)? != before, "a change", "none")?;
     let counted = bench.counter.get() > seen;
     let events = bench.drain()?;
-    let told = events
+    let reported = events
         .iter()
         .any(|event| names(event, cookie) && (event.hint_start..event.hint_end) == region);
-    Ok(Try::new(inside, counted && told))
+    Ok(Try::new(inside, counted && reported))
 }
 
 /// A page of private memory, and nothing else.
@@ -398,12 +398,12 @@ fn gap_of_many() -> Outcome {
             changer.join().expect("the thread does not panic")?;
             acted.map(|()| inside)
         })?;
-        let mut told: Vec<_> = bench.drain()?;
-        told.pop();
-        told.sort_unstable_by_key(|event| event.user_cookie_counter);
-        told.dedup_by_key(|event| event.user_cookie_counter);
+        let mut reported: Vec<_> = bench.drain()?;
+        reported.pop();
+        reported.sort_unstable_by_key(|event| event.user_cookie_counter);
+        reported.dedup_by_key(|event| event.user_cookie_counter);
         let wanted = COUNT + u64::from(act == Register);
-        tries.add(Try::new(inside, told.len() as u64 == wanted));
+        tries.add(Try::new(inside, reported.len() as u64 == wanted));
     }
     tries.judge_nearly_all()
 }
@@ -490,15 +490,16 @@ fn overlapping(second_ends_first: bool) -> Outcome<Try> {
         acted.map(|()| inside)
     })?;
     let events = bench.drain()?;
-    let told = |cookie, range: Range<u64>| {
+    let reported = |cookie, range: Range<u64>| {
         events.iter().any(|event| {
             names(event, cookie) && event.hint_start <= range.start && range.end <= event.hint_end
         })
     };
     // The event of the third region must cover both changes.
-    let all_told =
-        told(1, bench.area.page(0)) && told(2, bench.area.page(1)) && told(3, bench.area.all());
-    Ok(Try::new(inside, all_told))
+    let all_reported = reported(1, bench.area.page(0))
+        && reported(2, bench.area.page(1))
+        && reported(3, bench.area.all());
+    Ok(Try::new(inside, all_reported))
 }
 
 /// How many pages an invalidation needs to take a while.
@@ -539,8 +540,8 @@ fn beside(act: impl Fn(&Bench) -> Outcome<u64>) -> Outcome {
             Ok((acted?, seen, inside))
         })?;
         let counted = bench.counter.get() > seen;
-        let told = bench.drain()?.iter().any(|event| names(event, cookie));
-        tries.add(Try::new(inside, counted && told));
+        let reported = bench.drain()?.iter().any(|event| names(event, cookie));
+        tries.add(Try::new(inside, counted && reported));
         bench.device.unregister(REGION)?;
     }
     tries.judge(wanted)

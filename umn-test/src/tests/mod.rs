@@ -7,7 +7,7 @@ mod caches;
 mod causes;
 mod causes_gap;
 mod causes_ignored;
-mod causes_told;
+mod causes_reported;
 mod clients;
 mod counter;
 mod crowd;
@@ -19,6 +19,7 @@ pub mod fork;
 mod gap;
 mod hostile;
 mod hull;
+mod inject;
 mod ioctl;
 mod last;
 mod limits;
@@ -126,7 +127,7 @@ pub fn all() -> Vec<Test> {
         others::TESTS,
         gap::TESTS,
         features::TESTS,
-        causes_told::TESTS,
+        causes_reported::TESTS,
         causes_ignored::TESTS,
         causes_gap::TESTS,
         hull::TESTS,

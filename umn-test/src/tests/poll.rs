@@ -284,14 +284,14 @@ pub(super) fn loses_nothing(bench: &Bench, mut ready: impl FnMut() -> Outcome<bo
             done.store(true, Ordering::Release);
             Outcome::Ok(())
         });
-        let mut told = 0;
+        let mut counted = 0;
         loop {
             let ends = done.load(Ordering::Acquire);
             if !ready()? {
                 let counter = bench.counter.get();
-                let seen = format!("LAST with {told}, then no notification");
+                let seen = format!("LAST with {counted}, then no notification");
                 // Unless the counter is moving right now.
-                let sees_all = told == counter || !done.load(Ordering::Acquire);
+                let sees_all = counted == counter || !done.load(Ordering::Acquire);
                 expect::that("the end", sees_all, format_args!("{counter}"), seen)?;
                 if ends {
                     return changer.join().expect("the thread does not panic");
@@ -300,7 +300,7 @@ pub(super) fn loses_nothing(bench: &Bench, mut ready: impl FnMut() -> Outcome<bo
             loop {
                 let events = read_if_any(&bench.device, 16)?;
                 match events.last() {
-                    Some(event) if event.kind == EVENT_LAST => told = event.user_cookie_counter,
+                    Some(event) if event.kind == EVENT_LAST => counted = event.user_cookie_counter,
                     Some(_) => {}
                     None => break,
                 }
@@ -381,7 +381,7 @@ fn poll_multishot() -> Outcome {
     // SAFETY: The entry has no buffer.
     unsafe { ring.submission().push(&poll.build()) }.expect("the queue has room");
     ring.submit()?;
-    let mut told = |time: Duration| -> Outcome<usize> {
+    let mut completions = |time: Duration| -> Outcome<usize> {
         let time = Timespec::from(time);
         let arguments = SubmitArgs::new().timespec(&time);
         match ring.submitter().submit_with_args(1, &arguments) {
@@ -401,14 +401,18 @@ fn poll_multishot() -> Outcome {
         Ok(done.len())
     };
     const SHORT: Duration = Duration::from_millis(20);
-    expect::same("completions at first", told(SHORT)?, 0)?;
+    expect::same("completions at first", completions(SHORT)?, 0)?;
     for round in 0..3 {
         bench.hit(0)?;
-        expect::same("completions with an event", told(LONG)?, 1)?;
+        expect::same("completions with an event", completions(LONG)?, 1)?;
         bench.hit(0)?;
-        expect::same("completions with another, before a read", told(SHORT)?, 0)?;
+        expect::same(
+            "completions with another, before a read",
+            completions(SHORT)?,
+            0,
+        )?;
         bench.reads(&[whole(1, &page), last(2 * round + 2)])?;
-        expect::same("completions with nothing left", told(SHORT)?, 0)?;
+        expect::same("completions with nothing left", completions(SHORT)?, 0)?;
     }
     Ok(())
 }

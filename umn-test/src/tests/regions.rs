@@ -328,7 +328,7 @@ fn event_hint_of_what_is_large() -> Outcome {
         mem::map(None, SIZE, libc::PROT_NONE, flags, None).or_skip("address space of 20 TiB")?;
     let region = start..start + SIZE;
     bench.watch(1, &region)?;
-    for (count, (part, is_told)) in (1..).zip([
+    for (count, (part, is_reported)) in (1..).zip([
         (0..PAGE, true),
         (GIB..3 * GIB, true),
         (4 * GIB..4 * GIB + PAGE, true),
@@ -338,7 +338,7 @@ fn event_hint_of_what_is_large() -> Outcome {
     ]) {
         let part = start + part.start..start + part.end;
         mem::unmap(&part)?;
-        let event = if is_told {
+        let event = if is_reported {
             inval(1, &part)
         } else {
             whole(1, &region)

@@ -16,7 +16,7 @@ use super::{
         other_node,
         page_out, //
     },
-    causes_told::{
+    causes_reported::{
         merge,
         run_ksm, //
     },

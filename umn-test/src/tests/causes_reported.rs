@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     causes::{
-        causes_told,
+        causes_reported,
         collapse,
         collapsible_on,
         migrate,
@@ -43,7 +43,7 @@ table! {
 
 fn causes_munmap_around() -> Outcome {
     let unmap_all = |page: &Range<u64>| Ok(mem::unmap(&(page.start - PAGE..page.end + PAGE))?);
-    causes_told(Causes::UNMAP, &Guarded::new(3)?, unmap_all)?;
+    causes_reported(Causes::UNMAP, &Guarded::new(3)?, unmap_all)?;
     let area = Guarded::new(4)?;
     let bench = Bench::over(open_with(Features::CAUSE)?, area)?;
     bench.watch(1, &bench.area.all())?;
@@ -118,7 +118,7 @@ fn causes_truncate() -> Outcome {
         Ok(file.set_len(PAGE)?)
     })?;
     let area = Guarded::of_file(&file, 2)?;
-    causes_told(Causes::CLEAR, &area, |_| {
+    causes_reported(Causes::CLEAR, &area, |_| {
         shorten.tell()?;
         shorten.join()
     })
@@ -127,12 +127,12 @@ fn causes_truncate() -> Outcome {
 fn causes_fork() -> Outcome {
     let area = Guarded::new(2)?;
     let mut child = None;
-    causes_told(Causes::PROTECT_PAGES, &area, |_| {
+    causes_reported(Causes::PROTECT_PAGES, &area, |_| {
         child = Some(Child::fork(|line| Ok(line.hear()?))?);
         Ok(())
     })?;
     // The child still has the pages.
-    causes_told(Causes::CLEAR, &area, |page| {
+    causes_reported(Causes::CLEAR, &area, |page| {
         mem::write_byte(page.start, 1);
         Ok(())
     })?;
@@ -149,13 +149,13 @@ fn causes_fork_of_shared() -> Outcome {
 
 fn causes_soft_dirty() -> Outcome {
     let clear = |pid: &str| fs::write(format!("/proc/{pid}/clear_refs"), "4").or_skip("clear_refs");
-    causes_told(Causes::SOFT_DIRTY, &Guarded::new(2)?, |_| clear("self"))?;
+    causes_reported(Causes::SOFT_DIRTY, &Guarded::new(2)?, |_| clear("self"))?;
     let parent = std::process::id().to_string();
     let other = Child::fork(|line| {
         line.hear()?;
         clear(&parent)
     })?;
-    causes_told(Causes::SOFT_DIRTY, &Guarded::new(2)?, |_| {
+    causes_reported(Causes::SOFT_DIRTY, &Guarded::new(2)?, |_| {
         other.tell()?;
         other.join()
     })
@@ -172,7 +172,7 @@ fn causes_migration() -> Outcome {
         let _ = move_page(parent, page, Some(node as i32));
         line.tell()?;
     })?;
-    causes_told(Causes::CLEAR, &Guarded::new(2)?, |page| {
+    causes_reported(Causes::CLEAR, &Guarded::new(2)?, |page| {
         let node = other_node(page.start)?;
         migrate(page.start, node, || {
             let ask = || -> Outcome {
@@ -200,7 +200,7 @@ fn causes_debugger() -> Outcome {
     let area = Guarded::new(2)?;
     // It has the pages, so a write must copy them.
     let holder = Child::fork(|line| Ok(line.hear()?))?;
-    causes_told(Causes::CLEAR, &area, |page| {
+    causes_reported(Causes::CLEAR, &area, |page| {
         debugger.tell_number(page.start)?;
         debugger.join()
     })?;
@@ -242,8 +242,8 @@ pub(super) fn run_ksm() -> Outcome<Vec<Setting>> {
 fn causes_merged() -> Outcome {
     let _settings = run_ksm()?;
     let (area, twin) = (Guarded::new(2)?, Guarded::new(1)?);
-    causes_told(Causes::CLEAR, &area, |page| merge(page, &twin.all()))?;
-    causes_told(Causes::CLEAR, &area, |page| {
+    causes_reported(Causes::CLEAR, &area, |page| merge(page, &twin.all()))?;
+    causes_reported(Causes::CLEAR, &area, |page| {
         mem::write_byte(page.start, 99);
         Ok(())
     })
