@@ -10,6 +10,10 @@ use std::{
 
 use super::{
     causes::page_out,
+    crowd::{
+        deferred,
+        merged, //
+    },
     prelude::*, //
 };
 use crate::userfault::{
@@ -29,6 +33,9 @@ table! {
     ignored_but_not_the_rest: "UNMAP, CLEAR and every change that moves pages are reported nevertheless",
     ignored_by_many: "a change of 1,000 regions that all ignore it defers nothing",
     ignored_by_many_but_one: "among 1,000 regions that ignore a change, the one that does not is hit",
+    ignored_and_unregistered: "after UNREGISTER, the regions that are left ignore what they did before",
+    ignored_after_deferred: "a change after one that is deferred counts only if a region does not ignore it",
+    ignored_when_the_log_is_full: "changes that are merged: each region reports just the causes it heeds",
     ignored_fork_of_pinned_memory: "a fork is ignored, the copy on write after it is reported",
 }
 
@@ -245,11 +252,7 @@ fn ignored_by_many() -> Outcome {
         }
         raise(&bench.area.all())?;
         bench.counts(0)?;
-        expect::same(
-            "deferred changes",
-            super::crowd::deferred(&bench.device)?,
-            0,
-        )?;
+        expect::same("deferred changes", deferred(&bench.device)?, 0)?;
         bench.is_silent()
     })
 }
@@ -264,6 +267,73 @@ fn ignored_by_many_but_one() -> Outcome {
         raise(&bench.area.all())?;
         expect::same("cookies and causes", reported(&bench)?, vec![(700, cause)])
     })
+}
+
+fn ignored_and_unregistered() -> Outcome {
+    let bench = bench(1)?;
+    let page = bench.area.all();
+    watch(&bench, 1, &page, Causes::SAME_PAGES)?;
+    watch(&bench, 2, &page, Causes::NONE)?;
+    watch(&bench, 3, &page, Causes::NONE)?;
+    let reports = |wanted| expect::same("cookies and causes", reported(&bench)?, wanted);
+    // Another one is left that ignores the same.
+    bench.device.unregister(3)?;
+    mem::protect(&page, libc::PROT_READ)?;
+    reports(vec![(2, Causes::PROTECT_AREA)])?;
+    bench.device.unregister(2)?;
+    mem::protect(&page, READ_WRITE)?;
+    bench.counts(1)?;
+    mem::advise(&page, libc::MADV_DONTNEED)?;
+    reports(vec![(1, Causes::CLEAR)])?;
+    mem::write_byte(page.start, 1);
+    watch(&bench, 4, &page, Causes::NONE)?;
+    bench.device.unregister(1)?;
+    mem::protect(&page, libc::PROT_READ)?;
+    reports(vec![(4, Causes::PROTECT_AREA)])
+}
+
+fn ignored_after_deferred() -> Outcome {
+    let bench = bench(3)?;
+    for cookie in 0..MANY {
+        watch(&bench, cookie, &bench.area.page(0), Causes::NONE)?;
+    }
+    let page = bench.area.page(2);
+    watch(&bench, MANY, &page, Causes::SAME_PAGES)?;
+    bench.hit(0)?;
+    expect::at_least("deferred changes", deferred(&bench.device)?, 1)?;
+    mem::protect(&page, libc::PROT_READ)?;
+    bench.counts(1)?;
+    mem::advise(&page, libc::MADV_DONTNEED)?;
+    bench.counts(2)?;
+    let wanted: Vec<_> = (0..=MANY).map(|cookie| (cookie, Causes::CLEAR)).collect();
+    expect::same("cookies and causes", reported(&bench)?, wanted)
+}
+
+fn ignored_when_the_log_is_full() -> Outcome {
+    /// Several times as many as the log has room for.
+    const CHANGES: u64 = 80;
+    let bench = bench(CHANGES)?;
+    let all = bench.area.all();
+    for cookie in 0..MANY {
+        watch(&bench, cookie, &all, Causes::NONE)?;
+    }
+    let (area, pages) = (Causes::PROTECT_AREA, Causes::PROTECT_PAGES);
+    watch(&bench, MANY, &all, area)?;
+    watch(&bench, MANY + 1, &all, pages)?;
+    watch(&bench, MANY + 2, &all, area | pages)?;
+    for page in 0..CHANGES {
+        // Only one of the changes in the middle, which are merged, is a fork.
+        if page == CHANGES / 2 {
+            Child::fork(|_| Ok(()))?.join()?;
+        }
+        mem::protect(&bench.area.page(page), libc::PROT_READ)?;
+    }
+    expect::at_least("changes that were merged", merged(&bench.device)?, 1)?;
+    let mut found = reported(&bench)?;
+    found.sort_by_key(|(cookie, _)| *cookie);
+    let mut wanted: Vec<_> = (0..MANY).map(|cookie| (cookie, area | pages)).collect();
+    wanted.extend([(MANY, pages), (MANY + 1, area)]);
+    expect::same("cookies and causes", found, wanted)
 }
 
 fn ignored_fork_of_pinned_memory() -> Outcome {

@@ -198,8 +198,10 @@ fn far_apart(region: &Range<u64>, one: u64, other: u64) -> Outcome {
     // Mapping them may have been a change.
     let mut rest = read_if_any(&device, 64)?;
     rest.clear();
-    for page in &pages {
+    // Again the first one, since the hint may have become too wide for any but the whole region.
+    for page in [&pages[0], &pages[1], &pages[0]] {
         mem::advise(page, libc::MADV_DONTNEED)?;
+        mem::write_byte(page.start, 1);
     }
     let events = read_if_any(&device, 2)?;
     let event = events.first().copied().unwrap_or_default();
@@ -271,7 +273,8 @@ fn hull_deferred() -> Outcome {
     for cookie in 0..REGIONS {
         bench.watch(cookie, &bench.area.all())?;
     }
-    for page in [4, 2, 5] {
+    // Page 2 twice, which is noted once.
+    for page in [4, 2, 2, 5] {
         bench.hit(page)?;
     }
     let wanted = bench.area.span(2..6);
