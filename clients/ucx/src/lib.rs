@@ -8,8 +8,9 @@
 //! other processes make to mapped files. UCX has no interface for another source of events, but its
 //! libraries call each other through symbols that a preloaded library can override.
 //!
-//! If this library has taken over all caches, UCX overwrites nothing. It takes over caches of
-//! versions whose structures it knows ([`ucx::Layout`]) and leaves all others alone, as it does if
+//! UCX overwrites functions of libc when it is loaded, before there is a cache, and still does so
+//! with this library. But the caches do not depend on it. This library takes over caches of versions
+//! whose structures it knows ([`ucx::Layout`]) and leaves all others alone, as it does if
 //! the device does not exist or may not be opened. With `UMMUNOTIFY_LOG=1` it logs to standard
 //! error which of these is the case, and counts at the end; otherwise it prints nothing.
 //!
