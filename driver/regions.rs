@@ -46,11 +46,11 @@
 //!   applies the log.
 //! - Events are in the order of the changes: while the log is not empty, later changes that hit a
 //!   region are appended to it, and it is applied from its oldest entry on. The regions of one
-//!   change are in the order of their addresses, class by class. The position in the oldest entry is kept in the
-//!   map, which advances it if that very region is unregistered. A read first applies everything
-//!   that was in the log when it began, and then takes events out of the queue, so that a region
-//!   that was hit several times is reported once. Only a signal makes it return earlier, with what
-//!   is queued by then.
+//!   change are in the order of their addresses, class by class. The position in the oldest entry
+//!   is kept in the map, which advances it if that very region is unregistered. A read first
+//!   applies everything that was in the log when it began, and then takes events out of the queue,
+//!   so that a region that was hit several times is reported once. Only a signal makes it return
+//!   earlier, with what is queued by then.
 //! - A region does not report changes from before it was registered: REGISTER applies the log as it
 //!   was when REGISTER began, and inserts in the section of the lock that finds this done. Later
 //!   changes may still be in the log; they are concurrent with REGISTER.
