@@ -375,20 +375,25 @@ fn cause_guard_install() -> Outcome {
     .map(drop)
 }
 
-fn cause_shmdt() -> Outcome {
-    let bench = Bench::new(1)?;
+/// Attaches a shared memory segment, which goes away when it is detached.
+pub(super) fn attach(length: u64) -> Outcome<u64> {
     // SAFETY: The calls take no pointers, and attach where the kernel likes.
-    let at = unsafe {
+    unsafe {
         let id = check(libc::shmget(
             libc::IPC_PRIVATE,
-            (2 * PAGE) as usize,
+            length as usize,
             libc::IPC_CREAT | 0o600,
         ))
         .or_skip("shmget")?;
         let at = libc::shmat(id, ptr::null(), 0);
         check(libc::shmctl(id, libc::IPC_RMID, ptr::null_mut()))?;
-        check(at as isize)? as usize as u64
-    };
+        Ok(check(at as isize)? as usize as u64)
+    }
+}
+
+fn cause_shmdt() -> Outcome {
+    let bench = Bench::new(1)?;
+    let at = attach(2 * PAGE)?;
     mem::write_byte(at, 1);
     let region = at..at + 2 * PAGE;
     bench.watch(1, &region)?;
@@ -519,9 +524,9 @@ fn cause_huge_unmapped() -> Outcome {
     only_huge(&bench)
 }
 
-fn cause_hugetlb() -> Outcome {
-    let bench = Bench::new(1)?;
-    let _pool = Setting::change("/proc/sys/vm/nr_hugepages", "2").or_skip("hugetlb pages")?;
+/// A hugetlb page that is mapped but not populated, and the setting that provides it.
+pub(super) fn hugetlb_page() -> Outcome<(Setting, u64)> {
+    let pool = Setting::change("/proc/sys/vm/nr_hugepages", "2").or_skip("hugetlb pages")?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let at = match mem::map(None, HUGE, access, flags, None) {
@@ -530,6 +535,12 @@ fn cause_hugetlb() -> Outcome {
         }
         result => result?,
     };
+    Ok((pool, at))
+}
+
+fn cause_hugetlb() -> Outcome {
+    let bench = Bench::new(1)?;
+    let (_pool, at) = hugetlb_page()?;
     mem::write_byte(at, 1);
     bench.watch(1, &(at..at + PAGE))?;
     mem::unmap(&(at..at + HUGE))?;

@@ -5,18 +5,21 @@
 
 use std::{
     fs,
-    ops::Range,
-    ptr, //
+    ops::Range, //
 };
 
 use super::{
     causes::{
+        attach,
         causes_reported,
         collapse,
         collapsible_on,
         migrate,
-        move_page,
         other_node, //
+    },
+    others::{
+        debugger,
+        move_pages, //
     },
     prelude::*, //
 };
@@ -76,18 +79,7 @@ fn causes_brk() -> Outcome {
     end(-(PAGE as isize))?;
     only(&bench, Causes::UNMAP)?;
 
-    // SAFETY: The calls take no pointers, and attach where the kernel likes.
-    let at = unsafe {
-        let id = check(libc::shmget(
-            libc::IPC_PRIVATE,
-            PAGE as usize,
-            libc::IPC_CREAT | 0o600,
-        ))
-        .or_skip("shmget")?;
-        let at = libc::shmat(id, ptr::null(), 0);
-        check(libc::shmctl(id, libc::IPC_RMID, ptr::null_mut()))?;
-        check(at as isize)? as usize as u64
-    };
+    let at = attach(PAGE)?;
     mem::write_byte(at, 1);
     bench.watch(2, &(at..at + PAGE))?;
     // SAFETY: Nobody uses the segment any more.
@@ -163,15 +155,7 @@ fn causes_soft_dirty() -> Outcome {
 
 fn causes_migration() -> Outcome {
     let parent = std::process::id() as i32;
-    let other = Child::fork(|line| loop {
-        let (page, node) = (line.hear_number()?, line.hear_number()?);
-        if page == 0 {
-            return Ok(());
-        }
-        // That a page is busy at the moment is not an error.
-        let _ = move_page(parent, page, Some(node as i32));
-        line.tell()?;
-    })?;
+    let other = Child::fork(|line| move_pages(parent, line))?;
     causes_reported(Causes::CLEAR, &Guarded::new(2)?, |page| {
         let node = other_node(page.start)?;
         migrate(page.start, node, || {
@@ -189,14 +173,7 @@ fn causes_migration() -> Outcome {
 }
 
 fn causes_debugger() -> Outcome {
-    let path = format!("/proc/{}/mem", std::process::id());
-    let debugger = Child::fork(|line| {
-        use std::os::unix::fs::FileExt;
-        let memory = fs::File::options().write(true).open(&path);
-        let memory = memory.or_skip("another process's memory")?;
-        let at = line.hear_number()?;
-        memory.write_all_at(&[42], at).or_skip("writing there")
-    })?;
+    let debugger = debugger()?;
     let area = Guarded::new(2)?;
     // It has the pages, so a write must copy them.
     let holder = Child::fork(|line| Ok(line.hear()?))?;

@@ -190,10 +190,9 @@ fn other_process_dontneed() -> Outcome {
     dismiss(child)
 }
 
-fn other_process_moves_pages() -> Outcome {
-    open()?;
-    let parent = std::process::id() as i32;
-    let child = in_another_process(|line| loop {
+/// Moves pages of a process to nodes, as told, until the page is 0.
+pub(super) fn move_pages(parent: i32, line: &Channel) -> Outcome {
+    loop {
         let (page, node) = (line.hear_number()?, line.hear_number()?);
         if page == 0 {
             return Ok(());
@@ -201,7 +200,13 @@ fn other_process_moves_pages() -> Outcome {
         // That a page is busy at the moment is not an error.
         let _ = move_page(parent, page, Some(node as i32));
         line.tell()?;
-    })?;
+    }
+}
+
+fn other_process_moves_pages() -> Outcome {
+    open()?;
+    let parent = std::process::id() as i32;
+    let child = in_another_process(|line| move_pages(parent, line))?;
     child.tell()?;
     let bench = Bench::new(3)?;
     bench.watch_pages()?;
@@ -229,16 +234,21 @@ fn other_process_soft_dirty() -> Outcome {
     expect::same("records", bench.drain()?.len(), 2)
 }
 
-fn other_process_writes_memory() -> Outcome {
-    open()?;
+/// A debugger: writes 42 to the address that it is told.
+pub(super) fn debugger() -> Outcome<Child> {
     let path = format!("/proc/{}/mem", std::process::id());
-    let debugger = Child::fork(|line| {
+    Ok(Child::fork(|line| {
         use std::os::unix::fs::FileExt;
         let memory = fs::File::options().write(true).open(&path);
         let memory = memory.or_skip("another process's memory")?;
         let at = line.hear_number()?;
         memory.write_all_at(&[42], at).or_skip("writing there")
-    })?;
+    })?)
+}
+
+fn other_process_writes_memory() -> Outcome {
+    open()?;
+    let debugger = debugger()?;
     let bench = Bench::new(3)?;
     // Another process that has the pages, so that a write must copy them.
     let holder = Child::fork(|line| Ok(line.hear()?))?;

@@ -11,6 +11,7 @@ use super::{
     causes::{
         collapse,
         collapsible_on,
+        hugetlb_page,
         migrate,
         move_page,
         other_node,
@@ -437,15 +438,7 @@ fn stamp_of_files() -> Outcome {
 }
 
 fn stamp_of_hugetlb() -> Outcome {
-    let _pool = Setting::change("/proc/sys/vm/nr_hugepages", "2").or_skip("hugetlb pages")?;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    let at = match mem::map(None, HUGE, access, flags, None) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
-            return Err(Failure::Skipped("no hugetlb page available".into()));
-        }
-        result => result?,
-    };
+    let (_pool, at) = hugetlb_page()?;
     let mut oracle = Oracle::new(at..at + HUGE)?;
     let absent = stamp(&oracle.device, &oracle.range)?.1;
     expect::same("absent", u64::from(absent), HUGE / PAGE)?;
