@@ -127,15 +127,14 @@ int fi_open(uint32_t version, const char *name, void *attr, size_t length, uint6
 	return 0;
 }
 
+static int pagemap;
+
 /* The page frame that is mapped at an address. Nothing is pinned here, so one that was freed may come back. */
 static uint64_t frame_of(const char *start)
 {
 	uint64_t page = 0;
-	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 
-	check(pagemap >= 0);
 	check(pread(pagemap, &page, sizeof(page), (off_t)((uintptr_t)start / PAGE * sizeof(page))) == sizeof(page));
-	check(close(pagemap) == 0);
 	page &= (1ULL << 55) - 1;
 	check(page);
 	return page;
@@ -286,6 +285,8 @@ int main(int argc, char **arguments)
 	look_ups = argc > 3 ? strtoul(arguments[3], NULL, 0) : 20000;
 	check(argc > 1);
 	stop_numa_balancing();
+	pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	check(pagemap >= 0);
 	entries = calloc(buffers + THREADS * OWNED * 2, sizeof(*entries));
 	check(entries);
 	printf("KTAP version 1\n");
