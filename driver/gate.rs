@@ -124,10 +124,7 @@ impl Gate {
     #[cold]
     #[inline(never)]
     pub(super) fn set_classes(&self, classes: Classes) {
-        let events = Events::heeded_by(classes).bits();
-        if events != self.events.read_once() {
-            self.events.write_once(events);
-        }
+        self.events.write_once(Events::heeded_by(classes).bits());
     }
 
     /// There are only regions of `classes`, which are fewer than before. The caller must hold the
