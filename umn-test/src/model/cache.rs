@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A cache of pinned memory that ignores what leaves the same pages, and trusts stamps: whatever is
-//! done to the memory, by the program, by other processes and by the kernel, no message that is sent
-//! from pinned pages has other bytes than the mapped ones.
+//! Property-based test of a cache that uses all features: however the memory is changed, a message
+//! that is sent from pinned pages has the bytes that are mapped at the buffer's address.
 //!
-//! Each thread owns its buffers, and is the only one to change their content. All threads share the
-//! cache, so that one of them looks at a buffer while another changes it. A helper process and the
-//! kernel do what moves pages and leaves the content as it is, at any time.
+//! Each thread has buffers of its own, and only it writes to them. All threads share the cache, so
+//! one thread may stamp a buffer while another changes its mapping. Meanwhile a helper process and
+//! the kernel move pages, which leaves their content as it is.
 
 use std::{
     fs::{
@@ -76,37 +75,37 @@ use crate::{
     system::Setting,
 };
 
-/// How many threads there are, and the buffers of each.
+/// The number of threads, and of buffers of each thread.
 const THREADS: u64 = 3;
 const BUFFERS: u64 = 6;
 
-/// How many buffers stay pinned; less than there are.
+/// How many buffers stay pinned: not all, so that some are evicted.
 const CAPACITY: u16 = 14;
 
-/// What a run is to do.
+/// The parameters of a run.
 #[derive(Clone, Copy)]
 pub struct Plan {
-    /// Seed of what is done.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// How many messages to send.
+    /// How many messages to send, by all threads together.
     pub messages: u64,
-    /// The mistake that the cache makes, if any.
+    /// A bug to put into the cache, if any.
     pub fault: Option<Fault>,
 }
 
-/// Runs it; fails with the first stale message.
+/// Sends messages; fails with the first stale one.
 pub fn run(figures: &'static Figures, plan: Plan) -> Outcome {
     let device = Options::new().features(Features::ALL).open();
     let device = device.or_skip("no /dev/ummunotify to open")?;
     if device.features() != Features::ALL {
-        return Err(Failure::new("features", "all to be granted", "fewer"));
+        return Err(Failure::new("granted features", "all", "fewer"));
     }
     let adapter = Adapter::open(CAPACITY + 2).or_skip("io_uring with sparse buffer tables")?;
     let mut cache = RegistrationCache::new(adapter, CAPACITY.into(), Some(Watcher::new(device)?));
     if let Some(fault) = plan.fault {
         cache.break_by(fault);
     }
-    // Before there are threads.
+    // Forking requires that there is only one thread yet.
     let _helper = helper(plan.seed)?;
     let _settings = stir_up();
     let (cache, stop) = (Mutex::new(cache), AtomicBool::new(false));
@@ -139,15 +138,16 @@ pub fn run(figures: &'static Figures, plan: Plan) -> Outcome {
         ..
     } = cache.counts();
     eprintln!(
-        "{} messages, {hits} of them from memory that was pinned already; pinned {pins} times, \
-         {uncached} of them for one use; {changes} events: {dropped} dropped, {kept} kept since \
-         the pages were the same",
+        "{} messages, {hits} of them from memory that was already pinned; {pins} pins, \
+         {uncached} of them for one use; {changes} events: {dropped} registrations dropped, {kept} \
+         kept because the pages were the same",
         get(&figures.done)
     );
     outcome
 }
 
-/// Has the kernel do on its own account what it can do to memory; where it may be told to.
+/// Makes the kernel move and merge pages on its own, as far as this machine allows it. Dropping the
+/// settings restores them.
 fn stir_up() -> Vec<Setting> {
     let _ = process::balance_numa(true);
     let settings = [
@@ -162,7 +162,7 @@ fn stir_up() -> Vec<Setting> {
     changed.flatten().collect()
 }
 
-/// A process that moves pages of this one all the time, in ways that leave the content as it is.
+/// Starts a process that keeps moving pages of this one, without changing their content.
 fn helper(seed: u64) -> io::Result<Child> {
     let parent = std::process::id() as i32;
     Child::fork(|_| {
@@ -171,7 +171,7 @@ fn helper(seed: u64) -> io::Result<Child> {
         loop {
             let memory = place(random.u64(..THREADS), random.u64(..BUFFERS));
             let pages: Vec<u64> = memory.clone().step_by(PAGE as usize).collect();
-            // None of this need succeed.
+            // Any of these may fail.
             let _ = match random.u8(..8) {
                 0..4 => calls::move_pages(parent, &pages, random.i32(..2)),
                 4..7 => calls::advise_other(&pidfd, &memory, libc::MADV_PAGEOUT),
@@ -182,22 +182,22 @@ fn helper(seed: u64) -> io::Result<Child> {
     })
 }
 
-/// How many pages a buffer has.
+/// The number of pages of a buffer.
 fn pages_of(buffer: u64) -> u64 {
     buffer % 4 + 1
 }
 
-/// Where a buffer is.
+/// The addresses of a buffer.
 fn place(thread: u64, buffer: u64) -> Range<u64> {
     Buffer::place(thread * BUFFERS + buffer, pages_of(buffer))
 }
 
-/// What a thread has.
+/// The state of a thread, apart from its buffers.
 struct Owner {
     random: fastrand::Rng,
-    /// As large as the largest buffer; its content is that of shared buffers.
+    /// A file as large as the largest buffer, for mapping over buffers.
     file: File,
-    /// A child that holds the pages that were there when it was forked.
+    /// A forked child that keeps the pages of that time in use.
     holder: Option<libc::pid_t>,
 }
 
@@ -225,7 +225,7 @@ fn run_thread(
         if owner.random.bool() {
             last = owner.act(buffer)?;
         }
-        // Some pages get a new content, and one always does.
+        // Write to the first page, and sometimes to another.
         let first = owner.random.u64(..4);
         for (index, page) in memory.clone().step_by(PAGE as usize).enumerate() {
             if index == 0 || index as u64 == first {
@@ -245,8 +245,8 @@ fn run_thread(
         let mapped = unsafe { slice::from_raw_parts(memory.start as *const u8, arrived.len()) };
         if mapped != arrived {
             return Err(Failure::Failed(format!(
-                "message {} was STALE: thread {number} sent from {memory:#x?}, and the last thing \
-                 that it did was: {last}",
+                "message {} was STALE: thread {number} sent it from {memory:#x?}; its last change \
+                 of a mapping was: {last}",
                 get(&figures.done)
             )));
         }
@@ -256,13 +256,14 @@ fn run_thread(
 }
 
 impl Owner {
-    /// Does something at random to a buffer; returns what. It is mapped and writable after that.
+    /// Changes a buffer's mapping in a random way; returns which. The buffer is mapped and writable
+    /// afterwards.
     fn act(&mut self, buffer: &Buffer) -> io::Result<&'static str> {
         const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
         let memory = buffer.home();
         let length = memory.end - memory.start;
         let advise = |advice| {
-            // It need not succeed, as for memory that is shared.
+            // Some advice fails for shared memory.
             let _ = mem::advise(&memory, advice);
         };
         Ok(match self.random.u8(..20) {
@@ -320,7 +321,7 @@ impl Owner {
             }
             14 => {
                 let _ = mem::lock(&memory);
-                // SAFETY: It takes no pointer to anything.
+                // SAFETY: The call accesses no memory.
                 unsafe { libc::munlock(memory.start as *const _, length as usize) };
                 "mlock, and munlock"
             }
@@ -345,15 +346,15 @@ impl Owner {
             }
             _ => {
                 self.release();
-                "the end of such a child"
+                "exit of that child"
             }
         })
     }
 
-    /// Ends the child that holds pages.
+    /// Kills the child that holds pages, if there is one.
     fn release(&mut self) {
         if let Some(pid) = self.holder.take() {
-            // SAFETY: The child is not reaped yet, so the number is still its own.
+            // SAFETY: The child has not been reaped, so the process ID is still its own.
             unsafe {
                 libc::kill(pid, libc::SIGKILL);
                 libc::waitpid(pid, std::ptr::null_mut(), 0);
@@ -368,9 +369,10 @@ impl Drop for Owner {
     }
 }
 
-/// Forks, though there are threads: the child only sleeps, or has ended already.
+/// Forks a child that sleeps until it is killed or, unless `holds`, has exited and been reaped when
+/// this returns.
 fn fork(holds: bool) -> io::Result<libc::pid_t> {
-    // SAFETY: The child calls nothing that would mind the locks of other threads.
+    // SAFETY: The child calls only functions that may be called after a fork with several threads.
     unsafe {
         let pid = check(libc::fork())?;
         if pid == 0 {

@@ -43,7 +43,7 @@ impl Vma {
         common(&self.range, range)
     }
 
-    /// Where these bytes of its file are mapped.
+    /// The addresses in this VMA where these bytes of its file are mapped.
     pub fn of_file(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
         let end = self.offset + (self.range.end - self.range.start);
         let part = common(&(self.offset..end), bytes)?;

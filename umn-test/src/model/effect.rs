@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What an operation makes the kernel invalidate, as far as it is known.
+//! What an operation makes the kernel invalidate, as far as that is known.
 
 use std::{
     io,
@@ -22,7 +22,7 @@ pub struct Effect {
     pub maybe: Vec<(Range<u64>, u64)>,
     /// Pages that are no longer mapped where they were.
     pub lost: Vec<Range<u64>>,
-    /// The lost pages were removed one at a time.
+    /// Whether the lost pages were removed one at a time.
     pub one_by_one: bool,
 }
 
@@ -51,7 +51,7 @@ impl Effect {
         }
     }
 
-    /// Regards everything as merely possible if the call failed half way.
+    /// Turns certain invalidations into possible ones if the call failed.
     pub fn unless(mut self, result: &io::Result<()>) -> Self {
         if result.is_err() {
             let sure = mem::take(&mut self.sure);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One thread, which checks after each operation that exactly what was due was reported.
+//! One thread, which checks after each operation that the device has reported exactly what it must.
 //!
-//! Two files watch the same memory, each with its own regions, and they are read at different
-//! times. The kernel is kept from changing mappings by itself (see [`super::quieten`]), so every
-//! report must be the result of an operation.
+//! Three files watch the same memory, each with its own regions, and are read at different times.
+//! One of them has all features. The kernel is kept from changing mappings by itself (see
+//! [`super::quieten`]), so every report must be the result of an operation.
 
 use std::{
     io,
@@ -64,13 +64,13 @@ const FILES: usize = 3;
 /// The features of each.
 const FEATURES: [Features; FILES] = [Features::NONE, Features::NONE, Features::ALL];
 
-/// The most regions of a file, apart from those that are registered many at a time.
+/// The most regions of a file, unless it is crowded, see [`Oracle::is_crowded`].
 const MOST_REGIONS: usize = 24;
 
 /// The most regions of a file in all.
 const MOST_OF_ALL: usize = 600;
 
-/// Room of the largest read, in records.
+/// The largest read, in records.
 const MOST_RECORDS: usize = MOST_OF_ALL + 2;
 
 /// A page for the buffers of reads; the page after it cannot be accessed.
@@ -79,7 +79,7 @@ const BUFFER: u64 = 32 << 30;
 /// An address where nothing is mapped.
 const NOWHERE: u64 = 8;
 
-/// An open file, and what it must report.
+/// An open file, and the oracle of what it must report.
 struct Watcher {
     figures: &'static Figures,
     device: Device,
@@ -106,7 +106,7 @@ impl Watcher {
         })
     }
 
-    /// Unregisters and reads everything, so that the next sequence starts afresh.
+    /// Unregisters all regions and reads everything, so that the next sequence starts afresh.
     fn reset(&mut self, figures: &'static Figures) -> Outcome {
         while let Some((cookie, _)) = self.oracle.pick(0) {
             self.device.unregister(cookie)?;
@@ -178,7 +178,7 @@ impl Watcher {
             start,
             end,
             user_cookie: cookie,
-            // Without negotiated features they are ignored.
+            // Without features, the driver ignores both fields.
             flags: match has_features {
                 true => ignored,
                 false => u32::from(with) * 0x0101_0101,
@@ -192,7 +192,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Registers so many regions in a range that a change may hit more than it visits at once.
+    /// Registers more regions in a range than a change visits at once.
     fn register_many(&mut self, op: Op, world: &World) -> Outcome {
         let Range { start, end } = world.range(op);
         let unit = (end - start) / u64::from(op.len).min((end - start) / PAGE);
@@ -215,7 +215,7 @@ impl Watcher {
                 0 => Causes::SAME_PAGES,
                 _ => Causes::NONE,
             };
-            // Without features nothing is ignored.
+            // Without features, a region cannot ignore causes.
             self.device
                 .watch_ignoring(region.clone(), cookie, ignored)?;
             let known = known(world.arena());
@@ -240,7 +240,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// How often changes were merged, which happens if there are many regions.
+    /// How often deferred changes were merged. Only a crowded file defers changes.
     fn merged(&self) -> Outcome<u64> {
         if !self.oracle.is_crowded() {
             return Ok(0);
@@ -372,7 +372,7 @@ impl Watcher {
     }
 }
 
-/// The memory that only the model changes.
+/// The arena and its margins, in which only the model changes mappings.
 fn known(arena: &Range<u64>) -> Range<u64> {
     arena.start - MARGIN..arena.end + MARGIN
 }
@@ -385,7 +385,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Creates one; the process must have only one thread.
+    /// Creates the memory and opens the files. The process must have only one thread.
     pub fn new(figures: &'static Figures) -> Outcome<Self> {
         let world = World::new()?;
         let (access, flags) = (

@@ -69,9 +69,9 @@ use crate::{
 /// Then several threads and processes do the same concurrently. What must be reported follows from
 /// when each call began and ended.
 ///
-/// Last, threads send messages from memory that a cache with all features keeps pinned, while
-/// everything is done to that memory. No message may carry other bytes than were written. Two caches
-/// that make a mistake show that this would be noticed.
+/// Last, threads send messages from memory that a cache with all features keeps pinned, while its
+/// mappings change in every way. Each message must carry the bytes that were written. Two caches
+/// with a deliberate bug show that stale messages are noticed.
 ///
 /// Operations come in sequences. A failing sequence is shortened as far as possible, and printed in
 /// a form that --replay takes.
@@ -86,7 +86,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
-    /// Run only one of the two parts
+    /// Run only one of the three parts
     #[arg(long)]
     mode: Option<Mode>,
 
@@ -98,7 +98,7 @@ pub struct Args {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=32))]
     processes: u64,
 
-    /// Maximum number of operations of a sequence
+    /// Maximum number of operations in a sequence
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     length: u16,
 
@@ -138,7 +138,7 @@ enum Mode {
     Cache,
 }
 
-/// Sequences that a process runs before the next one takes over.
+/// How many sequences one process runs before a new process takes over.
 const BATCH: u64 = 32;
 
 /// Interval between progress messages.
@@ -259,7 +259,7 @@ impl Model<'_> {
         if let Some(round) = self.args.only {
             return self.watched(|figures| concurrent::run(figures, plan, round..round + 1));
         }
-        // A batch always runs to its end, so it must not be too long.
+        // A batch cannot be cut short, so it must not be long.
         self.batches(|batch| self.watched(|figures| concurrent::run(figures, plan, batch)))
     }
 
@@ -267,14 +267,14 @@ impl Model<'_> {
         self.cache_with(None)
     }
 
-    /// Expects a cache that makes a mistake to be caught.
+    /// Expects a cache with a bug to send a stale message.
     fn faulty_cache(&self, fault: Fault) -> Outcome {
         match self.cache_with(Some(fault)) {
             Err(Failure::Failed(why)) if why.contains("STALE") => {
                 eprintln!("caught: {why}");
                 Ok(())
             }
-            Ok(()) => Err(Failure::new("a faulty cache", "a stale message", "none")),
+            Ok(()) => Err(Failure::new("a buggy cache", "a stale message", "none")),
             failure => failure,
         }
     }

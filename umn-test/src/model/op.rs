@@ -2,8 +2,8 @@
 
 //! The operations of a sequence: as text, and chosen at random.
 //!
-//! All operations have the same form, so that any sequence can be written down, read back and
-//! shortened: what to do, at which units of the arena, at how many, and a number that selects a
+//! All operations have the same form, so that any sequence can be printed, parsed and shortened:
+//! what to do, from which unit of the arena on, for how many units, and a number that selects a
 //! variant.
 
 use std::{
@@ -28,7 +28,7 @@ use proptest::{
 };
 use ummunotify::Causes;
 
-/// How many units an arena has.
+/// The number of units in an arena.
 pub const UNITS: u64 = 48;
 
 /// The operations. The simplest come first, since shortening replaces operations by simpler ones.
@@ -184,8 +184,7 @@ const WEIGHTS: &[(What, u32)] = &[
 /// One in this many sequences also merges pages, which takes as long as many other operations.
 const MERGING: u64 = 50;
 
-/// One in this many sequences has many regions, and few operations that make their events be
-/// queued.
+/// One in this many sequences has many regions, and reads few of their events.
 const CROWDED: u64 = 4;
 
 /// The operations that are chosen more or less often in such a sequence.
@@ -325,7 +324,7 @@ impl Sequences {
         }
     }
 
-    /// The sequence with this number, which is always the same, and all that are simpler.
+    /// The sequence with this number, and all simpler ones. It is always the same.
     pub fn tree(&self, number: u64) -> impl ValueTree<Value = Sequence> + use<> {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.to_le_bytes());

@@ -64,11 +64,11 @@ struct Watch {
     cookie: u64,
     /// The addresses that are watched, at least one.
     region: Range<u64>,
-    /// It extends beyond what the model knows about.
+    /// Whether the region extends beyond the memory that the model knows about.
     beyond: bool,
-    /// The causes that it ignores.
+    /// The causes that the region ignores.
     ignored: Causes,
-    /// What has happened to it since its event was last read.
+    /// What has happened to the region since its event was last read.
     pending: Pending,
 }
 
@@ -78,7 +78,7 @@ struct Pending {
     /// Certain hits, and how many more there may have been.
     sure: u64,
     maybe: u64,
-    /// A page was lost.
+    /// Whether a page was lost.
     lost: bool,
     /// Two hulls: of what was certainly hit or lost, and of what may have been hit.
     covered: Option<Range<u64>>,
@@ -88,8 +88,8 @@ struct Pending {
     since: Option<u64>,
     /// The operation that hit it first.
     what: Option<What>,
-    /// Whether hits may be reported separately; what has not been reported yet; how many events
-    /// have reported the rest; and the last step in which it may have been hit.
+    /// Whether hits may be reported separately; the certain hits that no event has reported yet;
+    /// the number of events; and the last step in which the region may have been hit.
     apart: bool,
     owed: Vec<Range<u64>>,
     reports: u64,
@@ -142,12 +142,12 @@ fn extend(hull: &mut Option<Range<u64>>, part: &Range<u64>) {
     });
 }
 
-/// The parameters of a read.
+/// The buffer of a read.
 #[derive(Clone, Copy)]
 pub struct Asked {
     /// Size of the buffer in bytes.
     pub room: usize,
-    /// How many of these bytes can be written, from the start.
+    /// How many bytes from its start are writable.
     pub writable: usize,
 }
 
@@ -157,14 +157,14 @@ pub struct Oracle {
     features: Features,
     watches: Vec<Watch>,
     counter: u64,
-    /// A region that extends beyond what the model knows about was just unregistered.
+    /// Whether a region that extends beyond the known memory was just unregistered.
     was_disturbed: bool,
     /// The counter that the last LAST carried.
     reported: u64,
     step: u64,
-    /// The latest step in which one of the events read so far may first have been queued.
+    /// The latest of the earliest steps in which the events read so far may have been queued.
     order: u64,
-    /// The changes that may be deferred.
+    /// The changes that may be deferred, if any.
     deferred: Option<Deferred>,
     /// How often changes were merged.
     merged: u64,
@@ -182,7 +182,7 @@ struct Deferred {
 const AT_ONCE: usize = 128;
 
 impl Oracle {
-    /// The oracle of a file with these features, that shows this counter and has nothing to read.
+    /// The oracle of a file with these features, this counter and nothing to read.
     pub fn new(figures: &'static Figures, features: Features, counter: u64) -> Self {
         Self {
             figures,
@@ -198,7 +198,7 @@ impl Oracle {
         }
     }
 
-    /// How many regions are registered.
+    /// The number of registered regions.
     pub fn len(&self) -> usize {
         self.watches.len()
     }
@@ -210,7 +210,7 @@ impl Oracle {
         Some((watch.cookie, watch.region.clone()))
     }
 
-    /// Adds a region, which ignores some causes.
+    /// Adds a region that ignores these causes.
     pub fn register(
         &mut self,
         cookie: u64,
@@ -355,7 +355,7 @@ impl Oracle {
         if merged != self.merged {
             for (watch, part) in hits(&mut self.watches, &hull) {
                 watch.pending.note(&part, false, self.step, what);
-                // It has the causes of both.
+                // A merged entry has the causes of both changes.
                 watch.pending.causes = watch.pending.causes | Causes::SAME_PAGES;
                 watch.pending.causes = watch.pending.causes | Causes::CLEAR | Causes::UNMAP;
                 watch.pending.first = watch.pending.first.min(Some(since));
@@ -367,7 +367,7 @@ impl Oracle {
         self.deferred = Some(Deferred { hull, since });
     }
 
-    /// Expects the result of a read to be as due.
+    /// Checks the result of a read.
     pub fn read(&mut self, asked: Asked, result: &io::Result<Vec<Event>>, counter: u64) -> Outcome {
         let Asked { room, writable } = asked;
         let most = writable / size_of::<Event>();
@@ -382,7 +382,7 @@ impl Oracle {
         let events = match (error, result) {
             (Some(error), Err(seen)) if seen.raw_os_error() == Some(error) => return Ok(()),
             (None, Ok(events)) => events,
-            // Memory beyond the arena may change between loading the counter and the read.
+            // Memory beyond the arena may change after the counter was loaded.
             (Some(libc::EAGAIN), Ok(events)) if disturbed && most > 0 => events,
             (Some(libc::EAGAIN), Err(seen))
                 if disturbed && most == 0 && seen.raw_os_error() == Some(libc::EFAULT) =>
@@ -539,7 +539,7 @@ impl Oracle {
             }
             other => return Err(Failure::new("flags of an event", "0 or HINT", other)),
         }
-        // The first was queued before the second, unless the order could have been the reverse.
+        // Events must be in the order in which they were queued, as far as that order is certain.
         let since = match pending.apart {
             true => pending.latest,
             false => pending.since.unwrap_or(u64::MAX),
@@ -566,7 +566,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// Expects the result of `poll` to be as due.
+    /// Checks the result of `poll`.
     pub fn poll(&self, seen: i16) -> Outcome {
         let readable = libc::POLLIN | libc::POLLRDNORM;
         let expected = if self.is_readable() { readable } else { 0 };
@@ -575,7 +575,7 @@ impl Oracle {
     }
 }
 
-/// The regions that a range hits, with the part that is hit.
+/// The regions that an invalidation of a range hits, each with the part that is hit.
 fn hits<'a>(
     watches: &'a mut [Watch],
     range: &'a Range<u64>,

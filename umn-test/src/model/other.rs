@@ -52,9 +52,9 @@ impl Other {
     pub const PUNCH: u64 = 2;
     /// Write the byte of the scratch file to an address.
     pub const STORE: u64 = 3;
-    /// Move pages to a node, whose number is added.
+    /// Move pages to a node, whose number is added to this code.
     pub const MIGRATE: u64 = 4;
-    /// Give advice, whose index in [`Self::ADVICE`] is added.
+    /// Give advice, whose index in [`Self::ADVICE`] is added to this code.
     pub const ADVISE: u64 = 16;
     /// The advice it can give.
     pub const ADVICE: [i32; 5] = [

@@ -58,7 +58,7 @@ use crate::{
 
 /// Where the arenas are: at addresses that the kernel does not choose by itself.
 ///
-/// The small one straddles the end of the range that one page table covers.
+/// The small one straddles the boundary between the ranges of two page tables.
 const SMALL: u64 = (64 << 30) + 8 * HUGE - UNITS / 2 * PAGE;
 const LARGE: u64 = (128 << 30) + 8 * HUGE;
 
@@ -91,11 +91,11 @@ pub struct World {
     file: File,
     inode: u64,
     file_size: u64,
-    /// A call to `mremap` or `UFFDIO_MOVE` has moved pages.
+    /// Whether `mremap` or `UFFDIO_MOVE` has moved pages.
     has_moved: bool,
-    /// KSM may have merged pages.
+    /// Whether KSM may have merged pages.
     has_merged: bool,
-    /// Absent pages may be marked as write-protected.
+    /// Whether absent pages may be marked as write-protected.
     has_markers: bool,
     scratch: File,
     maps: Maps,
@@ -106,7 +106,7 @@ pub struct World {
 }
 
 impl World {
-    /// Creates what any number of sequences need.
+    /// Creates a world, which any number of sequences can use one after the other.
     ///
     /// The process must have only one thread, and must not watch anything yet.
     pub fn new() -> Outcome<Self> {
@@ -150,7 +150,7 @@ impl World {
         })
     }
 
-    /// Starts over, with populated pages.
+    /// Sets up an arena anew, with populated pages.
     pub fn reset(&mut self, huge: bool) -> Outcome {
         self.children.clear();
         if !self.arena.is_empty() {
@@ -160,7 +160,7 @@ impl World {
         self.populate()
     }
 
-    /// Uses an arena that a world of the same number has created.
+    /// Selects an arena, which a world with the same number has set up.
     pub fn choose(&mut self, huge: bool) {
         let (start, unit) = if huge {
             (self.places[1], LARGE_UNIT * PAGE)
@@ -541,7 +541,7 @@ impl World {
         units.map(|page| page..page + PAGE).collect()
     }
 
-    /// The pages of a range, as last looked up.
+    /// The page-map entries of a range, as last looked up.
     fn of(&self, range: &Range<u64>) -> &[Entry] {
         let index = |at: u64| ((at - self.arena.start) / PAGE) as usize;
         &self.entries[index(range.start)..index(range.end)]
@@ -587,7 +587,7 @@ impl World {
         Effect::maybe(self.is_huge().then(|| range.clone()), MANY)
     }
 
-    /// Where in the arena these bytes of the file are mapped.
+    /// The addresses in the arena where these bytes of the file are mapped.
     fn of_file(&self, bytes: &Range<u64>) -> Outcome<Vec<Range<u64>>> {
         let vmas = self.maps.of(&self.arena)?;
         let of_file = vmas.iter().filter(|vma| vma.inode == self.inode);
@@ -671,7 +671,7 @@ impl World {
         Ok(effect)
     }
 
-    /// Makes the other process do something.
+    /// Sends the other process a request, and waits until it was carried out.
     fn ask(&self, code: u64, one: u64, two: u64) -> Outcome {
         for number in [code, one, two] {
             self.other.tell_number(number)?;
