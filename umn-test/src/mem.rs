@@ -324,7 +324,6 @@ pub fn punch_hole(file: &File, pages: Range<u64>) -> io::Result<()> {
 ///
 /// All-zero bytes must be a valid `T` that several processes may access concurrently, such as a
 /// structure of atomics. If there is a file, it must contain such a `T` and be at least as large.
-/// structure of atomics. The file must hold one, and be at least as large.
 #[cfg(target_pointer_width = "64")] // like its users
 pub unsafe fn shared<T>(file: Option<&File>) -> io::Result<&'static T> {
     let access = libc::PROT_READ | libc::PROT_WRITE;

@@ -6,7 +6,6 @@
 //! looks up the pages that are mapped at this moment and pins them for a long time. Sending from
 //! the buffer reads these pages, whatever has been mapped at the address since. An RDMA adapter
 //! could take the place of this one without other changes.
-//! can stand in here without a change to anything else.
 
 use std::{
     io,
@@ -32,7 +31,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Opens an adapter whose keys are `0 .. keys`.
+    /// Opens an adapter with the keys `0 .. keys`.
     pub fn open(keys: u16) -> io::Result<Self> {
         let ring = IoUring::new(1)?;
         ring.submitter().register_buffers_sparse(keys.into())?;
@@ -52,8 +51,8 @@ impl Adapter {
         }
     }
 
-    /// Sends the contents of the pages that were pinned as `key` at `memory`, and waits until that
-    /// is done.
+    /// Sends the contents of the pages that were pinned as `key` at `memory`, and waits until they
+    /// are sent.
     pub fn send(&mut self, key: Key, memory: &Range<u64>, to: &impl AsRawFd) -> io::Result<()> {
         let length = length(memory);
         let send = opcode::WriteFixed::new(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A program that changes its memory, as programs do, and sends from it.
+//! A program that remaps its buffers, as real programs do, and sends messages from them.
 
 use std::{
     hash::{
@@ -31,7 +31,7 @@ use crate::mem::{
 /// The number of buffers that a thread sends from.
 pub const BUFFERS: u64 = 8;
 
-/// What a program may do to a buffer between two messages.
+/// What the program may do to a buffer between two messages.
 #[derive(Clone, Copy)]
 pub enum Change {
     /// Nothing, so that a cache is useful.
@@ -87,7 +87,7 @@ impl Change {
 pub struct Fate {
     /// How many were sent.
     pub sent: u64,
-    /// How many arrived with other bytes than were written.
+    /// How many arrived with bytes other than those written.
     pub stale: u64,
 }
 
@@ -120,7 +120,7 @@ impl Fates {
 }
 
 /// One thread of the program. It repeatedly changes a buffer, writes a message to it, sends it, and
-/// checks what arrives. The order is the same in each run.
+/// checks what arrives. The sequence of changes is the same in each run.
 pub fn run_thread(
     thread: u64,
     rounds: u64,
@@ -163,7 +163,7 @@ pub fn run_thread(
     Ok(fates)
 }
 
-/// What identifies a message.
+/// The identity of a message: the number at its start, and a checksum of its bytes.
 #[derive(PartialEq, Eq)]
 struct Message {
     number: u64,
@@ -204,7 +204,8 @@ impl Buffer {
     /// other thread's memory gets between a `munmap` and the `mmap` that follows.
     const ARENA: u64 = 64 << 30;
 
-    /// Room for a buffer in two places, with a gap after each.
+    /// Distance between buffers: room for the buffer and for the target of moves, with a gap after
+    /// each.
     const ROOM: u64 = 16 * PAGE;
 
     /// The addresses of a buffer.
@@ -213,7 +214,7 @@ impl Buffer {
         start..start + pages * PAGE
     }
 
-    /// Maps a buffer of so many pages.
+    /// Maps a buffer of `pages` pages.
     pub fn map(index: u64, pages: u64) -> io::Result<Self> {
         let start = Self::place(index, pages).start;
         let buffer = Self { start, pages };
@@ -285,7 +286,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // Both places; nothing else is mapped there.
+        // The buffer and the target of moves; nothing else is mapped there.
         let _ = mem::unmap(&(self.start..self.start + Self::ROOM));
     }
 }

@@ -5,7 +5,7 @@
 //! - [`adapter`]: sends from pinned memory.
 //! - [`ummunotify::cache`]: keeps memory pinned. This is the file to read.
 //! - [`application`]: changes its memory, sends from it, and checks what arrives.
-//! - [`vain`]: changes that leave pinned pages in place, and what they cost a cache.
+//! - [`vain`]: changes that leave pinned pages in place, and how they affect a cache.
 
 pub mod adapter;
 pub mod application;
@@ -66,8 +66,8 @@ use crate::{
 /// address. The program runs twice, without and with ummunotify. A message is stale if its checksum
 /// is not that of the bytes that were written.
 ///
-/// A second table shows how often memory must be pinned again although its pages are still the same,
-/// with version 2 of the interface and with the features that the driver offers.
+/// A second table shows how often memory must be pinned again although its pages are still the
+/// same, with version 2 of the interface and with the features that the driver offers.
 ///
 /// The demonstration succeeds if there are stale messages without ummunotify and none with it.
 #[derive(clap::Args)]
@@ -104,8 +104,8 @@ fn show(args: &Args) -> Outcome {
     compare()
 }
 
-/// Prints the registrations that are lost unnecessarily; fails if features do not reduce them, or if a
-/// message is stale.
+/// Prints how many registrations are lost needlessly; fails if features do not reduce their number,
+/// or if a message is stale.
 fn compare() -> Outcome {
     println!();
     row("REGISTRATIONS LOST NEEDLESSLY", "version 2", "features");

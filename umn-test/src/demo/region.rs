@@ -38,7 +38,7 @@ use crate::{
     },
 };
 
-/// The number of pinned parts, and the pages of each.
+/// The number of pinned parts, and of pages in each.
 const PARTS: u64 = 32;
 const PAGES: u64 = 4;
 
@@ -50,7 +50,7 @@ struct Part {
     frames: Vec<u64>,
 }
 
-/// The region, all of which is watched under one cookie.
+/// The region, which is watched as a whole, with one cookie.
 struct Region {
     watcher: Watcher,
     adapter: Adapter,

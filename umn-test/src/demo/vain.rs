@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Registrations that are lost unnecessarily: a change was reported, but the pinned pages are still
+//! Registrations that are lost needlessly: a change was reported, but the pinned pages are still
 //! mapped. Compares a cache for version 2 with one that uses the features.
 
 use std::{
@@ -56,7 +56,7 @@ pub struct Lost {
     pub looked_up: u64,
     /// How often the registration was gone although the pages were the same.
     pub in_vain: u64,
-    /// Messages that arrived with other bytes than were written.
+    /// Messages that arrived with bytes other than those written.
     pub stale: u64,
 }
 
@@ -138,7 +138,7 @@ impl Case {
     }
 }
 
-/// The number of buffers that are registered, and the pages of each.
+/// The number of registered buffers, and of pages in each.
 const PIECES: u64 = 8;
 const PAGES: u64 = 4;
 
@@ -159,7 +159,7 @@ fn in_a_huge_page() -> io::Result<Vec<Range<u64>>> {
         .collect())
 }
 
-/// The frames of pages; all 0 without privilege.
+/// The page frames of a range; all 0 without privilege.
 pub fn frames(memory: &Range<u64>) -> io::Result<Vec<u64>> {
     let states = mem::page_states(memory)?;
     Ok(states.iter().map(|page| page.frame()).collect())
@@ -193,7 +193,7 @@ pub fn is_stale(
     Ok(mapped != arrived)
 }
 
-/// Sends from each buffer after each step, which does something to all of them.
+/// In each step, calls a function that affects all buffers, and then sends from each.
 fn each_step(
     features: Features,
     steps: u64,
@@ -242,8 +242,8 @@ fn barrier(memory: &[Range<u64>]) -> Outcome {
     Ok(())
 }
 
-/// Excludes another part of the huge page from `fork` and includes it again, as a library does when it
-/// pins something there.
+/// Excludes another part of the huge page from `fork` and includes it again, as a library does when
+/// it pins something there.
 fn not_forked(_: u64, memory: &[Range<u64>]) -> Outcome {
     let after = memory.last().map_or(0, |memory| memory.end);
     let other = after + PAGE..after + 3 * PAGE;
