@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A thread that makes calls, and their arguments: files, addresses, numbers.
+//! A thread that makes calls, and the arguments it chooses: files, addresses, numbers.
 //!
 //! All threads of a process share the files and the memory, without synchronisation. The device's
 //! files have descriptors that nothing else ever uses, so whatever is open there is the device. The
@@ -49,7 +49,7 @@ pub const ARENA: u64 = 0x10_0000_0000;
 pub const ARENA_PAGES: u64 = 128;
 /// Pages at which a copy must stop: one read-only, a hole, one writable, a hole.
 const TRAPS: u64 = ARENA + 0x1000_0000;
-/// Where counters are mapped, and nothing else is.
+/// Where counters are mapped, and nothing else.
 pub const WINDOW: u64 = ARENA + 0x2000_0000;
 /// Its length in pages.
 pub const WINDOW_PAGES: u64 = 8;

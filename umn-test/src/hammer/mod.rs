@@ -79,8 +79,8 @@ use crate::{
 /// changes, while files are closed, inherited, passed on and executed with, and while processes are
 /// killed. With --reload, another process unloads the module whenever it can and loads it again.
 ///
-/// The test passes if no call had a result that it must not have, every killed process ended, and
-/// the device works at the end. Whether the kernel came to harm is visible in its log.
+/// The test passes if every result was one that the call may have, every killed process ended, and
+/// the device works at the end. Damage to the kernel itself shows in its log.
 ///
 /// With the same seed, each thread chooses the same calls. Which of them coincide is up to chance.
 #[derive(clap::Args)]
@@ -236,7 +236,7 @@ struct Run {
 }
 
 /// How long something continues: until a number of calls were made, since machines differ in speed,
-/// but not for ever, since all threads may sleep.
+/// or until a time limit, since all threads may sleep.
 #[derive(Clone, Copy)]
 struct Term {
     calls: u64,
@@ -408,19 +408,19 @@ fn fork<T>(body: impl FnOnce() -> T) -> io::Result<i32> {
     }
 }
 
-/// Puts a child into a process group, unless it is gone already.
+/// Puts a child into a process group, unless it has already exited.
 fn join_group(pid: i32, leader: i32) {
     // SAFETY: The call takes no pointer.
     unsafe { libc::setpgid(pid, leader) };
 }
 
-/// Kills a process or, if negative, a group, unless it is gone already.
+/// Kills a process or, if `pid` is negative, a group, unless it has already exited.
 fn kill(pid: i32) {
     // SAFETY: The call takes no pointer.
     unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
-/// Describes what is left of a group that was killed, and where in the kernel it is.
+/// Describes the remaining processes of a killed group, and where in the kernel they are.
 fn stuck(leader: i32) -> Failure {
     kill(-leader);
     let mut seen = String::new();
@@ -462,8 +462,7 @@ impl Reloader {
                 }
                 thread::sleep(Duration::from_micros(500));
             }
-            // Nothing has the device open any more, or will not have it for long: io_uring releases
-            // its files asynchronously.
+            // Files may stay open for a moment, since io_uring releases them asynchronously.
             let late = Instant::now() + PATIENCE;
             while let error @ Err(_) = Module::remove() {
                 in_use(error)?;

@@ -49,7 +49,7 @@ pub struct Tally {
     rows: [Row; ROWS],
     calls: AtomicU64,
     wrong: AtomicU64,
-    /// The process IDs of the workers, which do things to each other.
+    /// The process IDs of the workers, which kill each other and take each other's files.
     workers: [AtomicI32; MOST_WORKERS],
     unloads: AtomicU64,
     refusals: AtomicU64,
@@ -98,7 +98,7 @@ impl Tally {
         self.wrong.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The number of things that must not happen and did.
+    /// How many things happened that must not.
     pub fn wrongs(&self) -> u64 {
         self.wrong.load(Ordering::Relaxed)
     }

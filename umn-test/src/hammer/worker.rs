@@ -40,9 +40,9 @@ use crate::{
     system::Cgroup,
 };
 
-/// What a worker is to do.
+/// The parameters of a worker.
 pub struct Plan<'a> {
-    /// Determines its choices.
+    /// Seed of its random choices.
     pub seed: u64,
     /// The number of threads.
     pub threads: usize,
@@ -67,8 +67,7 @@ fn prepare(plan: &Plan<'_>) -> Outcome<bool> {
     // SAFETY: The call takes no arguments.
     let is_apart = unsafe { libc::geteuid() } == 0;
     if is_apart {
-        // Some workers may lock little memory, so that the kernel refuses their requests
-        // everywhere.
+        // Some workers may lock so little memory that requests fail at every point.
         let locked = [96 << 10, 64 << 20, 64 << 20][plan.seed as usize % 3];
         set_limit(libc::RLIMIT_MEMLOCK, locked)?;
         drop_privilege()?;

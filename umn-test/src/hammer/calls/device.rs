@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The calls that only this device has, and those that open and close it.
+//! Calls to open, close and control the device.
 
 use std::{
     ffi::c_void,
@@ -78,7 +78,7 @@ pub fn open(caller: &mut Caller) -> Answer {
     (verdict, opened.and_then(|file| place(file, target)))
 }
 
-/// Gives a new file of the device one of the descriptors reserved for them.
+/// Moves a new file of the device to one of the descriptors reserved for such files.
 pub fn place(file: OwnedFd, target: i32) -> io::Result<i64> {
     // SAFETY: The file that the descriptor referred to may be closed at any time.
     number(unsafe { libc::dup2(file.as_raw_fd(), target) })
@@ -200,7 +200,7 @@ pub fn unregister(caller: &mut Caller) -> Answer {
     ioctl_with(caller, uapi::UNREGISTER_REGION, cookie)
 }
 
-/// A command that the device does not have, though it may look like one of its own.
+/// An unknown command, which may resemble one of the device's own.
 pub fn other_ioctl(caller: &mut Caller) -> Answer {
     const OURS: [u32; 4] = [
         uapi::EXCHANGE_FEATURES,

@@ -153,7 +153,7 @@ pub fn advise(caller: &mut Caller) -> Answer {
     (verdict, number(result))
 }
 
-/// A number of this process, and one in the window, for a copy between them.
+/// A number on the stack and one in the window, for a copy from one to the other.
 pub fn copy_vectors(caller: &mut Caller, own: &mut u64) -> (libc::iovec, libc::iovec) {
     let piece = |at: *mut c_void| libc::iovec {
         iov_base: at,
