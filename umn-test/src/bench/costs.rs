@@ -49,7 +49,7 @@ const ARENA: u64 = 1 << 40;
 /// Distance from one region to the next: every other page is a region.
 pub const DISTANCE: u64 = 2 * PAGE;
 
-/// Where the regions are that are hit together.
+/// Where the regions that are hit together are.
 const TOGETHER: u64 = 2 << 40;
 
 /// The number of these regions.
@@ -58,7 +58,7 @@ const MANY: u64 = 128;
 /// How often the counter is checked.
 const LOOKS: u64 = 1000;
 
-/// The page that is the region with this index.
+/// The region with this index, which is one page.
 pub fn page(index: u64) -> Range<u64> {
     page_of(ARENA, index)
 }
@@ -79,7 +79,7 @@ fn outside() -> Range<u64> {
     ARENA - DISTANCE..ARENA - PAGE
 }
 
-/// All regions that are hit together, or the first of them.
+/// The first `count` of the regions that are hit together.
 fn together(count: u64) -> Range<u64> {
     TOGETHER..page_of(TOGETHER, count - 1).end
 }

@@ -53,7 +53,7 @@ pub fn measure() -> Outcome<Figures> {
     count::require()?;
     let file = mem::memory_file(1)?;
     let other = puncher(&file)?;
-    // So that the child does not run before the fork is complete.
+    // With a real-time priority, so that the child does not run before the fork is complete.
     process::set_priority(0, 1)?;
     mem::map_over(&PRIVATE)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -106,7 +106,7 @@ pub fn measure() -> Outcome<Figures> {
         add(Operation::CrowdAgain, again - scale[0]);
         drop(watch);
 
-        // So that a change hits more than it visits at once, and steps far from each to the next.
+        // A change then hits more regions than it visits at once, and steps over many to the next.
         let apart = (regions / 256).max(2);
         let watch = Watch::open()?;
         for cookie in 0..regions {

@@ -99,7 +99,7 @@ fn ignored(figures: &mut Figures) -> Outcome {
     Ok(())
 }
 
-/// Measures stamps of pages that are there, and of pages that are not.
+/// Measures stamps of present pages, and of absent ones.
 fn stamps(figures: &mut Figures) -> Outcome {
     let device = Device::open_with(Features::STAMP).or_skip("the feature STAMP")?;
     let range = STAMPED..STAMPED + PAGES * PAGE;

@@ -102,7 +102,7 @@ pub enum Operation {
     StampOne,
     /// A stamp of many pages; the cost of each further one.
     StampPage,
-    /// The same of pages that are not there.
+    /// The same for absent pages.
     StampAbsent,
     /// For scale: `getppid`, the cheapest system call.
     Getppid,
@@ -110,11 +110,11 @@ pub enum Operation {
     Ioctl,
 }
 
-/// Whose operation it is.
+/// The interface that is measured, this one or a baseline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
-    /// Nobody's: the call alone.
+    /// None: the call alone.
     Bare,
     /// This driver.
     Ummunotify,
@@ -133,7 +133,7 @@ pub enum Peer {
 pub struct Cost {
     /// The operation.
     pub operation: Operation,
-    /// Whose.
+    /// The interface.
     pub peer: Peer,
     /// The number of regions.
     pub regions: u64,
@@ -152,7 +152,7 @@ pub struct Latency {
     pub quantiles: [u64; 3],
 }
 
-/// How much longer invalidations take when several threads make them.
+/// How much longer an invalidation takes when several threads make them at once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Processors {
     /// Threads.
@@ -183,7 +183,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Reads all results in a file, which may be several, one after the other.
+    /// Reads a file of one or more results in JSON, one after the other, and combines them.
     pub fn read(path: &Path) -> Outcome<Self> {
         let failed = |error: &dyn Display| Failure::Failed(format!("{}: {error}", path.display()));
         let text = fs::read_to_string(path).map_err(|error| failed(&error))?;

@@ -43,7 +43,7 @@ use crate::{
     uapi,
 };
 
-/// How often each is measured.
+/// How often each operation is measured.
 const ROUNDS: usize = 101;
 const EXITS: usize = 9;
 
@@ -127,7 +127,7 @@ fn with(files: u64) -> Outcome<[u64; 3]> {
     Ok([opening, registering, closing].map(Stopwatch::median))
 }
 
-/// The least cost until a process with this many files is seen to have ended.
+/// The least cost of several exits of a process with this many files, until its parent notices.
 fn exit(files: u64, make: Make) -> Outcome<f64> {
     let mut least = u64::MAX;
     for _ in 0..EXITS {

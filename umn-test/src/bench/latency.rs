@@ -39,13 +39,13 @@ use crate::{
     process, //
 };
 
-/// How many regions are unregistered.
+/// The number of regions that are registered and unregistered.
 const REGISTERED: u64 = REGIONS[REGIONS.len() - 1];
 
 /// The interval between operations.
 const PERIOD: Duration = Duration::from_micros(40);
 
-/// How often each is measured, unless the other threads finish earlier.
+/// How often each operation is measured, unless the other threads finish earlier.
 const CALLS: usize = 20_000;
 
 /// Operations before the first that counts.
@@ -154,7 +154,7 @@ pub fn measure() -> Outcome<Figures> {
 /// A page covered by many regions.
 const CROWDED: Range<u64> = 3 << 40..(3 << 40) + PAGE;
 
-/// A file with so many regions on one page.
+/// A file with `count` regions on one page.
 fn crowd(count: u64) -> Outcome<Device> {
     let device = command::open_device()?;
     for cookie in 0..count {
@@ -235,9 +235,9 @@ fn sample(device: &Device, ends: &AtomicBool) -> Outcome<Calls> {
     Ok(calls)
 }
 
-/// Measures how late the thread itself runs: what delays it holds a spinlock, or has disabled
-/// preemption or interrupts otherwise. Unlike a change of mappings, it never waits for a mutex whose
-/// holder waits for the processor.
+/// Measures how late the thread itself wakes up. Whatever delays it holds a spinlock, or has
+/// disabled preemption or interrupts in another way. A change of mappings, by contrast, may also
+/// wait for a mutex whose holder is waiting for the processor.
 fn sample_wakeups(ends: &AtomicBool) -> Outcome<Vec<u64>> {
     let mut late = Vec::with_capacity(CALLS);
     process::set_priority(0, 1)?;

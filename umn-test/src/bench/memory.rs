@@ -96,7 +96,7 @@ impl Used {
         })
     }
 
-    /// The use of each of `count` things created since then.
+    /// The memory that each of `count` objects uses that were created since `before`.
     fn since(self, before: Self, count: u64) -> Self {
         let each = |now, before| (now - before) / count as f64;
         Self {

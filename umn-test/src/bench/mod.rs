@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The cost of the device in instructions, and the cost of doing without it.
+//! The cost of the device in instructions, compared with that of the alternatives.
 //!
 //! On one processor whose clock counts instructions (`scripts/vm --icount`), results are
 //! repeatable. The effects of several processors on each other are reported as ratios of times.
@@ -66,7 +66,7 @@ enum What {
     Memory,
     /// Time invalidations by several threads at once, on two processors and without --icount
     Processors,
-    /// Show figures, and compare them with earlier ones
+    /// Show results, and compare them with earlier ones
     Report {
         /// The results, as printed by the other commands
         figures: PathBuf,
@@ -180,7 +180,7 @@ fn report(
     match changes.iter().filter(|change| change.is_worse()).count() {
         0 => Ok(()),
         count => Err(Failure::Failed(format!(
-            "{count} figures are worse than those in {}",
+            "{count} results are worse than those in {}",
             earlier.display()
         ))),
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The costs as a picture: each against the number of regions, on logarithmic axes.
+//! The costs as a picture: each one against the number of regions, on logarithmic axes.
 
 use plotters::prelude::*;
 

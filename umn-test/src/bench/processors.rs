@@ -74,7 +74,7 @@ fn memory(thread: u64) -> Range<u64> {
     page(thread * REGIONS).start..page((thread + 1) * REGIONS).start - PAGE
 }
 
-/// The time of a call in seconds, if `threads` threads make calls, each in its own memory.
+/// The time of a call in seconds when `threads` threads make calls, each in its own memory.
 fn invalidate(threads: u64, watched: bool) -> Outcome<f64> {
     for thread in 0..threads {
         mem::map_over(&memory(thread))?;

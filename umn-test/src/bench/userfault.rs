@@ -40,10 +40,10 @@ use crate::{
     },
 };
 
-/// Features: `MADV_DONTNEED` and `munmap` are reported, and wait until the report was read.
+/// Features: `MADV_DONTNEED` and `munmap` are reported, and wait until the report is read.
 pub const EVENTS: u64 = (1 << 3) | (1 << 6);
 
-/// Measures what userfaultfd has.
+/// Measures the operations that userfaultfd has.
 ///
 /// Each region is a mapping of its own, as are the pages between them.
 pub fn measure() -> Outcome<Figures> {
