@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a process can do to its own mappings. Each change is reported, and only where it happens.
+//! Every way in which a process can change its own mappings. Each change is reported, and only
+//! where it happens.
 
 use std::{
     ffi::CString,
@@ -72,9 +73,9 @@ table! {
 
 /// Applies a cause to the middle one of three pages that `make` returns, in three ways.
 ///
-/// If only the neighbours are watched, nothing may be reported. If all three are watched, exactly
-/// the page in the middle must be, on return. With the feature, the event must name `causes`. Returns
-/// how far the counter moved.
+/// If only the neighbours are watched, nothing may be reported. If all three pages are watched,
+/// exactly the one in the middle must be reported on return. With the feature CAUSE, the event must
+/// name `causes`. Returns how far the counter moved.
 fn only_the_middle(
     causes: Causes,
     make: impl Fn() -> Outcome<Guarded>,
@@ -103,8 +104,8 @@ fn only_the_middle(
     Ok(counter)
 }
 
-/// Applies a cause to the second page of an area, which is watched by two regions, and expects the
-/// event of one to name `causes`, and that of the other, which ignores some, to name the rest.
+/// Applies a cause to the second page of an area, which two regions cover. Expects the event of one
+/// region to name `causes`, and that of the other, which ignores some causes, to name the rest.
 pub(super) fn causes_reported(
     causes: Causes,
     area: &Guarded,
@@ -314,7 +315,7 @@ pub(super) fn collapsible_on(device: Device) -> Outcome<(Bench, Range<u64>)> {
     Ok((bench, start..start + HUGE))
 }
 
-/// Tries until there is a huge page.
+/// Advises repeatedly, until there is a huge page at this address.
 pub(super) fn collapse(at: u64, mut advise: impl FnMut() -> io::Result<()>) -> Outcome {
     for _ in 0..20 {
         match advise() {
@@ -357,7 +358,7 @@ pub(super) fn only_huge(bench: &Bench) -> Outcome {
 
 fn cause_collapse() -> Outcome {
     let (bench, place) = collapsible()?;
-    // In this order, since khugepaged may be faster.
+    // Watch first, since khugepaged may be faster than this thread.
     watch_huge(&bench, &place)?;
     mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
     collapse(place.start, || mem::advise(&place, libc::MADV_COLLAPSE))?;
@@ -771,7 +772,7 @@ fn cause_uprobe() -> Outcome {
     .map(drop)
 }
 
-/// For tests that lose a page of the machine for good, which does not matter in a guest.
+/// Skips tests that make a page of the machine unusable until it reboots, unless this is a guest.
 fn only_in_a_guest() -> Outcome {
     match std::env::var_os("UMN_MODULE") {
         Some(_) => Ok(()),
@@ -779,7 +780,7 @@ fn only_in_a_guest() -> Outcome {
     }
 }
 
-/// [`only_the_middle`] for advice that a kernel without memory failures does not know.
+/// [`only_the_middle`] for advice that a kernel without memory failure handling does not know.
 fn failing_memory(advice: i32) -> Outcome {
     only_in_a_guest()?;
     only_the_middle(Causes::CLEAR, private, |page| {

@@ -2,9 +2,9 @@
 
 //! No gap between the start and the end of a change that regions ignore.
 //!
-//! The start of such a change may find that every region ignores it, but its end must check again:
-//! a region that was registered in between may not ignore it. A second file, which ignores nothing,
-//! shows when the window is open. It is opened first, so that its start is called last.
+//! At the start of such a change, every region may ignore it. The end must check again: a region
+//! that was registered in between may not ignore it. A second file, which ignores nothing, shows
+//! when the window is open. It is opened first, so that the kernel calls its start last.
 
 use std::{
     ops::Range,
@@ -33,18 +33,18 @@ use crate::harness;
 
 table! {
     causes_gap_registered: "a region registered during a change that all others ignore is hit",
-    causes_gap_renewed: "so is one that is registered again, and no longer ignores it",
+    causes_gap_renewed: "so is a region that is registered again and no longer ignores the change",
     causes_gap_first: "so is the first region of a file",
     causes_gap_read: "an event that is read during the change is followed by another, with its cause",
     causes_gap_still_ignored: "a region registered during the change that ignores it is not hit",
-    causes_gap_now_ignored: "nor is one that is registered again, and now ignores it",
+    causes_gap_now_ignored: "nor is a region that is registered again and now ignores the change",
 }
 
-/// The region that is acted on, and one that ignores everything that can be ignored.
+/// The region on which the test acts, and one that ignores all causes that can be ignored.
 const REGION: u64 = 2;
 const IGNORING: u64 = 3;
 
-/// The result of an action in the window.
+/// What was seen after an action in the window.
 struct Seen {
     inside: bool,
     /// Whether the counter has moved since the action.
@@ -52,7 +52,7 @@ struct Seen {
     events: Vec<Event>,
 }
 
-/// Acts in the window of an `mprotect` of a page.
+/// Calls `act` in the window of an `mprotect` of a page.
 fn in_the_window(
     prepare: impl FnOnce(&Device, &Range<u64>) -> Outcome,
     act: impl FnOnce(&Device, &Range<u64>) -> Outcome,
@@ -91,7 +91,7 @@ fn in_the_window(
     })
 }
 
-/// Watches the region that is acted on, with ignored causes.
+/// Registers the region on which the test acts, with ignored causes.
 fn watch(device: &Device, page: &Range<u64>, ignored: Causes) -> Outcome {
     let result = device.watch_ignoring(page.clone(), REGION, ignored);
     expect::success("REGISTER_REGION", result)

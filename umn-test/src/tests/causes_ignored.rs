@@ -276,7 +276,7 @@ fn ignored_and_unregistered() -> Outcome {
     watch(&bench, 2, &page, Causes::NONE)?;
     watch(&bench, 3, &page, Causes::NONE)?;
     let reports = |wanted| expect::same("cookies and causes", reported(&bench)?, wanted);
-    // Another one is left that ignores the same.
+    // A region that ignores the same causes is left.
     bench.device.unregister(3)?;
     mem::protect(&page, libc::PROT_READ)?;
     reports(vec![(2, Causes::PROTECT_AREA)])?;

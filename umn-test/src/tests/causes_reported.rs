@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Causes of events that need several pages or another process. `causes` has those that a single
-//! operation on a page raises.
+//! Causes of changes that involve several pages or another process. `causes` tests changes of a
+//! single page.
 
 use std::{
     fs,
@@ -175,7 +175,7 @@ fn causes_migration() -> Outcome {
 fn causes_debugger() -> Outcome {
     let debugger = debugger()?;
     let area = Guarded::new(2)?;
-    // It has the pages, so a write must copy them.
+    // The child shares the pages, so a write must copy them.
     let holder = Child::fork(|line| Ok(line.hear()?))?;
     causes_reported(Causes::CLEAR, &area, |page| {
         debugger.tell_number(page.start)?;
@@ -265,7 +265,7 @@ fn causes_split() -> Outcome {
     };
     for number in 0..3 {
         let (bench, place) = huge_page()?;
-        // In the middle, where nothing is watched.
+        // Change the middle of the block, where nothing is watched.
         change(number, &(place.start + 64 * PAGE..place.start + 66 * PAGE))?;
         let wanted = vec![(2, Causes::CLEAR), (3, Causes::CLEAR)];
         expect::same("cookies and causes", reported(&bench)?, wanted)?;
@@ -306,7 +306,7 @@ fn causes_of_one_change() -> Outcome {
 }
 
 fn causes_deferred() -> Outcome {
-    /// More than a change visits.
+    /// More regions than a change visits.
     const REGIONS: u64 = 1000;
     let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(REGIONS)?)?;
     bench.watch_pages()?;

@@ -6,7 +6,7 @@
 //! n-th point. Whatever fails, the call must return one of its documented errors, the queue must be
 //! intact, and the file must still work.
 //!
-//! If the kernel is built for it, it reports leaks and invalid accesses itself.
+//! Leaks and invalid accesses are reported by the kernel, if it is built to detect them.
 
 use std::{
     ffi::c_void,
@@ -63,7 +63,7 @@ const NO_MEMORY: &[i32] = &[libc::ENOMEM];
 const NO_ACCESS: &[i32] = &[libc::EFAULT];
 const EITHER: &[i32] = &[libc::ENOMEM, libc::EFAULT];
 
-/// A file with two regions, which shows that neither the file nor its queue has suffered.
+/// A file with two regions, used to show that a fault damages neither the file nor its queue.
 struct Witness(Bench);
 
 impl Witness {
@@ -244,7 +244,7 @@ fn faults_mmap() -> Outcome {
     let faults = Faults::new()?;
     let witness = Witness::new()?;
     let Witness(Bench { device, .. }) = &witness;
-    // Without page tables for it, each time.
+    // Each attempt maps the counter where there is no page table yet.
     let space = Guarded::huge(2)?;
     let (here, there) = (space.all().start, space.all().start + HUGE);
     let map = || {

@@ -37,7 +37,7 @@ fn sets() -> impl Iterator<Item = Features> {
     (1..=Features::ALL.bits()).map(Features::from_bits)
 }
 
-/// Expects the line of fdinfo about features.
+/// Expects fdinfo to show the offered and the granted features.
 #[track_caller]
 fn shows(device: &Device, granted: Features) -> Outcome {
     let text = fdinfo_text(device)?;
@@ -74,7 +74,7 @@ fn region(page: &std::ops::Range<u64>, cookie: u64, flags: u32, reserved: u32) -
     }
 }
 
-/// Expects a file to behave as in version 2, whatever the flags.
+/// Expects a file to behave as in version 2, whatever flags REGISTER_REGION gets.
 fn is_version_2(device: Device) -> Outcome {
     let bench = Bench::over(device, Guarded::new(2)?)?;
     let mut random = fastrand::Rng::with_seed(1);

@@ -15,7 +15,7 @@ table! {
     hull_after_read: "a read starts a new hull",
     hull_after_register: "so does registering the region again",
     hull_with_causes: "a hull has the causes of all its changes",
-    hull_at_the_limits: "hulls far apart in a large region enclose both changes",
+    hull_at_the_limits: "the hull of changes far apart in a large region encloses both",
     hull_of_everything: "the same in a region of all addresses",
     hull_deferred: "hulls of deferred changes enclose all of them",
     hull_at_random: "random hits of random regions: each hull encloses its hits, and no more",
@@ -28,7 +28,7 @@ fn bench(pages: u64) -> Outcome<Bench> {
     Ok(bench)
 }
 
-/// Expects the event of a region with this hint.
+/// Reads everything, and expects the event of region 1 to come first, with this hint.
 #[track_caller]
 fn reports(bench: &Bench, wanted: &Range<u64>) -> Outcome {
     let events = bench.drain()?;
@@ -198,7 +198,7 @@ fn far_apart(region: &Range<u64>, one: u64, other: u64) -> Outcome {
     // Mapping them may have been a change.
     let mut rest = read_if_any(&device, 64)?;
     rest.clear();
-    // Again the first one, since the hint may have become too wide for any but the whole region.
+    // Hit the first page again, since the second hit may have widened the hint to the whole region.
     for page in [&pages[0], &pages[1], &pages[0]] {
         mem::advise(page, libc::MADV_DONTNEED)?;
         mem::write_byte(page.start, 1);
@@ -267,13 +267,13 @@ fn hull_of_everything() -> Outcome {
 }
 
 fn hull_deferred() -> Outcome {
-    /// More than a change visits.
+    /// More regions than a change visits.
     const REGIONS: u64 = 500;
     let bench = Bench::over(open_with(Features::HULL)?, Guarded::new(8)?)?;
     for cookie in 0..REGIONS {
         bench.watch(cookie, &bench.area.all())?;
     }
-    // Page 2 twice, which is noted once.
+    // Page 2 twice in a row, which is recorded once.
     for page in [4, 2, 2, 5] {
         bench.hit(page)?;
     }

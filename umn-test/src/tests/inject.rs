@@ -29,7 +29,8 @@ const DEBUGFS: &str = "/sys/kernel/debug";
 /// More points of failure than any call has.
 const MOST: u32 = 5000;
 
-/// The kernel's fault injection, set up to spare nothing, and restored when dropped.
+/// The kernel's fault injection, set up so that any allocation can fail. Dropping it restores the
+/// settings.
 pub struct Faults {
     _settings: Vec<Setting>,
 }
@@ -63,13 +64,12 @@ impl Faults {
 
     /// Makes a call whose `nth` point of failure fails.
     ///
-    /// The call must be little more than the system call: all other calls in it have such points,
-    /// too.
+    /// `call` should do little more than one system call: all others have such points, too.
     pub fn inject<T>(&self, nth: u32, call: impl FnOnce() -> io::Result<T>) -> Outcome<Attempt<T>> {
         let control = fail_nth()?;
         control.write_all_at(nth.to_string().as_bytes(), 0)?;
         let result = call();
-        // Checking whether there was a fault, and disabling faults, have points of failure, too.
+        // The calls that check for a fault and disable faults have points of failure, too.
         let mut left = [0; 8];
         let faulted = match control.read_at(&mut left, 0) {
             Ok(_) => left.starts_with(b"0\n"),
@@ -81,10 +81,10 @@ impl Faults {
         Ok(Attempt { result, faulted })
     }
 
-    /// Makes attempts with the fault at increasing positions, until an attempt has none.
+    /// Makes attempts with the fault at increasing positions, until an attempt has no fault.
     ///
-    /// An attempt returns whether it had a fault, after it has checked the consequences. There must
-    /// be at least `least` faults.
+    /// `attempt` checks the consequences, and returns whether there was a fault. There must be at
+    /// least `least` faults.
     pub fn sweep(
         &self,
         what: &str,

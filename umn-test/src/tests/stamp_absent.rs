@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages that cannot be looked up: each is counted, and the stamp is meaningless.
+//! Absent pages: STAMP counts each of them, and returns the stamp 0.
 
 use std::{
     fs,
@@ -98,7 +98,7 @@ fn absent_zero_page() -> Outcome {
     absent(&device, &area.all(), 1)?;
     mem::write_byte(area.page(0).start, 1);
     absent(&device, &area.all(), 0)?;
-    // It may have a huge zero page or small ones, all of which are absent.
+    // Reading maps a huge zero page or small ones, all of which count as absent.
     let huge = Guarded::huge(1)?;
     let _ = mem::advise(&huge.all(), libc::MADV_HUGEPAGE);
     for page in 0..huge.pages() {

@@ -185,7 +185,7 @@ fn stamp_invalid() -> Outcome {
         fails(&device, &area.all(), flags, libc::EINVAL)?;
     }
     fails(&device, &(0..16 * G + 1), 0, libc::EINVAL)?;
-    // It must be rounded at both ends.
+    // The range is shorter than 16 GiB until it is rounded at both ends.
     fails(&device, &(PAGE - 1..16 * G + 1), 0, libc::EINVAL)?;
     fails(&device, &(0..u64::MAX), 0, libc::EINVAL)?;
     fails(&device, &(0..u64::MAX - PAGE), 0, libc::EINVAL)?;

@@ -89,7 +89,7 @@ fn frames(range: &Range<u64>) -> Outcome<Vec<u64>> {
     Ok(frames)
 }
 
-/// Compares the stamps of a range with its page frames.
+/// Checks the stamps of a range against its page frames.
 struct Oracle {
     device: Device,
     range: Range<u64>,
@@ -107,7 +107,7 @@ impl Oracle {
         })
     }
 
-    /// Expects the stamp to be that of these page frames, and of no others. Returns it.
+    /// Expects a stamp that was seen before exactly if the page frames were. Returns the stamp.
     #[track_caller]
     fn check(&mut self) -> Outcome<u64> {
         let before = frames(&self.range)?;
@@ -342,7 +342,7 @@ fn stamp_after_migration() -> Outcome {
 fn stamp_after_merge() -> Outcome {
     let _settings = run_ksm()?;
     let (area, twin) = (Guarded::new(3)?, Guarded::new(1)?);
-    // Different contents, so that they are not merged yet.
+    // The contents differ, so that the pages are not merged yet.
     let mut oracle = Oracle::new(area.all())?;
     let mut twins = Oracle::new(twin.all())?;
     let before = (oracle.check()?, twins.check()?);
@@ -364,7 +364,7 @@ fn stamp_after_swap() -> Outcome {
     page_out(&page, || mem::advise(&page, libc::MADV_PAGEOUT))?;
     expect::same("absent", stamp(&oracle.device, &area.all())?, (0, 1))?;
     expect::same("a byte", mem::read_byte(page.start), Guarded::content(1))?;
-    // It may have got the same frame.
+    // The page may have got the same frame again.
     let after = oracle.check()?;
     let _ = after == before;
     mem::write_byte(page.start, 1);
@@ -377,7 +377,7 @@ fn huge_page() -> Outcome<(Bench, Range<u64>, Oracle)> {
     mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
     let mut oracle = Oracle::new(place.clone())?;
     let first = oracle.check()?;
-    // The kernel may have been earlier.
+    // The kernel may have collapsed it already.
     let was_huge = mem::is_huge(place.start)?;
     collapse(place.start, || mem::advise(&place, libc::MADV_COLLAPSE))?;
     let huge = oracle.check()?;
