@@ -29,7 +29,7 @@ pub struct Absent {
 }
 
 impl Absent {
-    /// Maps the page, missing.
+    /// Maps the page without providing it.
     pub fn new() -> Outcome<Self> {
         let page = Guarded::unpopulated(1)?;
         // A userfaultfd can only be polled if it is non-blocking.

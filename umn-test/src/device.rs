@@ -47,7 +47,7 @@ impl Device {
         options.open().map(Self)
     }
 
-    /// Issues an ioctl. The caller vouches for the pointer, or means it to be bad.
+    /// Issues an ioctl. The pointer must be valid for the command, or bad on purpose.
     pub fn ioctl_raw(&self, request: u32, argument: *mut c_void) -> io::Result<()> {
         // SAFETY: The kernel checks the pointer; the caller allows it to write there.
         unsafe { self.0.ioctl(request, argument) }
@@ -70,7 +70,8 @@ impl Device {
         self.ioctl_raw(uapi::REGISTER_REGION, (&raw mut region).cast())
     }
 
-    /// Asks for a stamp, with every field of the argument given; returns what they are then.
+    /// Requests a stamp; the caller sets every field of the argument. Returns the argument as the
+    /// kernel left it.
     pub fn stamp_with(&self, mut stamp: Stamp) -> io::Result<Stamp> {
         self.ioctl_raw(uapi::STAMP, (&raw mut stamp).cast())?;
         Ok(stamp)
@@ -81,8 +82,7 @@ impl Device {
         self.unwatch(cookie)
     }
 
-    /// Reads into memory that the caller vouches for or means to be bad; returns the number of
-    /// bytes.
+    /// Reads; returns the number of bytes. The buffer must be valid, or bad on purpose.
     pub fn read_raw(&self, buffer: *mut c_void, length: usize) -> io::Result<usize> {
         // SAFETY: The kernel checks the pointer; the caller allows it to write there.
         let read = check(unsafe { libc::read(self.as_raw_fd(), buffer, length) })?;

@@ -203,7 +203,7 @@ fn word_after<'a>(text: &'a str, what: &str) -> &'a str {
         .unwrap_or("")
 }
 
-/// Judges by the log of one of our libraries, whose lines begin with `tag`.
+/// Derives a finding from the log of one of our libraries, whose lines begin with `tag`.
 fn judge_log(name: &str, log: &str, tag: &str, success: &str, remedy: &str) -> Finding {
     let lines = log
         .lines()
@@ -273,7 +273,7 @@ fn parent_in(stat: &str) -> Option<u32> {
     rest.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// How many regions each open file of the device watches.
+/// The number of regions of each file of the device that a process has open.
 fn watched_by(process: &std::path::Path) -> io::Result<Vec<u64>> {
     let mut regions = Vec::new();
     for fd in fs::read_dir(process.join("fd"))? {

@@ -26,7 +26,7 @@ const SKIPPED: u8 = 4;
 
 /// The exit status of a run in which everything was skipped.
 ///
-/// cargo-nextest, which sets this variable, treats every other status than 0 as a failure.
+/// cargo-nextest, which sets this variable, treats every status other than 0 as a failure.
 pub fn skipped() -> ExitCode {
     match env::var_os("NEXTEST") {
         Some(_) => ExitCode::SUCCESS,

@@ -193,7 +193,7 @@ pub fn last(counter: u64) -> Event {
     }
 }
 
-/// Formats records for people.
+/// Formats records for failure messages.
 struct Shown<'a>(&'a [Event]);
 
 impl Display for Shown<'_> {

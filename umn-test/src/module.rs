@@ -48,7 +48,7 @@ impl Module {
         Ok(Self { file })
     }
 
-    /// Loads it. Does not wait for the device.
+    /// Loads the module. Does not wait for the device.
     pub fn insert(&self, parameters: &CStr) -> io::Result<()> {
         system::may_change()?;
         Ok(finit_module(
@@ -58,7 +58,7 @@ impl Module {
         )?)
     }
 
-    /// Loads it, and waits for the device.
+    /// Loads the module, and waits for the device.
     pub fn load(&self, parameters: &str) -> io::Result<()> {
         self.insert(&CString::new(parameters)?)?;
         if process::eventually(|| Device::open().is_ok()) {
@@ -68,7 +68,7 @@ impl Module {
         }
     }
 
-    /// Unloads it. Fails if it is in use.
+    /// Unloads the module. Fails if it is in use.
     pub fn remove() -> io::Result<()> {
         system::may_change()?;
         Ok(delete_module(c"ummunotify", DeleteModuleFlags::O_NONBLOCK)?)
@@ -79,7 +79,7 @@ impl Module {
 pub struct Unloaded(Module);
 
 impl Unloaded {
-    /// Unloads it, if it can be loaded again later; otherwise skips the test.
+    /// Unloads the module, if it can be loaded again later; otherwise skips the test.
     pub fn new() -> Outcome<Self> {
         Device::open().or_skip("no /dev/ummunotify to open")?;
         let module = Module::find(None)?;

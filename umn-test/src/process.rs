@@ -323,7 +323,7 @@ pub fn wait_for_exit(pid: i32, timeout: Duration) -> io::Result<bool> {
     Ok(ready == 1)
 }
 
-/// Publishes the ID of a thread.
+/// The ID of a thread, for other threads to wait for.
 #[derive(Default)]
 pub struct Tid(AtomicI32);
 

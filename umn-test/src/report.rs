@@ -32,7 +32,7 @@ use crate::{
 pub enum Format {
     /// KTAP version 1, the dialect of TAP that the kernel's own tests print
     Tap,
-    /// JUnit XML, for continuous integration; printed at the end
+    /// JUnit XML, for continuous integration; printed when all tests have ended
     Junit,
     /// A line for each test, coloured on a terminal unless NO_COLOR is set, and the totals
     Human,

@@ -63,17 +63,17 @@ impl Cgroup {
         Ok(Self(path))
     }
 
-    /// Moves the calling process into it.
+    /// Moves the calling process into the cgroup.
     pub fn enter(&self) -> io::Result<()> {
         self.write("cgroup.procs", "0")
     }
 
-    /// Writes to one of its files.
+    /// Writes to a file of the cgroup.
     pub fn write(&self, file: &str, text: &str) -> io::Result<()> {
         fs::write(self.0.join(file), text)
     }
 
-    /// Reads one of its files.
+    /// Reads a file of the cgroup.
     pub fn read(&self, file: &str) -> io::Result<String> {
         fs::read_to_string(self.0.join(file))
     }

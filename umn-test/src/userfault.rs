@@ -53,7 +53,7 @@ impl From<UserFault> for File {
 }
 
 impl UserFault {
-    /// Opens one with these features; skips the test if the kernel lacks one of them.
+    /// Opens a userfaultfd with these features; skips the test if the kernel lacks one of them.
     pub fn new(features: u64) -> Outcome<Self> {
         Self::with_flags(features, 0)
     }
