@@ -56,7 +56,7 @@ help:
 	@echo "make run              boot a stock Debian kernel in QEMU, load the module, run the demonstration"
 	@echo "make mpi              run MPI over RDMA without and with ummunotify (INTEL=1: Intel MPI, too)"
 	@echo "make check            run all tests and checks"
-	@echo "make quick            run those that take less than two minutes in all, for use while editing"
+	@echo "make quick            run a selection that takes less than two minutes, for use while editing"
 	@echo "make bench            count the instructions of each operation; fail if there are more than before"
 	@echo "make rust-analyzer    write rust-project.json, for editors"
 	@echo "make [modules]        build ummunotify.ko for the kernel in KDIR"
