@@ -15,7 +15,7 @@ die() {
 	exit 1
 }
 
-# Kernel builds do not work with blanks or colons in paths, nor make or the shell with the others.
+# Kernel builds fail in paths with blanks or colons, make or the shell in those with the others.
 check_path() { # PATH WHAT
 	case $1 in
 	[!/]*) die "$2 is \"$1\", which does not start with a slash" ;;
