@@ -468,7 +468,9 @@ impl WatchFile {
         // in `is_quiet`. See "Order of what user space sees".
         this.page().word::<COUNTER>().store(counter, Release);
         let is_due = !state.notified && !this.waiters().is_empty();
-        state.notified |= is_due;
+        if is_due {
+            state.notified = true;
+        }
         drop(state);
 
         if is_due && this.waiters().notify_readable() {

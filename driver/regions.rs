@@ -326,14 +326,14 @@ impl Regions {
         last: usize,
         cookie: u64,
     ) -> Result<(), OldRegion<'c>> {
-        let classes = self.map.populated();
-        self.map
+        let is_only = self
+            .map
             .insert(new, class, cookie, start, last, Pending::NONE)?;
         // The oldest change, which may be later than the beginning of this REGISTER, has not hit
         // it.
         self.is_fresh = false;
         gate.widen(start, last);
-        if self.map.populated() != classes {
+        if is_only {
             gate.set_classes(self.map.populated());
         }
         gate.note_rearmed();
@@ -453,7 +453,9 @@ impl Regions {
             any = true;
             self.defer_rest(change);
         }
-        self.counter += u64::from(any);
+        if any {
+            self.counter += 1;
+        }
         any
     }
 
@@ -529,7 +531,8 @@ impl Regions {
     /// Returns the record that a read returns first; it stays queued.
     ///
     /// Returns nothing while there are changes to apply first.
-    #[inline]
+    // Two callers would share one function, and copy the record from it.
+    #[inline(always)]
     pub(super) fn front(&self) -> Option<Event> {
         if !self.log.is_empty() {
             return None;
