@@ -361,9 +361,9 @@ pub fn asleep_in(tid: i32, number: libc::c_long) -> Outcome {
     )
 }
 
-/// Waits up to ten seconds for a condition; returns whether it came true.
+/// Waits up to thirty seconds for a condition; returns whether it came true.
 pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(30);
     while Instant::now() < end {
         if holds() {
             return true;
