@@ -29,7 +29,7 @@ bench:
 	@scripts/bench
 
 mpi:
-	@scripts/mpi$(if $(INTEL), --intel)
+	@scripts/mpi --quiet 300$(if $(INTEL), --intel)
 
 clients:
 	@scripts/setup
