@@ -33,7 +33,7 @@ module! {
     params: {
         max_regions: u32 {
             default: 2097152,
-            description: "Most regions that one open file may have registered (default 2097152)",
+            description: "Maximum number of regions of an open file (default 2097152)",
         },
     },
 }

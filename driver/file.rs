@@ -164,7 +164,7 @@ const FEATURES: u32 = UMMUNOTIFY_FEATURE_CAUSE
         0
     };
 
-/// The most events that are copied to user space without dropping the lock in between.
+/// The most events that are copied to user space in one section of the lock.
 const BATCH: usize = 48;
 
 /// How often a read faults in its destination before it fails with `EFAULT`.
@@ -216,16 +216,17 @@ enum Watch {
 struct State {
     regions: Regions,
     account: Account,
-    /// The file was read, or a region was registered, or features were negotiated, so that features
-    /// can no longer be negotiated.
+    /// Whether the file was read, a region was registered, or features were negotiated. If so,
+    /// features can no longer be negotiated.
     used: bool,
     /// The number of changes without an end so far.
     endless: usize,
-    /// The MMU notifier is registered.
+    /// Whether the MMU notifier is registered.
     is_watching: bool,
-    /// The opener's address space is gone, or the file is closed, so there will be no more events.
+    /// Whether the opener's address space is gone or the file is closed, so that there will be no
+    /// more events.
     dead: bool,
-    /// The waiters were notified, and nobody has read since.
+    /// Whether the waiters were notified and nobody has read since.
     notified: bool,
     /// The key of stamps, if they were granted.
     stamp_key: Option<stamp::Key>,
@@ -499,7 +500,7 @@ impl WatchFile {
         });
     }
 
-    /// The start of a change that may have no end, and so is not counted as in flight.
+    /// Handles the start of a change that may have no end, and so is not counted as in flight.
     ///
     /// A region in its range may be rearmed before the change is complete. Either that happens
     /// before this takes the lock for the last time, so that the region is hit; or `endless` is
@@ -515,7 +516,7 @@ impl WatchFile {
         Self::hit(this, range);
     }
 
-    /// Such a change has had an end all the same.
+    /// Handles the end of such a change, in case it has one.
     #[cold]
     #[inline(never)]
     fn end_endless(this: ArcBorrow<'_, OpenFile<Self>>, range: &Range) {
@@ -533,7 +534,7 @@ impl WatchFile {
     /// Copies one record to `destination`, which has no room for two; returns `false` if that takes
     /// more than a copy.
     ///
-    /// Programs written for V2 read like that.
+    /// Programs written for V2 read one record at a time.
     #[inline]
     fn read_one(&self, destination: &mut impl Destination) -> bool {
         let mut state = self.state.lock();

@@ -72,8 +72,8 @@ impl Gate {
         }
     }
 
-    /// A change to `start .. end` is in flight from now on. Returns whether it may overlap a region
-    /// that heeds it.
+    /// Counts a change to `start .. end` as in flight. Returns whether there may be a region in
+    /// that range that heeds `event`.
     #[inline]
     pub(super) fn start(&self, start: usize, end: usize, event: impl FnOnce() -> Event) -> bool {
         // Full: pairs with that of `note_rearmed`: write the word, then read the bounds.
@@ -81,8 +81,8 @@ impl Gate {
         self.first.read_once() < end && start <= self.last.read_once() && self.is_heeded(event())
     }
 
-    /// A change is no longer in flight. Returns whether a region was rearmed while it was, and
-    /// there may be one that heeds it.
+    /// Counts a change as no longer in flight. Returns whether a region was rearmed while a change
+    /// was in flight, and there may be a region that heeds `event`.
     ///
     /// If so, the caller must rescan the range and then call [`Self::forget_rearmed`].
     #[inline]
@@ -100,15 +100,15 @@ impl Gate {
         Events::from_bits(self.events.read_once()).contains(event)
     }
 
-    /// The end of a change has rescanned its range. The caller must hold the state lock, and must
-    /// have held it during the rescan.
+    /// Clears the rearmed bit after a rescan, unless another change is in flight. The caller must
+    /// hold the state lock, and must have held it during the rescan.
     pub(super) fn forget_rearmed(&self) {
-        // If another change is in flight, its end clears the bit.
+        // If another change is in flight, this fails, and the end of that change clears the bit.
         let _ = self.word.cmpxchg(REARMED, 0, Full);
     }
 
-    /// There will be a region at `start ..= last`. The caller must hold the state lock, and must
-    /// call [`Self::note_rearmed`] before dropping it, which orders these stores.
+    /// Extends the bounds to a new region at `start ..= last`. The caller must hold the state lock,
+    /// and must call [`Self::note_rearmed`] before dropping it, which orders these stores.
     #[inline]
     pub(super) fn widen(&self, start: usize, last: usize) {
         if start < self.first.read_once() {
@@ -119,7 +119,7 @@ impl Gate {
         }
     }
 
-    /// From now on there are only regions of `classes`. The caller must meet the conditions of
+    /// Sets the classes that have regions. To add a class, the caller must meet the conditions of
     /// [`Self::widen`].
     #[cold]
     #[inline(never)]
@@ -127,7 +127,7 @@ impl Gate {
         self.events.write_once(Events::heeded_by(classes).bits());
     }
 
-    /// There are only regions of `classes`, which are fewer than before. The caller must hold the
+    /// Sets the classes that still have regions, when some were removed. The caller must hold the
     /// state lock.
     #[inline]
     pub(super) fn narrow(&self, classes: Classes) {
@@ -140,7 +140,7 @@ impl Gate {
         }
     }
 
-    /// A region was rearmed. The caller must hold the state lock.
+    /// Sets the rearmed bit if a change is in flight. The caller must hold the state lock.
     #[inline]
     pub(super) fn note_rearmed(&self) {
         // Adding nothing reads the word with full barriers before and after. Full: pairs with those

@@ -33,7 +33,7 @@ pub(super) enum Command {
     Register(UserPtr),
     /// Stop watching a region.
     Unregister(UserPtr),
-    /// Compare page frames.
+    /// Return a stamp of page frames.
     Stamp(UserPtr),
 }
 

@@ -13,7 +13,7 @@ use super::{
 /// The most changes in the log.
 const ROOM: usize = 32;
 
-/// What to do to the regions that a change hits.
+/// How a change is reported to the regions that it hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// The change has started: report the part of the region that it hits.
@@ -141,15 +141,15 @@ impl Log {
         }
     }
 
-    /// Returns the mark that is reached when all changes that are in the log now have been removed.
+    /// Returns a mark that is reached when all changes that are now in the log have been removed.
     pub(super) fn mark(&self) -> Mark {
         Mark(self.done + self.len as u64)
     }
 
     /// Returns whether all changes that were in the log at `mark` have been removed.
     ///
-    /// Merging leaves fewer to remove, so later changes may have to be removed, too, but no more of
-    /// them than there were changes. So the wait for this is bounded.
+    /// If changes are merged meanwhile, as many later ones must be removed, too. There were no more
+    /// to merge than the log had at `mark`, so the wait for this is bounded.
     pub(super) fn has_reached(&self, mark: Mark) -> bool {
         self.is_empty() || self.done >= mark.0
     }

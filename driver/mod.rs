@@ -6,8 +6,10 @@
 //! - [`ioctl`]: the ioctl commands and their arguments.
 //! - [`regions`]: the regions of a file, their events, and the counter.
 //! - [`gate`]: the lockless fast path of the callbacks.
-//! - [`log`]: changes that are still to be applied to the regions they hit.
+//! - [`log`]: changes that have not been applied yet to all regions they hit.
 //! - [`hint`]: the part of a region that was invalidated.
+//! - [`cause`]: the causes of changes, and the regions that heed them.
+//! - [`stamp`]: numbers that identify the page frames mapped in a range.
 //! - [`event`]: the records that `read()` returns.
 //! - [`account`]: the memory that is charged to the opener's user.
 

@@ -657,9 +657,8 @@ struct Report {
     has_hulls: bool,
 }
 
-/// What to do to a region that a change hits, given its bounds and the part that is hit.
-///
-/// Returns whether it reported anything new.
+/// A function that reports a change to a region, given the bounds of the region and of the part
+/// that is hit. Returns whether there was anything new to report.
 trait Hit: Fn(&mut Entry<'_, u64, Pending>, &Span, &Span, Report) -> bool {}
 
 impl<F: Fn(&mut Entry<'_, u64, Pending>, &Span, &Span, Report) -> bool> Hit for F {}
