@@ -29,8 +29,8 @@ pub(crate) trait Destination {
     /// Copies as many whole records as possible without a page fault. Returns their number.
     ///
     /// The rest of the buffer then begins right after the last of them, though a part of the next
-    /// record may have been written there. May be called in atomic context. If it copies too few,
-    /// call [`Self::fault_in`] and try again.
+    /// record may have been written there. May be called in atomic context. If it copies fewer than
+    /// there is room for, call [`Self::fault_in`] and try again.
     fn copy_nofault<T: IntoBytes + Immutable>(&mut self, records: &[T]) -> usize;
 
     /// Makes the next `bytes` bytes present and writable. Returns whether that worked.

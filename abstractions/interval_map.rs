@@ -569,13 +569,13 @@ impl<K: Ord, T> IntervalMap<K, T> {
         self.queue.remove_first(&mut [()], |_, ()| ()) == 1
     }
 
-    /// Removes entries from the front of the queue, and writes what `usual` makes of them to
-    /// `room`, or what `other` does if `usual` returns nothing. Stops when the room or the queue is
+    /// Removes entries from the front of the queue, converts each with `usual` or, if that returns
+    /// `None`, with `other`, and writes the results to `room`. Stops when the room or the queue is
     /// used up.
     ///
     /// Returns what was written, and an object that can put the entries back. There are two
-    /// functions, since the compiler would turn a single one into one path, on which the usual case
-    /// takes longer.
+    /// functions because the compiler would turn a single one into one path, on which the usual
+    /// case takes longer.
     #[inline]
     pub(crate) fn dequeue<'r, E>(
         &mut self,

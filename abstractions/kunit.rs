@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the KUnit tests share: comparisons that print both values if they differ.
+//! Comparisons for the KUnit tests, which print both values if they differ.
 
 use kernel::{
     fmt::Debug,

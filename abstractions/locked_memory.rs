@@ -3,8 +3,8 @@
 //! Memory that is charged to a user like memory locked by `mlock()`: `RLIMIT_MEMLOCK`.
 //!
 //! The kernel has [`__account_locked_vm()`](srctree/mm/util.c) for memory that is charged to an
-//! address space. Memory that outlives the address space, and of which a user can have much, is
-//! charged to the user, as io_uring does.
+//! address space. Memory that may outlive the address space is charged to the user instead, as
+//! io_uring does.
 
 use core::ptr::NonNull;
 

@@ -47,7 +47,7 @@ impl Event {
     /// Pages are made exclusive to a device.
     pub(crate) const EXCLUSIVE: Self = Self(bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE);
 
-    /// Returns its number.
+    /// Returns the number of the event.
     #[inline]
     pub(crate) const fn number(self) -> u32 {
         self.0
@@ -82,7 +82,7 @@ impl Range {
         unsafe { (*self.0.get()).start }
     }
 
-    /// Returns the first address behind the range.
+    /// Returns the first address after the range.
     #[inline]
     pub(crate) fn end(&self) -> usize {
         // SAFETY: By the type invariant.
@@ -97,7 +97,7 @@ impl Range {
         end.saturating_sub(1).max(self.start())
     }
 
-    /// Returns the reason of the change.
+    /// Returns the reason for the change.
     #[inline]
     pub(crate) fn event(&self) -> Event {
         // SAFETY: By the type invariant.

@@ -11,8 +11,9 @@
 //!
 //! The rest is private to the driver: [`key_tree`], [`fifo`] and [`interval_map`] share one node,
 //! which [`kernel::rbtree`] and [`kernel::list`] cannot do; [`marked`] is `Atomic` without a
-//! function call for each access; [`compat`] has the differences between kernel series; `kunit` is
-//! for tests.
+//! function call for each access; [`address_space`] and [`signals`] are a few functions that `Mm`
+//! and `Task` could take; [`compat`] has the differences between kernel series; `kunit` is for
+//! tests.
 
 pub(crate) mod address_space;
 pub(crate) mod char_file;
