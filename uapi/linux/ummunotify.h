@@ -3,8 +3,8 @@
  * /dev/ummunotify: reports changes of a process's mappings to the process.
  *
  * This file is the only definition of the interface. The driver takes every
- * size, offset and number from it. What the calls do, their errors and what is
- * guaranteed is in Documentation/userspace-api/ummunotify.rst.
+ * size, offset and number from it. The calls, their errors and the guarantees
+ * are described in Documentation/userspace-api/ummunotify.rst.
  */
 #ifndef _UAPI_LINUX_UMMUNOTIFY_H
 #define _UAPI_LINUX_UMMUNOTIFY_H
@@ -15,8 +15,8 @@
 /**
  * DOC: ummunotify features
  *
- * Bits of the mask that UMMUNOTIFY_EXCHANGE_FEATURES negotiates. A file for
- * which none was granted behaves as if there were none.
+ * Bits of the mask that UMMUNOTIFY_EXCHANGE_FEATURES negotiates. A file without
+ * granted features behaves exactly as in version 2 of the interface.
  *
  * UMMUNOTIFY_FEATURE_CAUSE
  *	Events carry the causes of the changes, and each region can ignore
@@ -58,8 +58,8 @@ enum {
  *	are the same.
  *
  * UMMUNOTIFY_CAUSE_SOFT_DIRTY
- *	Tracking of writes was started afresh, through /proc/PID/clear_refs. The
- *	page frames are the same.
+ *	Tracking of writes was restarted, through /proc/PID/clear_refs. The page
+ *	frames are the same.
  *
  * UMMUNOTIFY_CAUSE_DEVICE
  *	Pages were moved to or from the memory of a device, or became exclusive
@@ -94,8 +94,8 @@ enum {
  * @end: First address after the region. If it equals @start, the one byte at
  *	@start is watched. It must not be below @start.
  * @user_cookie: Identifies the region in events and in
- *	UMMUNOTIFY_UNREGISTER_REGION. Any value that no other region of the
- *	same file has.
+ *	UMMUNOTIFY_UNREGISTER_REGION. No other region of the file may have the
+ *	same value.
  * @flags: Ignored if no feature was granted. With
  *	UMMUNOTIFY_FEATURE_CAUSE, the causes of change that the region ignores:
  *	any of UMMUNOTIFY_CAUSES_SAME_PAGES. With other features alone, 0.
@@ -119,8 +119,8 @@ struct ummunotify_register_ioctl {
  *
  * UMMUNOTIFY_EVENT_TYPE_LAST
  *	No more events are queued. The record carries the generation counter
- *	at that instant. Nothing has happened since for as long as the mapped
- *	counter has this value.
+ *	at that instant. As long as the mapped counter has this value, nothing
+ *	has happened since.
  */
 enum {
 	UMMUNOTIFY_EVENT_TYPE_INVAL	= 0,
@@ -218,12 +218,12 @@ struct ummunotify_stamp_ioctl {
  *
  * If two stamps of the same range by the same file are equal, and no page was
  * absent for either, then the same page frames were at the same addresses when
- * each page was looked at. This can be wrong by chance, for n pages with a
+ * each page was looked up. This can be wrong by chance, for n pages with a
  * probability of at most n * 2^-60. Different stamps prove nothing.
  *
- * A frame that was freed and came back counts as the same. So stamps say
- * something only about memory that the caller kept pinned from before the first
- * one until after the second.
+ * A frame that was freed and allocated again counts as the same. So stamps only
+ * prove something about memory that the caller kept pinned from before the first
+ * stamp until after the second.
  */
 #define UMMUNOTIFY_STAMP	\
 	_IOWR(UMMUNOTIFY_MAGIC, 4, struct ummunotify_stamp_ioctl)
