@@ -14,7 +14,7 @@ fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
 
     // The standard library links to libgcc_s for backtraces of panics. The compiler's static
-    // library will do.
+    // library is sufficient.
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     let script = out.join("libgcc_s.so");
     if fs::write(&script, "INPUT(-lgcc_eh)\n").is_ok() {

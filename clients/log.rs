@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! Log output of the libraries, if `UMMUNOTIFY_LOG` is set, and the counts in it.
+//! The log of the libraries, which `UMMUNOTIFY_LOG` enables, and the counts in it.
 
 use std::{
     env,
@@ -31,7 +31,7 @@ pub fn is_on() -> bool {
     })
 }
 
-/// Prints a line with one system call, so that lines of several processes do not mix.
+/// Prints a line with one system call, so that the lines of several processes stay whole.
 pub fn print(what: Arguments<'_>) {
     if is_on() {
         let (name, process) = (env!("CARGO_PKG_NAME"), process::id());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * A cache of pinned memory on umn_cache.h. It does the same as the crate's cache, in C, with the
+ * A cache of pinned memory on top of umn_cache.h. It behaves like the cache in Rust, and has the
  * simplest possible table.
  */
 

@@ -12,15 +12,15 @@ typedef int (*example_pin)(void *adapter, void *start, size_t length, uint64_t *
 typedef void (*example_unpin)(void *adapter, uint64_t pin);
 
 /*
- * Makes a cache that keeps `capacity` pieces of memory pinned. It requests features (UMMUNOTIFY_FEATURE_*,
- * or 0). If it fails, it returns a null pointer and sets errno.
+ * Opens a cache that keeps up to `capacity` pieces of memory pinned, and requests features for it
+ * (UMMUNOTIFY_FEATURE_*, or 0). On failure, returns a null pointer and sets errno.
  */
 struct example *example_open(size_t capacity, uint32_t features, example_pin pin, example_unpin unpin,
 			     void *adapter);
 
 /*
- * Returns in `pin` the pin of this memory, from the cache or a new one. It is valid until the next
- * call. The result is 1 for a hit, 0 for a miss, or a negative error.
+ * Stores in `pin` a pin of this memory, from the cache or a new one. It is valid until the next
+ * call. Returns 1 for a hit, 0 for a miss, or a negative error.
  */
 int example_get(struct example *example, void *start, size_t length, uint64_t *pin);
 

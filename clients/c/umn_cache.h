@@ -11,16 +11,16 @@
  *	umn_cache_pin(cache, start, length, cookie, &pin);
  *
  * Memory is watched before it is pinned. If it changes in between, it is pinned again before the
- * first pin is released: some ways to pin change mappings themselves, but then have nothing left to
- * change. Memory that still changes after several rounds is used once and not cached.
+ * first pin is released. Some ways to pin change mappings themselves; the second pin then has
+ * nothing left to change. Memory that still changes after several rounds is used once and not cached.
  *
  * umn_cache_open_features() requests features, and works without those that the kernel does not grant.
- * Changes that leave the same pages, such as those by fork() and NUMA balancing, are then ignored, and
- * drop() is not called for memory whose pages are known to be the same as when it was pinned.
+ * Changes that leave the same pages mapped, such as those by fork() and NUMA balancing, are then
+ * ignored, and drop() is not called for memory whose pages are known to be those that were pinned.
  *
  * The caller must hold a lock of its own for every function except umn_cache_changed(). Errors are
- * negative. After an error of umn_cache_update(), nothing in the cache may be used. It fails in a
- * forked child, which has to open its own cache.
+ * negative. After an error of umn_cache_update(), nothing in the cache may be used. In a forked
+ * child it always fails; the child has to open its own cache.
  *
  * example.c is a complete cache.
  */
@@ -48,15 +48,15 @@ struct umn_stamp {
 
 struct umn_cache {
 	/*
-	 * Set by the caller. Each cookie is used for one pin only, since drop() may be called for one
-	 * that is gone already.
+	 * Set by the caller. Each cookie may be used for one pin only, since drop() may be called for a
+	 * cookie that was forgotten already.
 	 */
 	int (*pin)(struct umn_cache *cache, void *start, size_t length, uint64_t *pin);
 	void (*unpin)(struct umn_cache *cache, uint64_t pin);
 	void (*drop)(struct umn_cache *cache, uint64_t cookie); /* unpins, and calls umn_cache_forget() */
 	/*
-	 * Only used by umn_cache_open_features(), and may be a null pointer. Returns 1 and the memory that was
-	 * pinned under this cookie, with the value that `stamped` had after that; or 0 if there is none.
+	 * Needed only with features, and may be a null pointer. Returns 1 and the memory that was pinned
+	 * under this cookie, with the value that `stamped` had after that; or 0 if there is none.
 	 */
 	int (*find)(struct umn_cache *cache, uint64_t cookie, void **start, size_t *length,
 		    struct umn_stamp *stamp);

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* What may be done to a buffer between two messages. */
+/* Changes that may be made to a buffer between two messages. */
 enum change {
 	NOTHING,
 	/* By functions of the C library, which libraries can intercept. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Do messages arrive as they were sent, if the memory they are sent from and received into changes
- * between them?
+ * Checks whether messages arrive as they were sent if the memory that they are sent from and
+ * received into changes between them.
  *
  * Ranks form pairs, and each pair has as many conversations as there are threads. Both ends of a
  * conversation draw the same random numbers, so each knows what the other does. A message goes from

@@ -9,15 +9,15 @@ use crate::log::{
 
 /// The counts.
 pub struct Counts {
-    /// Look-ups of memory that may be used.
+    /// Look-ups of valid registrations.
     pub hits: Count,
     /// Look-ups of memory that has changed.
     pub changed: Count,
     /// Look-ups of memory that may have changed between being pinned and being watched.
     pub unproven: Count,
-    /// Registrations that libfabric made and meant to cache.
+    /// Registrations that libfabric made in order to cache them.
     pub registrations: Count,
-    /// Those that it could not cache, because they cannot be watched.
+    /// Those that it could not cache, because their memory cannot be watched.
     pub refused: Count,
     /// Events read from the device.
     pub events: Count,

@@ -16,8 +16,8 @@
 //! as it does without it. With `UMMUNOTIFY_LOG=1` it logs its actions to standard error, and counts
 //! at the end; otherwise it prints nothing.
 //!
-//! - [`regions`]: which registrations are still true. This is the file to read.
-//! - [`monitor`]: what libfabric calls, and the thread that tells libfabric what to unpin.
+//! - [`regions`]: decides which registrations are valid. This is the file to read.
+//! - [`monitor`]: the functions that libfabric calls, and the thread that notifies libfabric.
 //! - [`import`]: finds libfabric in the process, and makes it use the monitor.
 //! - [`abi`]: libfabric's structures.
 //! - [`counts`]: what is counted.
@@ -41,14 +41,14 @@ use std::{
     ptr, //
 };
 
-/// What libfabric calls after it has loaded this library as a provider. It has none to offer.
+/// libfabric calls this after it has loaded the library as a provider. It provides nothing.
 #[no_mangle]
 pub extern "C" fn fi_prov_ini() -> *const c_void {
     import::import();
     ptr::null()
 }
 
-/// Where the library is preloaded, and libfabric is loaded already.
+/// For the case that the library is preloaded and libfabric is already loaded.
 #[used]
 #[link_section = ".init_array"]
 static AT_LOAD: extern "C" fn() = at_load;

@@ -83,7 +83,7 @@ pub static EXPORT_OPS: ExportOps = ExportOps {
 /// registered again at once, which leaves less to do for the thread.
 const DELAY: c_int = 50;
 
-/// What exists while libfabric has a domain with a cache.
+/// The state while libfabric has a domain with a cache.
 struct Active {
     checker: Checker,
     doubtful: Arc<AtomicUsize>,

@@ -4,12 +4,11 @@
 //!
 //! libfabric does not announce that it pins memory. It looks up a range and asks whether its
 //! registration is valid. If it has no valid one, it pins the range and subscribes to it
-//! **afterwards**. A change in between must not be missed. This is what is known:
+//! **afterwards**. A change in between must not be missed. Two moments are known:
 //!
-//! - A range is *clean since* some moment: since it was first watched, or since its last change was
-//!   read.
-//! - A thread may have asked whether something is valid before it pinned. So memory that it
-//!   subscribes to was *pinned after* the last time it asked.
+//! - A range is *clean since* it was first watched, or since its last change was read.
+//! - A thread last asked whether something is valid before it pinned. So memory that it subscribes
+//!   to was *pinned after* it last asked.
 //!
 //! A registration is valid if it was pinned while the range was clean; otherwise it is doubtful.
 //! The first subscription to a range is always doubtful, since nobody watched while it was pinned.
@@ -77,7 +76,7 @@ thread_local! {
 /// A range that has changed.
 pub struct Change {
     cookie: u64,
-    /// As [`ummunotify::Change::may_keep_pages`].
+    /// See [`ummunotify::Change::may_keep_pages`].
     may_keep_pages: bool,
 }
 
@@ -86,17 +85,17 @@ pub trait Watch {
     /// Identifies the pages that are mapped.
     type Stamp: Copy;
 
-    /// As [`Watcher::watch_ignoring`], of causes that leave the pages where they are.
+    /// Like [`Watcher::watch_ignoring`], for causes that leave the pages mapped.
     fn watch(&self, range: Range<u64>, cookie: u64) -> io::Result<()>;
-    /// As [`Watcher::unwatch`].
+    /// Like [`Watcher::unwatch`].
     fn unwatch(&mut self, cookie: u64) -> io::Result<()>;
-    /// As [`Watcher::changed`].
+    /// Like [`Watcher::changed`].
     fn changed(&self) -> bool;
-    /// As [`Watcher::next_change`].
+    /// Like [`Watcher::next_change`].
     fn next_change(&mut self) -> io::Result<Option<Change>>;
-    /// As [`Watcher::stamp`].
+    /// Like [`Watcher::stamp`].
     fn stamp(&self, range: Range<u64>) -> Option<Self::Stamp>;
-    /// As [`Stamp::is_same`].
+    /// Like [`Stamp::is_same`].
     fn is_same(one: Self::Stamp, other: Self::Stamp) -> bool;
 }
 
@@ -140,16 +139,16 @@ struct Region<S> {
     watched: bool,
     /// Whether it has changed since its first subscription.
     changed: bool,
-    /// Whether libfabric is to be notified to drop it.
+    /// Whether libfabric has yet to be notified to drop it.
     to_drop: bool,
     clean_since: Moment,
     /// The moment after which its oldest pin was made.
     pinned_after: Moment,
     /// The stamp of everything that is pinned, if there is one.
     stamp: Option<S>,
-    /// When somebody last asked whether it is valid, and the stamp then.
+    /// When a thread last asked whether it is valid, and its stamp at that moment.
     asked: Option<(Moment, S)>,
-    /// If it has no subscriptions: since when.
+    /// When its last subscription ended, if it has none.
     idle_since: Moment,
 }
 
@@ -171,7 +170,7 @@ pub struct Regions<W: Watch> {
     free: Vec<usize>,
     by_range: HashMap<(u64, u64), usize, BuildHasherDefault<Fold>>,
     idle: BTreeMap<Moment, usize>,
-    /// Doubtful regions that libfabric is to be notified to drop.
+    /// Doubtful regions that libfabric has yet to be notified to drop.
     to_drop: Vec<usize>,
     now: Moment,
     /// Whether the device has failed.
@@ -227,7 +226,7 @@ impl<W: Watch> Regions<W> {
         self.failed
     }
 
-    /// Whether there is something to notify libfabric of.
+    /// Whether libfabric has yet to be notified to drop something.
     pub fn has_to_drop(&self) -> bool {
         !self.to_drop.is_empty()
     }
@@ -237,8 +236,7 @@ impl<W: Watch> Regions<W> {
         if !self.watcher.changed() || self.failed {
             return;
         }
-        // Memory pinned before now, by a thread that asked before now, was pinned before the
-        // change.
+        // A thread that asked before now may have pinned before the change.
         self.now += 1;
         loop {
             match self.watcher.next_change() {
@@ -247,7 +245,7 @@ impl<W: Watch> Regions<W> {
                 Err(error) => {
                     say!("the device failed: {error}; libfabric keeps no registrations any more");
                     self.failed = true;
-                    // So that each look-up gets here.
+                    // From now on, look-ups do not take the fast path.
                     self.doubtful.fetch_add(1, Ordering::Release);
                     return;
                 }
@@ -288,12 +286,12 @@ impl<W: Watch> Regions<W> {
         Answer::Invalid
     }
 
-    /// Memory was pinned at `range`.
+    /// Adds a subscription to `range`, which was pinned.
     ///
     /// # Errors
     ///
-    /// Those of the device: the registration must not be cached. `unsubscribe` must be called even
-    /// then.
+    /// Those of the device. The registration must then not be cached, but `unsubscribe` must still
+    /// be called.
     pub fn subscribe(&mut self, range: Range<u64>) -> io::Result<()> {
         COUNTS.registrations.add_one();
         let asked = ASKED.get();
@@ -332,7 +330,8 @@ impl<W: Watch> Regions<W> {
         watched
     }
 
-    /// The stamp of what a thread has pinned that asked at `asked`, unless it changed meanwhile.
+    /// The stamp of the pages that a thread has pinned after it asked at `asked`, unless the range
+    /// has changed meanwhile.
     fn stamp_pinned(&self, range: &Range<u64>, asked: Moment) -> Option<W::Stamp> {
         let cookie = *self.by_range.get(&(range.start, range.end))?;
         let (at, before) = self.regions.get(cookie)?.as_ref()?.asked?;
@@ -340,7 +339,7 @@ impl<W: Watch> Regions<W> {
         W::is_same(before, after).then_some(after)
     }
 
-    /// A registration of `range` will not be used any more.
+    /// Removes a subscription to `range`, whose registration will not be used any more.
     pub fn unsubscribe(&mut self, range: Range<u64>) {
         let Some(&cookie) = self.by_range.get(&(range.start, range.end)) else {
             return;
@@ -367,7 +366,7 @@ impl<W: Watch> Regions<W> {
         }
     }
 
-    /// Takes the ranges that libfabric is to be notified of.
+    /// Takes the ranges that libfabric must drop.
     pub fn take_to_drop(&mut self) -> Vec<Range<u64>> {
         let mut ranges = Vec::new();
         for cookie in mem::take(&mut self.to_drop) {
@@ -450,7 +449,7 @@ impl<W: Watch> Regions<W> {
         }
     }
 
-    /// A region has changed, and the event has been read.
+    /// Records that a region has changed. The event has been read.
     fn changed(&mut self, change: &Change) {
         let cookie = change.cookie as usize;
         COUNTS.events.add_one();

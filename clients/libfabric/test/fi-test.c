@@ -134,7 +134,7 @@ struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *start, size_t length, u
 	return made(real(pd, start, length, iova, access), start, length);
 }
 
-/* Are other frames mapped than those that the registration has pinned? */
+/* Whether the mapped frames differ from those that the registration has pinned. */
 static bool is_stale(struct fid_mr *mr, const void *start, size_t length)
 {
 	struct pinned *place = pinned_by(fi_mr_key(mr));

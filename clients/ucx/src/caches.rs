@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! The caches that were taken over, and how they find out what has changed.
+//! The caches that were taken over, and how they find out about changed mappings.
 //!
 //! - Memory is watched before a cache registers it with an adapter.
 //! - Before each look-up, the counter is compared with its value when *this thread* last checked.
 //!   If it has moved, UCX is notified of everything that changed, and the look-up fails. UCX then
 //!   looks up again with its lock held, after it has dropped the changed memory. A notification by
 //!   another thread is not enough: the look-up may have seen the queue of changes before that.
-//! - Changes that leave the pages in place are ignored. For others that may have done so, the stamp
-//!   of the pages decides; [`ummunotify::cache`] explains the order. So memory is stamped before and
-//!   after it is registered with an adapter.
+//! - Changes that leave the pages mapped are ignored. If other changes may have left them, the
+//!   stamp of the pages decides; [`ummunotify::cache`] explains the order. So memory is stamped
+//!   before and after it is registered with an adapter.
 //! - Memory that cannot be watched, because of a limit, is dropped before each look-up.
 
 use std::{
@@ -129,7 +129,7 @@ struct Reader {
     watcher: Watcher,
     /// Memory that is not watched, by cookie.
     unwatched: Vec<(u64, Range<u64>)>,
-    /// What is known of the pages that are registered, by cookie.
+    /// The stamps of registered memory that has one, by cookie.
     stamps: HashMap<u64, (Range<u64>, Stamp)>,
     /// Whether the device has failed, so that nothing is known any more.
     failed: bool,

@@ -9,14 +9,14 @@
 //! libraries call each other through symbols that a preloaded library can override.
 //!
 //! UCX overwrites functions of libc when it is loaded, before there is a cache, and still does so
-//! with this library. But the caches do not depend on it. This library takes over caches of versions
-//! whose structures it knows ([`ucx::Layout`]) and leaves all others alone, as it does if
-//! the device does not exist or may not be opened. With `UMMUNOTIFY_LOG=1` it logs to standard
-//! error which of these is the case, and counts at the end; otherwise it prints nothing.
+//! with this library. But the caches do not depend on it. This library takes over the caches of UCX
+//! versions whose structures it knows ([`ucx::Layout`]). It leaves other versions alone, and does
+//! nothing if the device does not exist or may not be opened. With `UMMUNOTIFY_LOG=1` it logs to
+//! standard error what it does, and counts at the end; otherwise it prints nothing.
 //!
 //! - [`caches`]: decides which registrations are valid. This is the file to read.
 //! - [`ucx`]: UCX's functions and structures.
-//! - [`log`]: what is printed.
+//! - [`log`]: the log.
 //!
 //! Processes with two copies of UCX are not supported: the library knows only the first one.
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! UCX's functions, and what is known about its structures.
+//! UCX's functions, and the parts of its structures that the library uses.
 
 use std::{
     ffi::{

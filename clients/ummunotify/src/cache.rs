@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! A cache of pinned memory that ummunotify keeps coherent, to use or to copy.
+//! A cache of pinned memory that ummunotify keeps coherent. Use it, or copy it.
 //!
 //! Pinning memory is slow, so libraries leave it pinned after sending from it: programs tend to
 //! send from the same memory again. But pages are pinned, not addresses. When a program has freed
 //! the memory and gets other pages at the same address, sending from the pinned pages sends old
-//! data, and no call fails. So a cache must be notified.
+//! data, and no call fails. So a cache must be notified of such changes.
 //!
 //! # The protocol
 //!
@@ -25,12 +25,12 @@
 //!
 //! # Features
 //!
-//! With [`Features::CAUSE`], [`Causes::SAME_PAGES`] are ignored: a change of protections, such as
-//! `fork` and NUMA balancing make, leaves the pinned pages where they are.
+//! With [`Features::CAUSE`], the cache ignores [`Causes::SAME_PAGES`]: changes of protections, such
+//! as those by `fork` and NUMA balancing, leave the pinned pages mapped.
 //!
 //! With [`Features::STAMP`] as well, the cache checks before it drops a registration whether the
-//! pages are still the same. They are if the kernel tried to move them and failed, for example. The
-//! order matters:
+//! pages are still the same, as they are if the kernel tried to move them and failed. The order
+//! matters:
 //!
 //! - In steps 3 and 4, memory is stamped before it is pinned **and** after it, and then the events
 //!   are read. If there is none for the memory, no change has started since the last read. But a
@@ -95,9 +95,9 @@ pub struct Counts {
     pub uncached: u64,
     /// How often the counter was loaded.
     pub loads: u64,
-    /// How often it had moved.
+    /// How often the counter had moved.
     pub moved: u64,
-    /// Changes that were read then.
+    /// Changes that were read after it had moved.
     pub changes: u64,
     /// Registrations that were dropped because of a change.
     pub dropped: u64,
@@ -114,12 +114,12 @@ struct Registration<K> {
     stamp: Option<Stamp>,
 }
 
-/// Keeps memory pinned, and finds out when the pinned pages are no longer those that are mapped.
+/// Keeps memory pinned, and finds out when other pages are mapped at its addresses.
 ///
 /// Use one for all threads of a process, behind a lock, so that threads share pinned memory. It
 /// needs one open file of the device, and must be the only reader of its events.
 ///
-/// It uses the features that the watcher has, and works without any.
+/// It uses the features of the watcher, and also works without any.
 ///
 /// When the device has failed, the cache must not be used any more, since events may be lost. It
 /// fails in a forked child, where the file still belongs to the parent.
@@ -128,7 +128,7 @@ struct Registration<K> {
 /// use std::{io, ops::Range};
 /// use ummunotify::{addresses, cache::{Pin, RegistrationCache}, Features, Options, Watcher};
 ///
-/// /// Stands for an adapter. A real one pins what it is given.
+/// /// Stands for an adapter. A real one pins the memory.
 /// struct Adapter(u32);
 ///
 /// impl Pin for Adapter {
@@ -161,7 +161,7 @@ pub struct RegistrationCache<P: Pin> {
     capacity: usize,
     /// Without it, the cache assumes that mappings never change.
     watcher: Option<Watcher>,
-    /// By cookie, which is what a change contains.
+    /// By cookie, which each change carries.
     registrations: HashMap<u64, Registration<P::Key>>,
     /// The cookie of the memory pinned at some addresses.
     cookies: HashMap<Range<u64>, u64>,
@@ -175,7 +175,7 @@ pub struct RegistrationCache<P: Pin> {
     fault: Option<Fault>,
 }
 
-/// Mistakes of a cache, for tests that must notice them.
+/// Bugs to put into a cache, for tests that must notice them.
 #[cfg(feature = "faulty")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -186,7 +186,7 @@ pub enum Fault {
 }
 
 impl<P: Pin> RegistrationCache<P> {
-    /// How often memory is pinned that keeps changing.
+    /// How often to pin memory that keeps changing.
     const ROUNDS: usize = 8;
 
     /// Creates a cache that keeps up to `capacity` ranges pinned, with an adapter that can pin two
@@ -207,7 +207,7 @@ impl<P: Pin> RegistrationCache<P> {
         }
     }
 
-    /// Makes the cache make a mistake from now on.
+    /// Puts a bug into the cache.
     #[cfg(feature = "faulty")]
     pub fn break_by(&mut self, fault: Fault) {
         self.fault = Some(fault);
@@ -347,7 +347,7 @@ impl<P: Pin> RegistrationCache<P> {
         Ok(new_changed)
     }
 
-    /// Whether the pinned pages are still those that are mapped, after a change.
+    /// Whether the pinned pages are still mapped after a change.
     ///
     /// The event must have been read already, so that a later change has another one.
     fn is_same(&self, change: &Change) -> bool {
@@ -420,7 +420,7 @@ impl<P: Pin> RegistrationCache<P> {
     }
 }
 
-/// Whether no more can be watched, while everything that is watched is fine.
+/// Whether the error is a limit: no more can be watched, but everything else still works.
 fn is_limit(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOSPC))
 }

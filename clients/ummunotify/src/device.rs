@@ -43,7 +43,7 @@ use crate::{
 /// Path of the device.
 pub const PATH: &str = "/dev/ummunotify";
 
-/// How to open the device. [`Device::open`] is the short form of the default.
+/// How to open the device. [`Device::open`] is short for the default.
 ///
 /// ```
 /// use ummunotify::{Features, Options};
@@ -64,7 +64,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The default: reads do not block, and no features.
+    /// Creates the default: reads do not block, and no features are requested.
     pub fn new() -> Self {
         Self::default()
     }
@@ -149,7 +149,7 @@ impl Device {
     /// change that replaces a page has another cause. Do not ignore them if something was derived from
     /// the protections.
     ///
-    /// Without [`Features::CAUSE`] nothing is ignored.
+    /// Without [`Features::CAUSE`], nothing is ignored.
     ///
     /// ```
     /// use ummunotify::{addresses, Causes, Device, Features, Options};
@@ -165,8 +165,8 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// Those of [`watch`](Self::watch); `EINVAL` also if other causes than
-    /// [`Causes::SAME_PAGES`] are in the set.
+    /// Those of [`watch`](Self::watch); `EINVAL` also if the set has causes other than
+    /// [`Causes::SAME_PAGES`].
     pub fn watch_ignoring(
         &self,
         addresses: Range<u64>,
@@ -283,7 +283,7 @@ impl Device {
 }
 
 impl From<OwnedFd> for Device {
-    /// Wraps a file of the device that was opened otherwise, for which no features were negotiated.
+    /// Wraps a file of the device that was opened in another way, without features.
     fn from(fd: OwnedFd) -> Self {
         Self {
             file: fd.into(),

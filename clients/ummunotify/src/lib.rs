@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! Find out when mappings of this process change, through `/dev/ummunotify`.
+//! Reports when mappings of this process change, through `/dev/ummunotify`.
 //!
 //! A program that keeps something derived from its memory mappings, such as pages pinned for a
 //! network adapter, watches the addresses it depends on. [`Watcher::changed`] needs one load and no
-//! system call to find out whether any of them was unmapped, replaced or the like since
-//! [`Watcher::next_change`] last returned `None`. If so, `next_change` returns the changed regions.
+//! system call to find out whether any of their mappings changed since [`Watcher::next_change`]
+//! last returned `None`. If so, `next_change` returns the changed regions.
 //!
 //! ```
 //! use std::io;
@@ -15,7 +15,7 @@
 //! # if !ummunotify::is_present() { return Ok(()) }
 //! let mut watcher = Watcher::open()?;
 //! let buffer = vec![1u8; 1 << 20];
-//! watcher.watch(addresses(&buffer), 42)?; // Watch first, pin after that.
+//! watcher.watch(addresses(&buffer), 42)?; // Watch first, then pin.
 //! assert!(!watcher.changed());
 //!
 //! drop(buffer); // The allocator unmaps it.
@@ -29,20 +29,20 @@
 //! # }
 //! ```
 //!
-//! # What is where
+//! # Contents
 //!
 //! - [`Watcher`] is for most programs. It buffers events that were read but not yet returned, and
 //!   refuses to work in a forked child, whose mappings it does not watch.
-//! - [`cache`] has a complete cache of pinned memory built on it: the protocol to follow.
+//! - [`cache`] is a complete cache of pinned memory on top of it, and explains the protocol.
 //! - [`Device`] is the open file alone, and [`Counter`] its mapped counter, for programs that need
 //!   something else. [`uapi`] has the numbers and structures of the interface.
 //!
 //! # Features
 //!
-//! [`Options::features`] asks the kernel for [`Features`] beyond the basic interface;
-//! [`Device::features`] returns those it granted. Programs that ask for none see no change.
-//! Those that ask for [`Features::ALL`] work with any driver: without a feature there are no causes,
-//! nothing is ignored, and [`Watcher::stamp`] returns `None`.
+//! [`Options::features`] requests [`Features`] beyond the basic interface; [`Device::features`]
+//! returns those that the kernel granted. Programs that request [`Features::ALL`] work with any
+//! driver: if it lacks a feature, changes have no causes, nothing is ignored, or [`Watcher::stamp`]
+//! returns `None`.
 //!
 //! ```
 //! use std::io;
@@ -53,7 +53,7 @@
 //! let mut watcher = Watcher::new(Options::new().features(Features::ALL).open()?)?;
 //! let buffer = vec![1u8; 1 << 20];
 //! watcher.watch_ignoring(addresses(&buffer), 42, Causes::SAME_PAGES)?;
-//! // Pin it here, after a first stamp. The cache shows the complete protocol.
+//! // Here the buffer would be pinned, after a first stamp; see the cache for the whole protocol.
 //! let before = watcher.stamp(addresses(&buffer))?;
 //!
 //! drop(buffer);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! The interface as it is in `linux/ummunotify.h`, for programs that call the device themselves.
+//! The interface of `linux/ummunotify.h`, for programs that call the device themselves.
 //!
-//! The build of umn-test checks that this file and the header say the same.
+//! The build of umn-test checks that this file and the header agree.
 
 /// `struct ummunotify_register_ioctl`: a region to watch.
 #[repr(C)]
@@ -12,11 +12,11 @@ pub struct Register {
     pub start: u64,
     /// First address after it.
     pub end: u64,
-    /// Name of the region.
+    /// The number that identifies the region.
     pub user_cookie: u64,
     /// With [`FEATURE_CAUSE`], the causes that the region ignores. Ignored without features.
     pub flags: u32,
-    /// 0 with features. Ignored without.
+    /// Must be 0 with features. Ignored without.
     pub reserved: u32,
 }
 
@@ -46,9 +46,9 @@ pub struct Stamp {
     pub end: u64,
     /// The stamp, or 0 if pages were absent.
     pub stamp: u64,
-    /// How many pages could not be looked at.
+    /// How many pages could not be looked up.
     pub absent: u32,
-    /// 0.
+    /// Must be 0.
     pub flags: u32,
 }
 

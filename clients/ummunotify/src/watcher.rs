@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 
-//! What most programs need: what has changed since the last check.
+//! The interface for most programs: which regions have changed since the last check.
 
 use std::{
     fmt,
@@ -39,12 +39,12 @@ use crate::{
 
 /// Watches addresses of this process.
 ///
-/// A region stays watched until [`unwatch`](Self::unwatch), however often it changes. Everything
-/// that happens to it between two reads is one [`Change`].
+/// A region stays watched until [`unwatch`](Self::unwatch), however often it changes. All changes
+/// of its mappings between two reads are one [`Change`].
 ///
 /// A watcher does not work in a forked child, since it watches the parent:
 /// [`changed`](Self::changed) is always true there, and everything else fails with `EPERM`. The
-/// child can open its own.
+/// child can open a watcher of its own.
 #[derive(Debug)]
 pub struct Watcher {
     device: Device,
@@ -68,7 +68,7 @@ impl Watcher {
     ///
     /// Those of [`Device::map_counter`]; `EINVAL` if reads of the file would block.
     pub fn new(device: Device) -> io::Result<Self> {
-        // SAFETY: The call only returns the flags.
+        // SAFETY: The call takes no pointer.
         let flags = check(unsafe { libc::fcntl(device.as_raw_fd(), libc::F_GETFL) })?;
         if flags & libc::O_NONBLOCK == 0 {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -190,8 +190,8 @@ impl Watcher {
             }
             match self.batch.fill(&self.device) {
                 Ok(()) => {}
-                // The driver of 2010 sends no LAST if the only event was unregistered. There is
-                // nothing else up to `now` then.
+                // The driver of 2010 sends no LAST if UNREGISTER discarded the only event. Then
+                // there is nothing else up to `now`.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.now.0.seen.set(now);
                     return Ok(None);
@@ -262,11 +262,11 @@ impl AsFd for Watcher {
 /// Makes the kernel read from each page, which faults in absent ones. Raises no signal.
 fn touch(addresses: &Range<u64>) {
     const NO_WAY: libc::c_int = -1;
-    // SAFETY: This only asks for a number.
+    // SAFETY: The call takes no pointer.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
     let mut address = addresses.start / page * page;
     loop {
-        // The kernel reads the mask before it rejects this way to change it.
+        // The kernel reads the mask before it rejects -1 as the way to change it.
         // SAFETY: The call only reads, and fails if it cannot.
         unsafe {
             libc::syscall(

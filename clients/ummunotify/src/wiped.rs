@@ -28,7 +28,7 @@ unsafe impl Send for Wiped {}
 unsafe impl Sync for Wiped {}
 
 impl Wiped {
-    /// Creates one that is 0.
+    /// Creates a number that is 0.
     pub(crate) fn new() -> io::Result<Self> {
         let (access, kind) = (
             libc::PROT_READ | libc::PROT_WRITE,
