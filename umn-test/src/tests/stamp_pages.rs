@@ -73,7 +73,7 @@ pub(super) fn stamp(device: &Device, range: &Range<u64>) -> Outcome<(u64, u32)> 
 
 /// The stamp of a range without absent pages.
 ///
-/// Where the pages are all in memory, reads them first if some are absent, as clients do: NUMA
+/// If pages are absent although all are in memory, reads them and tries again, as clients do: NUMA
 /// balancing may have made them inaccessible.
 #[track_caller]
 pub(super) fn stamp_of(device: &Device, range: &Range<u64>) -> Outcome<u64> {
