@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* The interface of example.c, a cache of pinned memory. */
 #ifndef EXAMPLE_H
 #define EXAMPLE_H
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-
+/*
+ * Makes the changes of memory.h, some of them by another process.
+ */
 #define _GNU_SOURCE
 #include "memory.h"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the commands share: exit status and error messages.
+//! Exit status and error messages, which all commands share.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The three commands: numbers, layouts, errors.
+//! The three commands of V2: numbers, layouts, errors.
 
 use std::{
     ffi::c_void,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting by other means than read: poll, select, epoll.
+//! Waiting by means other than read: poll, select, epoll.
 
 use std::{
     io,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! STAMP: errors and their order; on errors nothing is written.
+//! STAMP: the errors and their order. A call that fails writes nothing.
 
 use std::{
     ops::Range,
