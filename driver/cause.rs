@@ -121,7 +121,7 @@ const EVENTS: [(Event, u32); 8] = [
     (Event::EXCLUSIVE, UMMUNOTIFY_CAUSE_DEVICE),
 ];
 
-/// A set of events. Unknown ones are in it unless it is empty.
+/// A set of events of the kernel. Unless it is empty, it contains all unknown events.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Events(usize);
 

@@ -121,7 +121,7 @@ pub(super) const FEW: usize = 48;
 
 /// The event that is queued for a region.
 ///
-/// Packed, so that the class of the region fits behind it.
+/// Packed to 12 bytes, so that the class of the region fits into the same 16 bytes.
 #[derive(Clone, Copy)]
 #[repr(C, packed(4))]
 pub(crate) struct Pending {
