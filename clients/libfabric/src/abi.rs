@@ -49,8 +49,8 @@ pub struct ExportOps {
     pub start: unsafe extern "C" fn(*mut MemMonitor) -> c_int,
     /// Called after the last subscription has ended.
     pub stop: unsafe extern "C" fn(*mut MemMonitor),
-    /// Called after memory was pinned. On error it is not cached, but `unsubscribe` is called all
-    /// the same.
+    /// Called after memory was pinned. On error the memory is not cached, but `unsubscribe` is
+    /// still called.
     pub subscribe: unsafe extern "C" fn(*mut MemMonitor, *const c_void, usize) -> c_int,
     /// Called when subscribed memory leaves the cache.
     pub unsubscribe: unsafe extern "C" fn(*mut MemMonitor, *const c_void, usize),

@@ -653,7 +653,7 @@ mod tests {
         regions.look_up(&ONE);
         assert_eq!(regions.is_valid(ONE), Answer::Invalid);
         regions.unsubscribe(ONE);
-        // It is pinned here.
+        // At this point, libfabric pins the range.
         regions.change(&ONE);
         regions.subscribe(ONE).unwrap();
         assert!(!regions.look_up(&ONE));
@@ -731,7 +731,8 @@ mod tests {
         regions.change(&ONE);
         assert_eq!(regions.is_valid(ONE), Answer::Invalid);
         regions.unsubscribe(ONE);
-        // Here it is pinned. Then comes the effect of a change that began long ago, and no event.
+        // At this point, the range is pinned. Then a change that began long ago takes effect,
+        // without an event.
         regions.watcher.mapped += 1;
         regions.subscribe(ONE).unwrap();
         assert!(regions.look_up(&ONE));
@@ -757,7 +758,8 @@ mod tests {
         regions.change(&ONE);
         assert_eq!(regions.is_valid(ONE), Answer::Invalid);
         regions.unsubscribe(ONE);
-        // Here it is pinned, and replaced by a change that began long ago. Then another thread asks.
+        // At this point, the range is pinned, and a change that began long ago replaces its pages.
+        // Then another thread asks.
         regions.watcher.mapped += 1;
         let regions = Mutex::new(regions);
         thread::scope(|scope| {

@@ -259,7 +259,7 @@ impl Shared {
     /// Watches memory that is to be registered. Returns its stamp and the counter before that.
     fn watch(&self, range: Range<u64>, cookie: u64) -> Option<(u64, Stamp)> {
         let mut reader = self.reader();
-        // Before it is watched, since only the first change of a region is sure to move it.
+        // Load it before watching, since only the first change of a region is sure to move it.
         let counter = self.counter.get();
         let watched = reader
             .watcher
