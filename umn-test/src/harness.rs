@@ -62,7 +62,7 @@ pub fn set_rounds(rounds: u64) {
 pub fn rounds(usual: u64) -> u64 {
     match ROUNDS.load(Ordering::Relaxed) {
         0 => usual,
-        told => told,
+        overridden => overridden,
     }
 }
 

@@ -460,7 +460,7 @@ impl Session {
         if effect.is_none() && self.watchers.iter().all(stood) {
             return Ok(());
         }
-        // If something was invalidated all the same, let it count as explained.
+        // If something was invalidated although no operation should have done so, accept that.
         let mut effect = effect.unwrap_or_default();
         effect.lost = self.world.look()?;
         for watcher in &mut self.watchers {

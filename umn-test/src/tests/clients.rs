@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What `clients/` offers to programs: the watcher in Rust, and the caches in Rust and C.
+//! The interfaces of `clients/` for programs: the watcher in Rust, and the caches in Rust and C.
 
 use std::{
     iter,

@@ -247,7 +247,7 @@ fn exhaustion_of_memory_reaps() -> Outcome {
     let device = Device::from(child.receive()?);
     stop_at_exit(&child).or_skip("tracing")?;
     child.tell()?;
-    // The process is killed, but stops before it would free its memory. After a while the OOM
+    // The process is killed, but stops before it frees its memory. After a while the OOM
     // reaper frees it instead, and the callback must not sleep then.
     let mut status = 0;
     // SAFETY: `status` may be written to.

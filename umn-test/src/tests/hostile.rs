@@ -256,7 +256,7 @@ fn hostile_waiters_cost_little() -> Outcome {
             let time = shortest(|| {
                 mem::write_byte(bench.area.all().start, 1);
                 let time = timed(|| Ok(mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?))?;
-                // None is left out, whoever wakes it.
+                // None is left out, whether the change or the work item wakes it.
                 for set in &sets {
                     let mut ready = 0;
                     process::eventually(|| {

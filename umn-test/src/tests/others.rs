@@ -190,7 +190,7 @@ fn other_process_dontneed() -> Outcome {
     dismiss(child)
 }
 
-/// Moves pages of a process to nodes, as told, until the page is 0.
+/// Moves pages of a process to nodes on request, until the requested page is 0.
 pub(super) fn move_pages(parent: i32, line: &Channel) -> Outcome {
     loop {
         let (page, node) = (line.hear_number()?, line.hear_number()?);
@@ -234,7 +234,7 @@ fn other_process_soft_dirty() -> Outcome {
     expect::same("records", bench.drain()?.len(), 2)
 }
 
-/// A debugger: writes 42 to the address that it is told.
+/// A debugger, which writes 42 to the address that it receives.
 pub(super) fn debugger() -> Outcome<Child> {
     let path = format!("/proc/{}/mem", std::process::id());
     Ok(Child::fork(|line| {
