@@ -130,7 +130,8 @@ impl Pages {
 
 /// Carries out `UMMUNOTIFY_STAMP` for the current task. `untag` removes the tag of an address.
 ///
-/// Fails with `EFAULT`, `EINVAL` and `EINTR`, in this order.
+/// Fails with `EFAULT`, `EINVAL` and `EINTR`, in this order, and then with `EFAULT` if the result
+/// cannot be written.
 pub(super) fn stamp(key: &Key, arg: UserPtr, untag: impl Fn(usize) -> usize) -> Result {
     let range = ioctl::read_range(arg)?;
     if range.flags != 0 {

@@ -297,9 +297,9 @@ impl Change {
         self.event.user_cookie_counter
     }
 
-    /// The addresses that may have changed. If there was more than one change, they are the smallest
-    /// range that encloses all of them with [`Features::HULL`], and the whole region without. They
-    /// always lie inside the region.
+    /// The addresses that may have changed; they always lie inside the region. After several
+    /// changes, they are a range that encloses all of them with [`Features::HULL`], and the whole
+    /// region without.
     #[inline]
     pub fn addresses(&self) -> Range<u64> {
         self.event.hint_start..self.event.hint_end
