@@ -25,17 +25,17 @@ source_from() { # MIRROR [OPTION]
 	esac
 }
 
-# The options that the host's apt needs to reach the mirror, which other apts need, too.
+# Prints the options with which this machine's apt reaches the mirror; other apts need them, too.
 host_apt_options() {
 	apt-config dump --format '%f "%v";%n' Acquire |
 		grep -i -E '^Acquire::(.*proxy.*|check-(valid-until|date)) "[^"]' || :
 	echo 'Acquire::Retries "3";'
 	echo 'APT::Install-Recommends "false";'
-	# Another user could not read files below a home directory, and does not exist in a user namespace.
+	# apt's own user cannot read below a home directory, and does not exist in a user namespace.
 	echo 'APT::Sandbox::User "root";'
 }
 
-# Downloads the package lists of some suites, to be used by this NAME. Fails with 4 if a suite does not
+# Downloads the package lists of some suites, and keeps them under NAME. Fails with 4 if a suite does not
 # exist.
 apt_lists() { # NAME SOURCE-LINE...
 	apt=$cache/apt/$1
