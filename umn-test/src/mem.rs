@@ -231,6 +231,12 @@ pub fn lock(range: &Range<u64>) -> io::Result<()> {
     check(unsafe { libc::mlock(pointer(range), length(range)) }).map(drop)
 }
 
+/// `msync`, which writes the changed pages of a file to its disk.
+pub fn write_back(range: &Range<u64>) -> io::Result<()> {
+    // SAFETY: The test's own memory.
+    check(unsafe { libc::msync(pointer(range), length(range), libc::MS_SYNC) }).map(drop)
+}
+
 /// `mremap` that moves a range onto another of the same length.
 pub fn move_to(from: &Range<u64>, to: &Range<u64>) -> io::Result<()> {
     // SAFETY: Both ranges are the test's own memory.

@@ -4,8 +4,13 @@
 //! single page.
 
 use std::{
-    fs,
-    ops::Range, //
+    fs::{
+        self,
+        File,
+        OpenOptions, //
+    },
+    ops::Range,
+    os::unix::fs::OpenOptionsExt, //
 };
 
 use super::{
@@ -19,10 +24,13 @@ use super::{
     },
     others::{
         debugger,
+        in_another_process,
+        let_act,
         move_pages, //
     },
     prelude::*, //
 };
+use crate::system;
 
 table! {
     causes_munmap_around: "munmap of more, and of less, than a region: UNMAP",
@@ -30,6 +38,7 @@ table! {
     causes_mremap: "mremap: UNMAP at the old and the new address, and of the part that is cut off",
     causes_truncate: "another process truncates the file: CLEAR",
     causes_fork: "fork: PROTECT_PAGES; the first write after it: CLEAR",
+    causes_write_back: "write-back, also asked for by another process: PROTECT_PAGES",
     causes_fork_of_shared: "fork does not report shared memory",
     causes_soft_dirty: "clear_refs, also by another process: SOFT_DIRTY",
     causes_migration: "another process moves pages: CLEAR",
@@ -130,6 +139,44 @@ fn causes_fork() -> Outcome {
     })?;
     drop(child);
     Ok(())
+}
+
+/// A RAM disk that nothing uses: tmpfs, where other files of tests are, has no write-back.
+fn unused_disk() -> Outcome<File> {
+    const DISK: &str = "/dev/ram1";
+    system::may_change().or_skip("writing to a disk")?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    // Fails if it is in use.
+    options.custom_flags(libc::O_EXCL).open(DISK).or_skip(DISK)
+}
+
+fn causes_write_back() -> Outcome {
+    let disk = unused_disk()?;
+    let kept = |page: &Range<u64>, write: &dyn Fn() -> Outcome| -> Outcome {
+        let before = mem::page_states(page)?[0].frame();
+        write()?;
+        expect::same("page frame", mem::page_states(page)?[0].frame(), before)
+    };
+    let area = Guarded::of_file(&disk, 3)?;
+    causes_reported(Causes::PROTECT_PAGES, &area, |page| {
+        kept(page, &|| Ok(mem::write_back(page)?))
+    })?;
+    area.fill();
+    let bench = Bench::over(open_with(Features::CAUSE)?, area)?;
+    let ignored = Causes::PROTECT_PAGES;
+    bench.device.watch_ignoring(bench.area.all(), 1, ignored)?;
+    kept(&bench.area.page(1), &|| {
+        let_act(in_another_process(|_| Ok(disk.sync_data()?))?)
+    })?;
+    bench.counts(0)?;
+    // The first write after it makes the page writable again, which is not reported.
+    bench.area.fill();
+    bench.counts(0)?;
+    let area = bench.area;
+    causes_reported(Causes::PROTECT_PAGES, &area, |_| {
+        let_act(in_another_process(|_| Ok(disk.sync_data()?))?)
+    })
 }
 
 fn causes_fork_of_shared() -> Outcome {

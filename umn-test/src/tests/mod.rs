@@ -5,6 +5,7 @@
 #[cfg(target_pointer_width = "64")] // like the demonstration
 mod caches;
 mod causes;
+mod causes_device;
 mod causes_gap;
 mod causes_ignored;
 mod causes_reported;
@@ -128,6 +129,7 @@ pub fn all() -> Vec<Test> {
         gap::TESTS,
         features::TESTS,
         causes_reported::TESTS,
+        causes_device::TESTS,
         causes_ignored::TESTS,
         causes_gap::TESTS,
         hull::TESTS,

@@ -73,7 +73,7 @@ fn only_the_second(bench: &Bench) -> Outcome {
 }
 
 /// Does something in a process that was forked before there was anything to watch.
-fn in_another_process(act: impl FnOnce(&Channel) -> Outcome) -> io::Result<Child> {
+pub(super) fn in_another_process(act: impl FnOnce(&Channel) -> Outcome) -> io::Result<Child> {
     Child::fork(|line| {
         line.hear()?;
         act(line)
@@ -81,7 +81,7 @@ fn in_another_process(act: impl FnOnce(&Channel) -> Outcome) -> io::Result<Child
 }
 
 /// Lets the other process act and waits for its end.
-fn let_act(child: Child) -> Outcome {
+pub(super) fn let_act(child: Child) -> Outcome {
     child.tell()?;
     child.join()
 }
