@@ -4,7 +4,7 @@
 //!
 //! # What can be claimed without an order of events
 //!
-//! Each process has one file, which its threads share. Each thread has its own regions, an arena in
+//! Each process has one file, which its threads share; the files have different features. Each thread has its own regions, an arena in
 //! which only it changes mappings, and a view of an arena that all threads share. The file mapped
 //! there is common to all processes. One clock serves all of them: a thread that takes a ticket
 //! gets a number, and later tickets have higher numbers. Each call has a ticket from before it (B)
@@ -14,18 +14,20 @@
 //! ticket C must be notified after C. There are two ways to make a claim:
 //!
 //! - A thread made a call that invalidates X in its own arena. C is the B of the call. The driver
-//!   is called between C and the E of the call, so by E an event is queued.
+//!   is called between C and the E of the call, so by E an event is queued. The call has one cause,
+//!   which the event must name, and the hint must enclose X as far as the region does.
 //! - A thread saw a page frame mapped in X, in a look-up that began after C, and later saw that it
 //!   was gone. It does not matter who removed it. The page was there after C, so a registration
 //!   that was complete by C, and that pinned the page, is stale. The invalidation may have started
 //!   before C, and its event may have been read before C; then the driver must report it again when
 //!   the invalidation ends. When that happens is unknown, so the claim is due at the end of the
-//!   round, when all calls have returned.
+//!   round, when all calls have returned. The cause is UNMAP or CLEAR, and the hint must cover some
+//!   of X.
 //!
-//! A region R was *registered* for a claim if its registration returned before C. It must report
-//! the claim as long as nobody begins to unregister it. If a read returned an event of R and the
-//! read's E comes after C, the event may be the claimed one. If E comes before C it cannot be,
-//! since it was dequeued before C.
+//! A region R was *registered* for a claim if its registration returned before C. Unless it ignores
+//! the cause, it must report the claim as long as nobody begins to unregister it. If a read returned
+//! an event of R and the read's E comes after C, the event may be the claimed one. If E comes before
+//! C it cannot be, since it was dequeued before C.
 //!
 //! A read L that returned LAST found the queue empty at some time between its B and E. If its B
 //! comes after the claim was due, the event had been dequeued by then, by L or by another read
@@ -33,26 +35,27 @@
 //!
 //! > For each claim (X, C, due), each region R that overlaps X and was registered by C, and the
 //! > first read L to end with LAST among those that began after the claim was due and ended before R
-//! > began to be unregistered, there is a read with an event of R that ended after C and began before
-//! > the end of L.
+//! > began to be unregistered, there is a read that ended after C, began before the end of L, and
+//! > returned an event of R that names the cause and covers X.
 //!
 //! At the end of a round, when all threads have stopped, a final read drains the queue, so that
 //! there is such an L for each region that is still registered.
 //!
 //! # What this does not see, and why bugs are found nevertheless
 //!
-//! An event of R that has another cause, between C and the end of L, is taken for the claimed one.
+//! An event of R for another reason, between C and the end of L, is taken for the claimed one.
 //! So a missed event is noticed only if R was not hit otherwise in that time. Threads read up to
 //! LAST all the time, which keeps it short, and most regions are in arenas that only one thread
 //! changes. A driver that misses one hit in a thousand is found out within a few thousand
 //! operations.
 //!
 //! Some properties need no clock. A thread's own call must move the counter if one of its own
-//! regions is in the range. The value in LAST must be between the counter before and after the
+//! regions in the range heeds it. The value in LAST must be between the counter before and after the
 //! read. A read that began after a region was unregistered must not return its event. Hints must
-//! lie inside their region.
+//! lie inside their region. An event names causes if the file has the feature, but none that the
+//! region ignores. With hulls, each event has a hint.
 //!
-//! Events without a cause are not detected here: anything another thread does may be the cause.
+//! Events without a reason are not detected here: anything another thread does may be the cause.
 
 use std::{
     fs::File,
@@ -60,6 +63,11 @@ use std::{
     ops::Range,
     sync::atomic::Ordering,
     thread, //
+};
+
+use ummunotify::{
+    Causes,
+    Features, //
 };
 
 use super::{
@@ -91,6 +99,8 @@ use crate::{
     process::Child,
     uapi::{
         Event,
+        EVENT_CAUSES_SHIFT,
+        EVENT_FLAG_HINT,
         EVENT_LAST, //
     },
 };
@@ -103,6 +113,14 @@ const MANY: usize = 150;
 /// Rounds after which the memory is set up anew.
 const RENEW: u64 = 8;
 
+/// The features of the processes' files, in turn.
+const FEATURES: [Features; 4] = [
+    Features::ALL,
+    Features::NONE,
+    Features::CAUSE,
+    Features::HULL,
+];
+
 /// A time, as a ticket number.
 type Ticket = u64;
 
@@ -110,6 +128,8 @@ type Ticket = u64;
 struct Region {
     cookie: u64,
     range: Range<u64>,
+    /// The causes that it ignores.
+    ignored: Causes,
     registered: Ticket,
     /// When somebody began to unregister it, and when that was complete.
     leaving: Option<Ticket>,
@@ -119,6 +139,8 @@ struct Region {
 /// Something was invalidated; see the top of this file.
 struct Claim {
     range: Range<u64>,
+    /// What the cause may be.
+    causes: Causes,
     after: Ticket,
     due: Option<Ticket>,
     op: Op,
@@ -137,6 +159,26 @@ impl Read {
             .last()
             .is_some_and(|event| event.kind == EVENT_LAST)
     }
+}
+
+impl Claim {
+    /// Whether an event of a region may be the claimed one, according to what it says.
+    fn is_met(&self, event: &Event, region: &Region, features: Features) -> bool {
+        let causes = causes_of(event);
+        if features.contains(Features::CAUSE) && !causes.intersects(self.causes) {
+            return false;
+        }
+        let hint = event.hint_start..event.hint_end;
+        let part = common(&region.range, &self.range);
+        match self.due {
+            Some(_) => part.is_none_or(|part| common(&hint, &part) == Some(part)),
+            None => part.is_some_and(|part| common(&hint, &part).is_some()),
+        }
+    }
+}
+
+fn causes_of(event: &Event) -> Causes {
+    Causes::from_bits(event.flags >> EVENT_CAUSES_SHIFT)
 }
 
 /// What a thread did in a round.
@@ -255,10 +297,17 @@ impl Lane {
         // apart.
         self.next += 1;
         let cookie = (self.next << 8) | self.number;
-        watcher.device.register(range.start, range.end, cookie)?;
+        let ignored = match watcher.device.features().contains(Features::CAUSE) {
+            true => Causes::from_bits(u32::from(op.with) & Causes::SAME_PAGES.bits()),
+            false => Causes::NONE,
+        };
+        watcher
+            .device
+            .watch_ignoring(range.clone(), cookie, ignored)?;
         self.regions.push(Region {
             cookie,
             range,
+            ignored,
             registered: watcher.ticket(),
             leaving: None,
             left: None,
@@ -296,9 +345,12 @@ impl Lane {
         let moved = watcher.counter.get() - counter;
         let due = watcher.ticket();
         if !shared {
+            let causes = op.what.cause();
             let hits = |range: &&Range<u64>| {
                 let mut regions = self.regions.iter();
-                regions.any(|region| common(&region.range, range).is_some())
+                regions.any(|region| {
+                    !region.ignored.contains(causes) && common(&region.range, range).is_some()
+                })
             };
             let least = effect.sure.iter().filter(hits).count() as u64;
             expect::at_least(
@@ -310,6 +362,7 @@ impl Lane {
                 .claims
                 .extend(effect.sure.into_iter().map(|range| Claim {
                     range,
+                    causes,
                     after,
                     due: Some(due),
                     op,
@@ -325,6 +378,7 @@ impl Lane {
                 }
                 _ => self.log.claims.push(Claim {
                     range: page,
+                    causes: Causes::UNMAP | Causes::CLEAR,
                     after: before,
                     due: None,
                     op,
@@ -397,7 +451,8 @@ fn run_here(
             log: Log::default(),
         });
     }
-    let device = Device::open_nonblocking().or_skip("no /dev/ummunotify to open")?;
+    let features = FEATURES[process as usize % FEATURES.len()];
+    let device = Device::open_with(features).or_skip("no /dev/ummunotify to open")?;
     let counter = device.map_counter()?;
     let watcher = Watcher {
         figures,
@@ -454,8 +509,9 @@ fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
     lasts.sort_unstable_by_key(|read| read.began);
     let end = watcher.ticket();
 
-    // The reads that returned an event of each region.
-    let mut reported: Vec<Vec<(Ticket, Ticket)>> = regions.iter().map(|_| vec![]).collect();
+    // The events of each region, and the reads that returned them.
+    let mut reported: Vec<Vec<(&Read, &Event)>> = regions.iter().map(|_| vec![]).collect();
+    let features = watcher.device.features();
     for read in &reads {
         let records = read.events.len() - usize::from(read.has_last());
         for event in &read.events[..records] {
@@ -474,7 +530,8 @@ fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
                 format_args!("inside {:#x?}", region.range),
                 format_args!("{hint:#x?}"),
             )?;
-            reported[index].push((read.began, read.ended));
+            check_flags(event, region, features)?;
+            reported[index].push((read, event));
             add(&watcher.figures.changed, 1);
         }
     }
@@ -484,7 +541,8 @@ fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
         let from = lasts.partition_point(|read| read.began <= due);
         for (region, reported) in regions.iter().zip(&reported) {
             let overlaps = common(&region.range, &claim.range).is_some();
-            if !overlaps || region.registered >= claim.after {
+            let heeds = !region.ignored.contains(claim.causes);
+            if !overlaps || !heeds || region.registered >= claim.after {
                 continue;
             }
             let stays = |ended: Ticket| region.leaving.is_none_or(|leaving| leaving > ended);
@@ -499,21 +557,27 @@ fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
                 None => continue,
             };
             add(&watcher.figures.claims, 1);
+            let is_in_time = |read: &Read| read.ended > claim.after && read.began < until;
             if !reported
                 .iter()
-                .any(|(began, ended)| *ended > claim.after && *began < until)
+                .any(|(read, event)| is_in_time(read) && claim.is_met(event, region, features))
             {
+                let reported: Vec<_> = reported
+                    .iter()
+                    .map(|(read, event)| (read.began..read.ended, event))
+                    .collect();
                 return Err(Failure::new(
                     "what was read up to LAST",
                     format_args!(
                         "an event of region {:#x}, {:#x?}, registered at {}, after {} and before \
-                         {until}, since {:#x?} was lost by {}",
+                         {until}, since {:#x?} was lost by {}: {}",
                         region.cookie,
                         region.range,
                         region.registered,
                         claim.after,
                         claim.range,
-                        claim.op
+                        claim.op,
+                        claim.causes
                     ),
                     format_args!("events at {reported:?}: MISSED"),
                 ));
@@ -521,6 +585,43 @@ fn check(watcher: &Watcher, lanes: &mut [Lane]) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Expects the flags of an event to be possible for its region.
+fn check_flags(event: &Event, region: &Region, features: Features) -> Outcome {
+    const POSSIBLE: Causes =
+        Causes::from_bits(Causes::UNMAP.bits() | Causes::CLEAR.bits() | Causes::SAME_PAGES.bits());
+    let causes = causes_of(event);
+    let possible = match features.contains(Features::CAUSE) {
+        true => {
+            !causes.is_empty() && !causes.intersects(region.ignored) && POSSIBLE.contains(causes)
+        }
+        false => causes.is_empty(),
+    };
+    that(
+        "causes of an event",
+        possible,
+        format_args!(
+            "known ones, with the feature, but none of {}",
+            region.ignored
+        ),
+        causes,
+    )?;
+    let has_hint = event.flags & EVENT_FLAG_HINT != 0;
+    let other = event.flags & ((1 << EVENT_CAUSES_SHIFT) - 1) & !EVENT_FLAG_HINT;
+    that(
+        "flags of an event",
+        other == 0 && (has_hint || !features.contains(Features::HULL)),
+        "HINT, which is always set with hulls",
+        format_args!("{:#x}", event.flags),
+    )?;
+    let hint = event.hint_start..event.hint_end;
+    that(
+        "range of an event without hint",
+        has_hint || hint == region.range,
+        format_args!("{:#x?}", region.range),
+        format_args!("{hint:#x?}"),
+    )
 }
 
 fn unknown(cookie: u64, which: &str) -> Failure {

@@ -126,14 +126,25 @@ impl What {
     /// The last operation.
     pub const LAST: Self = Self::UnregisterMany;
 
+    /// The cause of what an operation certainly invalidates.
+    pub fn cause(self) -> Causes {
+        match self {
+            Self::Munmap
+            | Self::Map
+            | Self::Move
+            | Self::MoveGrown
+            | Self::MoveKept
+            | Self::Shrink => Causes::UNMAP,
+            Self::Protect | Self::UffdProtect => Causes::PROTECT_AREA,
+            Self::Fork => Causes::PROTECT_PAGES,
+            Self::SoftDirty => Causes::SOFT_DIRTY,
+            _ => Causes::CLEAR,
+        }
+    }
+
     /// The cause of an operation that leaves the page frames as they are; `None` for all others.
     pub fn same_pages(self) -> Option<Causes> {
-        match self {
-            Self::Protect | Self::UffdProtect => Some(Causes::PROTECT_AREA),
-            Self::Fork => Some(Causes::PROTECT_PAGES),
-            Self::SoftDirty => Some(Causes::SOFT_DIRTY),
-            _ => None,
-        }
+        Some(self.cause()).filter(|cause| Causes::SAME_PAGES.contains(*cause))
     }
 }
 
