@@ -3,6 +3,7 @@
 //! Which features a file has, and their effect on `flags` and `reserved` of REGISTER_REGION.
 
 use super::{
+    exhaustion::fill_up,
     limits::{
         fdinfo_text,
         few_regions,
@@ -26,6 +27,7 @@ table! {
     features_meaningless_flags: "with any feature, flags without a meaning give EINVAL",
     features_ignorable: "only the three causes that leave the same pages can be ignored",
     features_flags_before_limits: "bad flags give EINVAL before the limit on regions is checked",
+    features_flags_before_memory: "nor is the limit on locked memory",
     features_flags_and_bad_pointers: "a bad pointer gives EFAULT before flags are checked",
     features_flags_in_another_process: "another process gets EPERM, whatever the flags",
     features_without_cause: "without CAUSE, events carry no causes",
@@ -180,6 +182,21 @@ fn features_flags_before_limits() -> Outcome {
     expect::error("REGISTER_REGION, beyond the limit", full, libc::ENOSPC)?;
     refused(&bench, CAUSE_CLEAR, 0)?;
     refused(&bench, 0, 1)
+}
+
+fn features_flags_before_memory() -> Outcome {
+    as_ordinary_user(1 << 20, |_| {
+        let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(1)?)?;
+        let (_, error) = fill_up(&bench.device);
+        expect::error("REGISTER_REGION", Err::<(), _>(error), libc::ENOMEM)?;
+        for (flags, reserved) in [(CAUSE_CLEAR, 0), (1 << 16, 0), (0, 1)] {
+            let argument = region(&bench.area.page(0), !0, flags, reserved);
+            let result = bench.device.register_with(argument);
+            expect::error("REGISTER_REGION, bad flags", result, libc::EINVAL)?;
+        }
+        Ok(())
+    })?
+    .join()
 }
 
 fn features_flags_and_bad_pointers() -> Outcome {
