@@ -33,11 +33,15 @@ use super::{
         fdinfo,
         fdinfo_path, //
     },
-    prelude::*, //
+    prelude::*,
+    stamp_pages::stamp_of, //
 };
-use crate::module::{
-    Module,
-    Unloaded, //
+use crate::{
+    module::{
+        Module,
+        Unloaded, //
+    },
+    uapi::Stamp, //
 };
 
 table! {
@@ -47,6 +51,7 @@ table! {
     faults_exchange: "EXCHANGE_FEATURES fails cleanly, and can be repeated",
     faults_register: "REGISTER_REGION fails cleanly, and the cookie stays free",
     faults_unregister: "UNREGISTER_REGION fails cleanly, and the region stays",
+    faults_stamp: "STAMP fails cleanly, and other calls return the same stamp",
     faults_mmap: "mmap and mremap of the counter, and the first access to it",
     faults_read: "read fails cleanly or not at all, and no record is lost or repeated",
     faults_read_deferred: "so does a read of deferred events",
@@ -236,6 +241,31 @@ fn faults_unregister() -> Outcome {
         };
         again?;
         witness.testifies()?;
+        Ok(faulted)
+    })
+}
+
+fn faults_stamp() -> Outcome {
+    let faults = Faults::new()?;
+    let device = open_with(Features::STAMP)?;
+    let area = Guarded::new(100)?;
+    let asked = Stamp {
+        start: area.all().start,
+        end: area.all().end,
+        ..Stamp::default()
+    };
+    let before = stamp_of(&device, &area.all())?;
+    faults.sweep("STAMP", 2, |faults, nth| {
+        let attempt = faults.inject(nth, || device.stamp_with(asked))?;
+        let faulted = attempt.faulted;
+        if let Some(result) = attempt.may_fail("STAMP", NO_ACCESS)? {
+            expect::same(
+                "stamp and absent",
+                (result.stamp, result.absent),
+                (before, 0),
+            )?;
+        }
+        expect::same("stamp, again", stamp_of(&device, &area.all())?, before)?;
         Ok(faulted)
     })
 }
