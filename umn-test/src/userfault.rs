@@ -34,6 +34,10 @@ use crate::{
 pub const FEATURE_WRITE_PROTECT: u64 = 1 << 0;
 /// Writes to such pages are recorded instead of blocked.
 pub const FEATURE_WRITE_PROTECT_ASYNC: u64 = 1 << 15;
+/// The feature of protecting pages from any access; since Linux 7.3.
+pub const FEATURE_PROTECT: u64 = 1 << 17;
+/// Accesses to such pages are recorded instead of blocked.
+pub const FEATURE_PROTECT_ASYNC: u64 = 1 << 18;
 /// The feature of moving pages; since Linux 6.8.
 pub const FEATURE_MOVE: u64 = 1 << 16;
 
@@ -41,6 +45,9 @@ pub const FEATURE_MOVE: u64 = 1 << 16;
 pub const MODE_MISSING: u64 = 1 << 0;
 /// Registers a range for write-protected pages.
 pub const MODE_WRITE_PROTECT: u64 = 1 << 1;
+
+/// Registers a range for pages that are protected from access.
+pub const MODE_PROTECT: u64 = 1 << 3;
 
 /// A userfaultfd.
 pub struct UserFault(OwnedFd);
@@ -100,6 +107,15 @@ impl UserFault {
         let length = range.end - range.start;
         let argument = [range.start, length, UFFDIO_WRITEPROTECT_MODE_WP];
         self.ioctl(UFFDIO_WRITEPROTECT, argument)
+    }
+
+    /// Protects a registered range from any access.
+    pub fn protect(&self, range: &Range<u64>) -> io::Result<()> {
+        const UFFDIO_RWPROTECT: u32 = 0xc018_aa09;
+        const UFFDIO_RWPROTECT_MODE_RWP: u64 = 1;
+        let length = range.end - range.start;
+        let argument = [range.start, length, UFFDIO_RWPROTECT_MODE_RWP];
+        self.ioctl(UFFDIO_RWPROTECT, argument)
     }
 
     /// Moves pages to a registered range where none are mapped.

@@ -9,6 +9,10 @@ use std::{
         FromRawFd,
         OwnedFd, //
     },
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    },
     thread,
     time::{
         Duration,
@@ -17,7 +21,11 @@ use std::{
 };
 
 use super::{
-    causes::page_out,
+    causes::{
+        move_page,
+        other_node,
+        page_out, //
+    },
     prelude::*,
     stamp_pages::{
         stamp,
@@ -35,8 +43,10 @@ table! {
     absent_protected: "PROT_NONE, until it is readable again",
     absent_zero_page: "a page that was only read",
     absent_swapped: "a swapped-out page, until it is touched",
-    absent_numa_hinted: "a page that NUMA balancing has marked, until it is touched",
+    absent_numa_hinted: "a page that NUMA balancing has marked, until it is touched: PROTECT_AREA",
+    absent_migrating: "pages that are being moved to another node",
     absent_userfault: "a page that a userfaultfd must provide; the call does not wait for it",
+    absent_access_protected: "a page that a userfaultfd protects from access: PROTECT_AREA",
     absent_secret: "memfd_secret",
     absent_closed_key: "a closed protection key",
     absent_special: "vvar, which has no struct page",
@@ -132,6 +142,8 @@ fn absent_numa_hinted() -> Outcome {
     let end = Instant::now() + TIME;
     // Pages on the local node are marked only if there are several threads.
     thread::spawn(thread::park);
+    device.watch(area.all(), 1)?;
+    device.watch_ignoring(area.all(), 2, Causes::PROTECT_AREA)?;
     let before = mem::page_states(&area.all())?;
     let mut stamps = stamp(&device, &area.all())?;
     while stamps.1 == 0 {
@@ -147,12 +159,72 @@ fn absent_numa_hinted() -> Outcome {
     }
     let marked = mem::page_states(&area.all())?;
     expect::same("frames of marked pages", &marked, &before)?;
+    only_protected(&device)?;
     for page in 0..area.pages() {
         mem::read_byte(area.page(page).start);
     }
     // Some pages may be marked again.
     process::eventually(|| stamp(&device, &area.all()).is_ok_and(|(_, absent)| absent == 0));
     Ok(())
+}
+
+/// Expects region 1 to be hit by PROTECT_AREA, and region 2, which ignores that, not at all.
+#[track_caller]
+fn only_protected(device: &Device) -> Outcome {
+    let events = expect::success("read", device.read_events(3))?;
+    let seen: Vec<_> = events
+        .iter()
+        .filter(|event| event.kind == EVENT_INVAL)
+        .map(|event| (event.user_cookie_counter, causes_of(event)))
+        .collect();
+    let wanted = vec![(1, Causes::PROTECT_AREA)];
+    expect::same("cookies and causes", seen, wanted)
+}
+
+fn absent_migrating() -> Outcome {
+    const TIME: Duration = Duration::from_secs(20);
+    let device = open_with(Features::STAMP)?;
+    let area = Guarded::new(64)?;
+    other_node(area.all().start)?;
+    let is_seen = AtomicBool::new(false);
+    let end = Instant::now() + TIME;
+    let goes_on = || !is_seen.load(Ordering::Relaxed) && Instant::now() < end;
+    thread::scope(|scope| -> Outcome {
+        scope.spawn(|| {
+            let moves = (0..area.pages()).flat_map(|page| [(page, 0), (page, 1)]);
+            for (page, node) in moves.cycle().take_while(|_| goes_on()) {
+                // That a page is busy at the moment is not an error.
+                let _ = move_page(0, area.page(page).start, Some(node));
+            }
+        });
+        while goes_on() {
+            let (_, absent) = stamp(&device, &area.all())?;
+            is_seen.store(absent > 0, Ordering::Relaxed);
+        }
+        Ok(())
+    })?;
+    absent(&device, &area.all(), 0)?;
+    if is_seen.load(Ordering::Relaxed) {
+        Ok(())
+    } else {
+        Err(Failure::Skipped("no page was seen while it moved".into()))
+    }
+}
+
+fn absent_access_protected() -> Outcome {
+    let device = open_with(Features::ALL)?;
+    let fault = UserFault::new(userfault::FEATURE_PROTECT | userfault::FEATURE_PROTECT_ASYNC)?;
+    let area = Guarded::new(2)?;
+    let before = stamp_of(&device, &area.all())?;
+    fault.register(&area.all(), userfault::MODE_PROTECT)?;
+    device.watch(area.all(), 1)?;
+    device.watch_ignoring(area.all(), 2, Causes::PROTECT_AREA)?;
+    fault.protect(&area.page(1))?;
+    absent(&device, &area.all(), 1)?;
+    only_protected(&device)?;
+    let byte = mem::read_byte(area.page(1).start);
+    expect::same("a byte", byte, Guarded::content(1))?;
+    expect::same("stamp", stamp_of(&device, &area.all())?, before)
 }
 
 fn absent_userfault() -> Outcome {
