@@ -556,7 +556,7 @@ pub(super) fn move_page(pid: i32, page: u64, node: Option<i32>) -> io::Result<i3
     let mut status = i32::MIN;
     let nodes = node.as_ref().map_or(ptr::null(), ptr::from_ref);
     // SAFETY: All pointers are to one valid element, except that of the nodes, which may be null.
-    check(unsafe {
+    let left = check(unsafe {
         let (pages, status) = (&raw const page, &raw mut status);
         libc::syscall(
             libc::SYS_move_pages,
@@ -568,6 +568,10 @@ pub(super) fn move_page(pid: i32, page: u64, node: Option<i32>) -> io::Result<i3
             MPOL_MF_MOVE,
         )
     })?;
+    if left > 0 {
+        // Without a status: the kernel tried to move it, and could not.
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
     if status < 0 {
         return Err(io::Error::from_raw_os_error(-status));
     }

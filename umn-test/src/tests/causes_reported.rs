@@ -10,7 +10,8 @@ use std::{
         OpenOptions, //
     },
     ops::Range,
-    os::unix::fs::OpenOptionsExt, //
+    os::unix::fs::OpenOptionsExt,
+    time::Duration, //
 };
 
 use super::{
@@ -19,6 +20,7 @@ use super::{
         causes_reported,
         collapse,
         collapsible_on,
+        hugetlb_page,
         migrate,
         other_node, //
     },
@@ -46,6 +48,9 @@ table! {
     causes_merged: "KSM merges a page: CLEAR; a write unshares it: CLEAR",
     causes_collapsed: "pages are collapsed into a huge page: CLEAR",
     causes_split: "mprotect, mlock and MADV_DONTFORK of part of a huge page: CLEAR of the block",
+    causes_hugetlb_fork: "fork of private hugetlb memory: CLEAR",
+    causes_hugetlb_mremap: "mremap of private hugetlb memory: CLEAR and UNMAP",
+    causes_at_exit: "the end of the process hits nothing",
     causes_folded: "an event carries the causes of all changes since it was queued",
     causes_of_one_change: "each event of a change that hits many regions carries its cause",
     causes_deferred: "events of deferred changes carry causes",
@@ -274,7 +279,7 @@ fn causes_merged() -> Outcome {
 }
 
 /// A watched huge page, and small pages on both sides, one of which is watched on each side.
-fn huge_page() -> Outcome<(Bench, Range<u64>)> {
+pub(super) fn huge_page() -> Outcome<(Bench, Range<u64>)> {
     let (bench, place) = collapsible_on(open_with(Features::CAUSE)?)?;
     mem::advise(&place, libc::MADV_HUGEPAGE).or_skip("huge pages")?;
     collapse(place.start, || mem::advise(&place, libc::MADV_COLLAPSE))?;
@@ -286,7 +291,7 @@ fn huge_page() -> Outcome<(Bench, Range<u64>)> {
 }
 
 /// The regions that were hit, with their causes.
-fn reported(bench: &Bench) -> Outcome<Vec<(u64, Causes)>> {
+pub(super) fn reported(bench: &Bench) -> Outcome<Vec<(u64, Causes)>> {
     let events = bench.drain()?;
     let events = events.iter().filter(|event| event.kind == EVENT_INVAL);
     let mut reported: Vec<_> = events
@@ -318,6 +323,57 @@ fn causes_split() -> Outcome {
         expect::same("cookies and causes", reported(&bench)?, wanted)?;
     }
     Ok(())
+}
+
+/// A hugetlb page that is watched by two regions, one of which ignores some causes, and the setting
+/// that provides it.
+fn watched_hugetlb_page() -> Outcome<(Setting, Bench, Range<u64>)> {
+    let (pool, at) = hugetlb_page()?;
+    mem::write_byte(at, 1);
+    let page = at..at + HUGE;
+    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(1)?)?;
+    bench.watch(1, &page)?;
+    let ignored = Causes::SAME_PAGES;
+    bench.device.watch_ignoring(page.clone(), 2, ignored)?;
+    Ok((pool, bench, page))
+}
+
+/// Expects both regions of such a page to be hit, with the same causes.
+#[track_caller]
+fn both(bench: &Bench, causes: Causes) -> Outcome {
+    let mut seen = reported(bench)?;
+    seen.sort_by_key(|(cookie, _)| *cookie);
+    expect::same("cookies and causes", seen, vec![(1, causes), (2, causes)])
+}
+
+fn causes_hugetlb_fork() -> Outcome {
+    let (_pool, bench, page) = watched_hugetlb_page()?;
+    Child::fork(|_| Ok(()))?.join()?;
+    both(&bench, Causes::CLEAR)?;
+    Ok(mem::unmap(&page)?)
+}
+
+fn causes_hugetlb_mremap() -> Outcome {
+    let (_pool, bench, page) = watched_hugetlb_page()?;
+    let to = Guarded::huge(1)?.all();
+    mem::move_to(&page, &to)?;
+    both(&bench, Causes::CLEAR | Causes::UNMAP)?;
+    Ok(mem::unmap(&to)?)
+}
+
+fn causes_at_exit() -> Outcome {
+    let child = Child::fork(|line| {
+        let area = Guarded::new(2)?;
+        let device = open_with(Features::ALL)?;
+        device.watch(area.all(), 1)?;
+        device.watch_ignoring(area.all(), 2, Causes::SAME_PAGES)?;
+        Ok(line.pass(&device)?)
+    })?;
+    let device = Device::from(child.receive()?);
+    child.join()?;
+    let seen = device.poll(libc::POLLIN, Duration::from_secs(10))?;
+    expect::same("poll", seen, libc::POLLIN | libc::POLLHUP)?;
+    expect::events("read", &device.read_events(4)?, &[])
 }
 
 fn causes_folded() -> Outcome {

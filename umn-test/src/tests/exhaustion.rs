@@ -29,12 +29,16 @@ use super::{
     },
     prelude::*, //
 };
+use crate::uapi::{
+    EVENT_CAUSES_SHIFT,
+    EVENT_FLAG_HINT, //
+};
 
 table! {
     exhaustion_of_regions: "as many regions as the default limit allows, and no more; the file still works",
     exhaustion_of_a_group: "a full memory cgroup gives ENOMEM; this file and others still work",
     exhaustion_of_a_group_kills: "a full memory cgroup gets a process in it killed, and no other",
-    exhaustion_of_memory_reaps: "the OOM reaper's work on a process that cannot end is reported",
+    exhaustion_of_memory_reaps: "the OOM reaper's work on a process that cannot end is reported, with CLEAR",
     exhaustion_by_files: "a process with a thousand files: one munmap is reported in each",
     exhaustion_by_processes: "many processes with many files each",
     exhaustion_exit: "exit with a million regions takes time proportional to them, and delays nobody",
@@ -233,7 +237,7 @@ fn exhaustion_of_memory_reaps() -> Outcome {
     let region = |number: u64| area.span(number * SPAN..(number + 1) * SPAN);
     let child = Child::fork(|line| {
         group.enter().or_skip("entering a memory cgroup")?;
-        let device = open()?;
+        let device = open_with(Features::CAUSE)?;
         area.fill();
         for number in 0..COUNT {
             device.register(region(number).start, region(number).end, number)?;
@@ -277,7 +281,10 @@ fn exhaustion_of_memory_reaps() -> Outcome {
     check(unsafe { libc::ptrace(libc::PTRACE_DETACH, child.pid(), 0, 0) })?;
     expect::same("killed by", child.ended_by()?, Some(libc::SIGKILL))?;
     let events = device.read_events(COUNT as usize + 2)?;
-    let hits = (0..COUNT).map(|number| inval(number, &region(number)));
+    let hits = (0..COUNT).map(|number| Event {
+        flags: EVENT_FLAG_HINT | (Causes::CLEAR.bits() << EVENT_CAUSES_SHIFT),
+        ..inval(number, &region(number))
+    });
     let wanted: Vec<_> = hits.chain([last(1)]).collect();
     expect::events("events after its end", &events, &wanted)
 }

@@ -8,6 +8,8 @@ mod causes;
 mod causes_device;
 mod causes_gap;
 mod causes_ignored;
+#[cfg(target_pointer_width = "64")] // like the demonstration
+mod causes_pinned;
 mod causes_reported;
 mod clients;
 mod counter;
@@ -130,6 +132,8 @@ pub fn all() -> Vec<Test> {
         features::TESTS,
         causes_reported::TESTS,
         causes_device::TESTS,
+        #[cfg(target_pointer_width = "64")]
+        causes_pinned::TESTS,
         causes_ignored::TESTS,
         causes_gap::TESTS,
         hull::TESTS,

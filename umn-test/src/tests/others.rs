@@ -280,6 +280,20 @@ fn all_reported(bench: &Bench, changed: impl Fn(usize) -> bool) -> Outcome<usize
     Ok(changed.len())
 }
 
+/// Another file that watches the same memory, and ignores what leaves the pages as they are.
+fn witness(area: &Guarded) -> Outcome<Device> {
+    let device = open_with(Features::CAUSE)?;
+    device.watch_ignoring(area.all(), 1, Causes::SAME_PAGES)?;
+    Ok(device)
+}
+
+/// Expects the event of such a file to name just CLEAR.
+#[track_caller]
+fn saw_clear(device: &Device) -> Outcome {
+    let events = expect::success("read", device.read_events(1))?;
+    expect::same("causes", causes_of(&events[0]), Causes::CLEAR)
+}
+
 fn kernel_reclaims() -> Outcome {
     open()?;
     let group = Cgroup::new("reclaim").or_skip("a memory cgroup")?;
@@ -287,6 +301,7 @@ fn kernel_reclaims() -> Outcome {
         group.enter().or_skip("entering a memory cgroup")?;
         let bench = Bench::new(1024)?;
         bench.watch_pages()?;
+        let witness = witness(&bench.area)?;
         for _ in 0..20 {
             line.tell_number(1)?;
             line.hear()?;
@@ -294,7 +309,7 @@ fn kernel_reclaims() -> Outcome {
             let gone = all_reported(&bench, |page| !states[page].present())?;
             if gone > 0 {
                 line.tell_number(0)?;
-                return Ok(());
+                return saw_clear(&witness);
             }
         }
         Err(Failure::new(
@@ -354,6 +369,7 @@ fn kernel_merges() -> Outcome {
 fn kernel_collapses() -> Outcome {
     let (bench, place) = collapsible()?;
     watch_huge(&bench, &place)?;
+    let witness = witness(&bench.area)?;
     let values = [
         ("enabled", "madvise"),
         ("khugepaged/scan_sleep_millisecs", "0"),
@@ -370,6 +386,7 @@ fn kernel_collapses() -> Outcome {
         }
         thread::sleep(Duration::from_millis(10));
     }
+    saw_clear(&witness)?;
     only_huge(&bench)
 }
 
@@ -386,6 +403,7 @@ fn kernel_compacts() -> Outcome {
         mem::advise(&bench.area.page(page), libc::MADV_DONTNEED)?;
     }
     bench.drain()?;
+    let witness = witness(&bench.area)?;
     let states = || mem::page_states(&bench.area.all());
     if states()?[0].frame() == 0 {
         return Err(Failure::Skipped("page frames need privilege".into()));
@@ -395,7 +413,7 @@ fn kernel_compacts() -> Outcome {
         fs::write("/proc/sys/vm/compact_memory", "1").or_skip("compaction")?;
         let after = states()?;
         if all_reported(&bench, |page| before[page] != after[page])? > 0 {
-            return Ok(());
+            return saw_clear(&witness);
         }
     }
     Err(Failure::Skipped("compaction moved no page".into()))
@@ -413,6 +431,7 @@ fn kernel_balances() -> Outcome {
         let _ = move_page(0, bench.area.page(page).start, Some(node));
     }
     bench.watch_pages()?;
+    let witness = witness(&bench.area)?;
     let before = mem::page_states(&bench.area.all())?;
     if before[0].frame() == 0 {
         return Err(Failure::Skipped("page frames need privilege".into()));
@@ -425,7 +444,8 @@ fn kernel_balances() -> Outcome {
         let after = mem::page_states(&bench.area.all())?;
         if (0..before.len()).any(|page| before[page].frame() != after[page].frame()) {
             let moved = |page: usize| before[page].frame() != after[page].frame();
-            return all_reported(&bench, moved).map(drop);
+            all_reported(&bench, moved)?;
+            return saw_clear(&witness);
         }
     }
     Err(Failure::Skipped("NUMA balancing moved no page".into()))
