@@ -28,6 +28,12 @@ use kernel::{
 pub(crate) struct Event(bindings::mmu_notifier_event);
 
 impl Event {
+    /// Creates an event as a future kernel may have it.
+    #[cfg(CONFIG_UMMUNOTIFY_KUNIT_TEST)]
+    pub(crate) const fn of_number(number: u32) -> Self {
+        Self(number)
+    }
+
     /// The addresses are unmapped, or their mappings moved.
     pub(crate) const UNMAP: Self = Self(bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP);
     /// Page table entries are cleared, for any other reason.

@@ -215,6 +215,20 @@ mod tests {
     }
 
     #[test]
+    fn events_of_future_kernels_are_reported() {
+        for number in EVENTS.len() as u32..32 {
+            let event = Event::of_number(number);
+            expect_eq!(Causes::of(event), OTHER);
+            for class in 0..8 {
+                let heeding = Events::heeded_by(Classes::from_bits(1 << class));
+                assert!(heeding.contains(event));
+            }
+            assert!(!Events::heeded_by(Classes::NONE).contains(event));
+        }
+        expect_eq!(OTHER.heeding(), Classes::ALL);
+    }
+
+    #[test]
     fn events_are_heeded_by_what_heeds_their_causes() {
         for classes in 0..=u8::MAX {
             let classes = Classes::from_bits(classes);
