@@ -4,11 +4,12 @@
 //!
 //! # What can be claimed without an order of events
 //!
-//! Each process has one file, which its threads share; the files have different features. Each thread has its own regions, an arena in
-//! which only it changes mappings, and a view of an arena that all threads share. The file mapped
-//! there is common to all processes. One clock serves all of them: a thread that takes a ticket
-//! gets a number, and later tickets have higher numbers. Each call has a ticket from before it (B)
-//! and one from after it (E). It is only known that the call happened between the two.
+//! Each process has one file, which its threads share; the files have different features. Each
+//! thread has its own regions, an arena in which only it changes mappings, and a view of an arena
+//! that all threads share. The file mapped there is common to all processes. One clock serves all of
+//! them: a thread that takes a ticket gets a number, and later tickets have higher numbers. Each
+//! call has a ticket from before it (B) and one from after it (E). It is only known that the call
+//! happened between the two.
 //!
 //! A *claim* states: something in range X was invalidated, so anybody who looked it up before
 //! ticket C must be notified after C. There are two ways to make a claim:
@@ -128,7 +129,7 @@ type Ticket = u64;
 struct Region {
     cookie: u64,
     range: Range<u64>,
-    /// The causes that it ignores.
+    /// The causes that the region ignores.
     ignored: Causes,
     registered: Ticket,
     /// When somebody began to unregister it, and when that was complete.
@@ -139,7 +140,7 @@ struct Region {
 /// Something was invalidated; see the top of this file.
 struct Claim {
     range: Range<u64>,
-    /// What the cause may be.
+    /// The possible causes, of which the event must name one.
     causes: Causes,
     after: Ticket,
     due: Option<Ticket>,
@@ -162,7 +163,7 @@ impl Read {
 }
 
 impl Claim {
-    /// Whether an event of a region may be the claimed one, according to what it says.
+    /// Whether an event of a region may be the claimed one, judging by its hint and its causes.
     fn is_met(&self, event: &Event, region: &Region, features: Features) -> bool {
         let causes = causes_of(event);
         if features.contains(Features::CAUSE) && !causes.intersects(self.causes) {
