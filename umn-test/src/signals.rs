@@ -10,7 +10,8 @@ use std::{
     sync::atomic::{
         AtomicI32,
         Ordering, //
-    }, //
+    },
+    time::Duration, //
 };
 
 use crate::device::check;
@@ -64,6 +65,20 @@ pub fn caught() -> Caught {
         code: SIGNAL_CODE.load(Ordering::Relaxed),
         fd: SIGNAL_FD.load(Ordering::Relaxed),
     }
+}
+
+/// Makes `SIGALRM` arrive at this interval, which is below a second, or stops it.
+pub fn set_timer(interval: Duration) -> io::Result<()> {
+    let time = libc::timeval {
+        tv_sec: 0,
+        tv_usec: interval.as_micros() as libc::suseconds_t,
+    };
+    let timer = libc::itimerval {
+        it_interval: time,
+        it_value: time,
+    };
+    // SAFETY: `timer` is valid.
+    check(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) }).map(drop)
 }
 
 /// Sends a signal to a thread of this process.

@@ -437,11 +437,11 @@ fn hostile_open_ends() -> Outcome {
         let possible = (TIME.as_nanos() / each.as_nanos().max(1)) as u64;
         let opens = harness::rounds(possible.clamp(10, OPENS));
         signals::catch_signal(libc::SIGALRM, libc::SA_RESTART)?;
-        set_timer(Duration::from_millis(1))?;
+        signals::set_timer(Duration::from_millis(1))?;
         for number in 1..=opens {
             open_one(number)?;
         }
-        set_timer(Duration::ZERO)?;
+        signals::set_timer(Duration::ZERO)?;
         expect::at_least("signals", signals::caught().count as u64, opens / 10)?;
         line.tell_number(opens)?;
         line.tell_number(signals::caught().count as u64)?;
@@ -458,20 +458,6 @@ fn hostile_open_ends() -> Outcome {
     child.join()?;
     harness::note(format_args!("{opens} opens, {signals} signals"));
     Ok(())
-}
-
-/// Makes `SIGALRM` arrive at this interval, or stops it.
-fn set_timer(interval: Duration) -> io::Result<()> {
-    let time = libc::timeval {
-        tv_sec: 0,
-        tv_usec: interval.as_micros() as libc::suseconds_t,
-    };
-    let timer = libc::itimerval {
-        it_interval: time,
-        it_value: time,
-    };
-    // SAFETY: `timer` is valid.
-    check(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) }).map(drop)
 }
 
 fn hostile_exit_is_quick() -> Outcome {
@@ -645,7 +631,7 @@ fn hostile_read_heeds_signals() -> Outcome {
         for round in 1..=2 {
             crowd.hit()?;
             let mut seen: Vec<Event> = vec![];
-            set_timer(Duration::from_millis(1))?;
+            signals::set_timer(Duration::from_millis(1))?;
             while seen.last().is_none_or(|event| event.kind != EVENT_LAST) {
                 match crowd.bench.device.read_events(count as usize + 1) {
                     Ok(events) => seen.extend(events),
@@ -654,7 +640,7 @@ fn hostile_read_heeds_signals() -> Outcome {
                 }
                 shorter += u64::from(seen.len() as u64 <= count);
             }
-            set_timer(Duration::ZERO)?;
+            signals::set_timer(Duration::ZERO)?;
             expect::events("reads", &seen, &crowd.events(round))?;
         }
         line.tell_number(shorter)?;

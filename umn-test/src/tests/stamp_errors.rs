@@ -219,28 +219,9 @@ fn stamp_uses_the_file() -> Outcome {
 /// Sends this process signals at an interval while `body` runs.
 fn signalled(every: Duration, body: impl FnOnce() -> Outcome) -> Outcome {
     signals::catch_signal(libc::SIGALRM, 0)?;
-    let set = |every: Duration| {
-        let time = libc::timeval {
-            tv_sec: 0,
-            tv_usec: every.subsec_micros() as libc::suseconds_t,
-        };
-        let timer = libc::itimerval {
-            it_interval: time,
-            it_value: time,
-        };
-        // SAFETY: The timer is valid, and the pointer for the old one may be null.
-        check(unsafe {
-            libc::syscall(
-                libc::SYS_setitimer,
-                libc::ITIMER_REAL,
-                &timer,
-                ptr::null_mut::<libc::itimerval>(),
-            )
-        })
-    };
-    set(every)?;
+    signals::set_timer(every)?;
     let result = body();
-    set(Duration::ZERO)?;
+    signals::set_timer(Duration::ZERO)?;
     result
 }
 
