@@ -51,6 +51,8 @@ table! {
     deferred_is_readable: "poll and read find a deferred change if no event is queued",
     deferred_without_memory: "a read that cannot copy loses no deferred change",
     deferred_log_is_full: "more changes than the log holds: none is missed, and none reported elsewhere",
+    deferred_merged_in_any_order: "changes that are merged, from the bottom or the top: all are reported, without hints",
+    deferred_and_interrupted: "reads that a signal ends, and more changes: what was read is reported again",
     deferred_and_registered: "a deferred change is not reported for a region that is registered later",
     deferred_and_registered_again: "nor for one that is registered anew with the same cookie",
     deferred_and_unregistered: "regions that are unregistered before the read, at every position",
@@ -241,10 +243,15 @@ fn deferred_before_later_changes() -> Outcome {
 }
 
 fn deferred_misses_do_not_count() -> Outcome {
-    let crowd = hit_crowd(Layout::Disjoint, MANY)?;
-    let elsewhere = Guarded::new(1)?;
+    let crowd = Crowd::new(Layout::Disjoint, MANY)?;
+    let elsewhere = Guarded::new(3)?;
+    crowd.bench.watch(MANY, &elsewhere.page(0))?;
+    crowd.bench.watch(MANY + 1, &elsewhere.page(2))?;
+    crowd.hit()?;
+    is_deferred(&crowd, true)?;
     for _ in 0..100 {
-        mem::advise(&elsewhere.all(), libc::MADV_DONTNEED)?;
+        // Between two regions.
+        mem::advise(&elsewhere.page(1), libc::MADV_DONTNEED)?;
         // In the same mapping, above all regions.
         let above = crowd.pages().end..crowd.pages().end + PAGE;
         mem::advise(&above, libc::MADV_DONTNEED)?;
@@ -411,6 +418,101 @@ fn deferred_log_is_full() -> Outcome {
         bench.is_silent()?;
     }
     Ok(())
+}
+
+fn deferred_merged_in_any_order() -> Outcome {
+    /// Several times as many as the log has room for.
+    const CHANGES: u64 = 80;
+    /// The region on the pages of some changes that are merged, and the crowd on another page.
+    const LONG: u64 = CHANGES;
+    const CROWD: u64 = CHANGES + 1;
+    let case = |features, pages: Vec<u64>| -> Outcome {
+        let bench = Bench::over(open_with(features)?, Guarded::new(CHANGES + 1)?)?;
+        for cookie in CROWD..=CROWD + AT_ONCE {
+            bench.watch(cookie, &bench.area.page(CHANGES))?;
+        }
+        for page in 0..CHANGES {
+            bench.watch(page, &bench.area.page(page))?;
+        }
+        let long = bench.area.span(CHANGES / 2..CHANGES / 2 + 9);
+        bench.watch(LONG, &long)?;
+        bench.hit(CHANGES)?;
+        for page in &pages {
+            bench.hit(*page)?;
+        }
+        bench.counts(CHANGES + 1)?;
+        let merges = merged(&bench.device)?;
+        expect::at_least("changes that were merged", merges, CHANGES / 2)?;
+
+        // These are the newest ones, except for the last one.
+        let are_merged = CHANGES - 2 - merges..CHANGES - 1;
+        let with_hulls = features.contains(Features::HULL);
+        let event = |cookie, region, has_hint| match has_hint || with_hulls {
+            true => inval(cookie, &region),
+            false => whole(cookie, &region),
+        };
+        let mut wanted: Vec<_> = (0..)
+            .zip(pages)
+            .map(|(number, page)| event(page, bench.area.page(page), !are_merged.contains(&number)))
+            .collect();
+        wanted.push(event(LONG, long, false));
+        for cookie in CROWD..=CROWD + AT_ONCE {
+            wanted.push(inval(cookie, &bench.area.page(CHANGES)));
+        }
+        wanted.sort_unstable_by_key(|event| event.user_cookie_counter);
+        let mut seen = bench.drain()?;
+        seen.pop();
+        seen.sort_unstable_by_key(|event| event.user_cookie_counter);
+        for event in &mut seen {
+            // Without causes.
+            event.flags &= 0xffff;
+        }
+        expect::events("reads", &seen, &wanted)
+    };
+    for features in [Features::NONE, Features::CAUSE, Features::HULL] {
+        case(features, (0..CHANGES).collect())?;
+        case(features, (0..CHANGES).rev().collect())?;
+    }
+    Ok(())
+}
+
+fn deferred_and_interrupted() -> Outcome {
+    /// So many that signals arrive while a read looks for them.
+    const COUNT: u64 = 1 << 12;
+    const INTERVAL: Duration = Duration::from_micros(100);
+    let crowd = Crowd::new(Layout::Overlapping, COUNT)?;
+    signals::catch_signal(libc::SIGALRM, 0)?;
+    let mut shorter = 0;
+    for _ in 0..crate::harness::rounds(3) {
+        // Whether a region was not reported since the last change.
+        let mut due = vec![true; COUNT as usize];
+        let note = |due: &mut Vec<bool>, events: &[Event]| {
+            for event in events.iter().filter(|event| event.kind == EVENT_INVAL) {
+                due[event.user_cookie_counter as usize] = false;
+            }
+        };
+        for _ in 0..3 {
+            crowd.hit()?;
+            due.fill(true);
+            signals::set_timer(INTERVAL)?;
+            let result = crowd.bench.device.read_events(COUNT as usize + 1);
+            signals::set_timer(Duration::ZERO)?;
+            match result {
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                result => {
+                    let events = result?;
+                    shorter += u64::from(events.len() < COUNT as usize);
+                    note(&mut due, &events);
+                }
+            }
+        }
+        crowd.hit()?;
+        due.fill(true);
+        note(&mut due, &read_up_to_last(&crowd.bench.device, 1000)?);
+        let missed = due.iter().filter(|due| **due).count();
+        expect::same("regions not reported since the last change", missed, 0)?;
+    }
+    expect::at_least("reads that a signal ended", shorter, 1)
 }
 
 fn deferred_and_registered() -> Outcome {
