@@ -38,6 +38,8 @@ table! {
     causes_gap_read: "an event that is read during the change is followed by another, with its cause",
     causes_gap_still_ignored: "a region registered during the change that ignores it is not hit",
     causes_gap_now_ignored: "nor is a region that is registered again and now ignores the change",
+    causes_gap_added: "the end of a change adds its cause to an event that another change has queued meanwhile",
+    causes_gap_left_alone: "the end of a change leaves an event that has its range and cause as it is",
 }
 
 /// The region on which the test acts, and one that ignores all causes that can be ignored.
@@ -52,13 +54,15 @@ struct Seen {
     events: Vec<Event>,
 }
 
-/// Calls `act` in the window of an `mprotect` of a page.
+/// Calls `act` in the window of a change of a page.
 fn in_the_window(
+    area: Guarded,
+    change: impl Fn(&Range<u64>) -> std::io::Result<()> + Sync,
     prepare: impl FnOnce(&Device, &Range<u64>) -> Outcome,
     act: impl FnOnce(&Device, &Range<u64>) -> Outcome,
 ) -> Outcome<Seen> {
     let bell = open()?;
-    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(1)?)?;
+    let bench = Bench::over(open_with(Features::CAUSE)?, area)?;
     let page = bench.area.all();
     bell.watch(page.clone(), 1)?;
     prepare(&bench.device, &page)?;
@@ -67,7 +71,7 @@ fn in_the_window(
     let (inside, at_act) = thread::scope(|scope| -> Outcome<_> {
         let changer = scope.spawn(|| {
             go.wait();
-            let changed = mem::protect(&page, libc::PROT_NONE);
+            let changed = change(&page);
             returned.store(true, Ordering::Release);
             changed
         });
@@ -91,6 +95,11 @@ fn in_the_window(
     })
 }
 
+/// A change for one cause, which can be ignored.
+fn protect(page: &Range<u64>) -> std::io::Result<()> {
+    mem::protect(page, libc::PROT_NONE)
+}
+
 /// Registers the region on which the test acts, with ignored causes.
 fn watch(device: &Device, page: &Range<u64>, ignored: Causes) -> Outcome {
     let result = device.watch_ignoring(page.clone(), REGION, ignored);
@@ -107,6 +116,8 @@ fn judge(
     let mut tries = Tries::default();
     for _ in 0..harness::rounds(12) {
         let seen = in_the_window(
+            Guarded::new(1)?,
+            protect,
             |device, page| {
                 device.watch_ignoring(page.clone(), IGNORING, Causes::SAME_PAGES)?;
                 prepare(device, page)
@@ -156,12 +167,15 @@ fn causes_gap_read() -> Outcome {
     judge(
         true,
         |device, page| watch(device, page, Causes::NONE),
-        |device, _| {
-            let events = device.read_events(4)?;
-            let found = events.iter().any(|event| names(event, REGION));
-            expect::that("the read in the window", found, "the event", "none")
-        },
+        |device, _| read(device),
     )
+}
+
+/// Reads the event of the region.
+fn read(device: &Device) -> Outcome {
+    let events = device.read_events(4)?;
+    let found = events.iter().any(|event| names(event, REGION));
+    expect::that("the read in the window", found, "the event", "none")
 }
 
 fn causes_gap_still_ignored() -> Outcome {
@@ -181,4 +195,45 @@ fn causes_gap_now_ignored() -> Outcome {
             watch(device, page, Causes::SAME_PAGES)
         },
     )
+}
+
+fn causes_gap_added() -> Outcome {
+    take_precedence()?;
+    let mut tries = Tries::default();
+    for _ in 0..harness::rounds(6) {
+        let file = mem::memory_file(1)?;
+        let seen = in_the_window(
+            Guarded::of_file(&file, 1)?,
+            |_| mem::punch_hole(&file, 0..1),
+            |device, page| watch(device, page, Causes::NONE),
+            |device, page| {
+                read(device)?;
+                // The hole does not lock the address space.
+                Ok(mem::protect(page, libc::PROT_READ)?)
+            },
+        )?;
+        let event = seen.events.iter().find(|event| names(event, REGION));
+        let both = Causes::PROTECT_AREA | Causes::CLEAR;
+        tries.add(Try::new(seen.inside, event.map(causes_of) == Some(both)));
+    }
+    tries.judge_nearly_all()
+}
+
+fn causes_gap_left_alone() -> Outcome {
+    take_precedence()?;
+    let elsewhere = Guarded::new(1)?;
+    for _ in 0..harness::rounds(4) {
+        let seen = in_the_window(
+            Guarded::new(1)?,
+            protect,
+            |device, page| watch(device, page, Causes::NONE),
+            |device, _| Ok(device.watch(elsewhere.all(), IGNORING)?),
+        )?;
+        expect::same("whether it counts again", seen.counted, false)?;
+        let event = seen.events.iter().find(|event| names(event, REGION));
+        let flags = event.map(|event| event.flags);
+        let wanted = 1 | (Causes::PROTECT_AREA.bits() << 16);
+        expect::same("flags", flags, Some(wanted))?;
+    }
+    Ok(())
 }
