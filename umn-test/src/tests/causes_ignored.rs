@@ -32,6 +32,7 @@ table! {
     ignored_of_other_files: "what one file ignores, another reports",
     ignored_but_not_the_rest: "UNMAP, CLEAR and every change that moves pages are reported nevertheless",
     ignored_by_many: "a change of 1,000 regions that all ignore it defers nothing",
+    ignored_by_half: "a change visits 128 regions in all, whatever they ignore",
     ignored_by_many_but_one: "among 1,000 regions that ignore a change, the one that does not is hit",
     ignored_and_unregistered: "after UNREGISTER, the regions that are left ignore what they did before",
     ignored_after_deferred: "a change after one that is deferred counts only if a region does not ignore it",
@@ -255,6 +256,21 @@ fn ignored_by_many() -> Outcome {
         expect::same("deferred changes", deferred(&bench.device)?, 0)?;
         bench.is_silent()
     })
+}
+
+fn ignored_by_half() -> Outcome {
+    const AT_ONCE: u64 = 128;
+    for (more, expected) in [(0, 0), (1, 1)] {
+        let bench = bench(1)?;
+        for cookie in 0..AT_ONCE + more {
+            let ignored = [Causes::NONE, Causes::SAME_PAGES][cookie as usize % 2];
+            watch(&bench, cookie, &bench.area.all(), ignored)?;
+        }
+        mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?;
+        expect::same("deferred changes", deferred(&bench.device)?, expected)?;
+        expect::same("events", reported(&bench)?.len() as u64, AT_ONCE + more)?;
+    }
+    Ok(())
 }
 
 fn ignored_by_many_but_one() -> Outcome {

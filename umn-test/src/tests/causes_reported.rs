@@ -54,6 +54,7 @@ table! {
     causes_folded: "an event carries the causes of all changes since it was queued",
     causes_of_one_change: "each event of a change that hits many regions carries its cause",
     causes_deferred: "events of deferred changes carry causes",
+    causes_deferred_in_turn: "the same range changes for several causes: each is reported",
     causes_start_anew: "after a read, the next event carries only later causes",
     causes_discarded: "a region that is registered again does not inherit causes",
 }
@@ -420,6 +421,20 @@ fn causes_deferred() -> Outcome {
     let both = Causes::PROTECT_AREA | Causes::CLEAR;
     let wrong = events.iter().find(|(_, causes)| *causes != both);
     expect::same("an event without both causes", wrong, None)
+}
+
+fn causes_deferred_in_turn() -> Outcome {
+    /// More than a change visits.
+    const REGIONS: u64 = 1000;
+    let bench = Bench::over(open_with(Features::CAUSE)?, Guarded::new(REGIONS)?)?;
+    bench.watch_pages()?;
+    let all = bench.area.all();
+    mem::protect(&all, libc::PROT_READ)?;
+    mem::advise(&all, libc::MADV_DONTNEED)?;
+    mem::unmap(&all)?;
+    let wanted = Causes::PROTECT_AREA | Causes::CLEAR | Causes::UNMAP;
+    let wanted: Vec<_> = (1..=REGIONS).map(|it| (it, wanted)).collect();
+    expect::same("cookies and causes", reported(&bench)?, wanted)
 }
 
 fn causes_start_anew() -> Outcome {
