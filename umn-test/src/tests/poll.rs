@@ -31,6 +31,7 @@ table! {
     select_reports_readable: "select",
     epoll_level: "level-triggered epoll reports while there is something to read",
     epoll_edge: "edge-triggered epoll reports the first event after each read",
+    epoll_edge_of_another: "a set that is added is notified of the next event, though nobody has read",
     epoll_edge_loses_nothing: "reading up to LAST at each edge reads everything in the end",
     epoll_exclusive: "exclusive waiters are all woken, so none sleeps while there is something to read",
     poll_multishot: "a multishot poll of io_uring reports the first event after each read",
@@ -262,6 +263,26 @@ fn epoll_edge() -> Outcome {
         is("epoll after the last read", 0)?;
     }
     Ok(())
+}
+
+fn epoll_edge_of_another() -> Outcome {
+    let bench = Bench::one_page()?;
+    let edge = || Epoll::of(&bench.device, libc::EPOLLIN | libc::EPOLLET);
+    let is = |what, set: &Epoll, expected: i32| {
+        expect::same(what, set.wait(Duration::ZERO)?, expected as u32)
+    };
+    let first = edge()?;
+    bench.hit(0)?;
+    is("the first set with an event", &first, libc::EPOLLIN)?;
+    bench.hit(0)?;
+    is("the first set with another, before a read", &first, 0)?;
+    let second = edge()?;
+    is("the second set when it is added", &second, libc::EPOLLIN)?;
+    is("the second set again", &second, 0)?;
+    bench.hit(0)?;
+    is("the second set with an event", &second, libc::EPOLLIN)?;
+    bench.hit(0)?;
+    is("the second set with another, before a read", &second, 0)
 }
 
 /// Changes mappings repeatedly, while `ready` indicates when there is something to read; expects

@@ -24,6 +24,7 @@ table! {
     read_killed: "SIGKILL ends a sleeping reader; others continue",
     read_several_sleepers: "several sleeping readers all get something",
     read_many_sleepers: "forty sleeping readers all get something",
+    read_behind_sleepers_that_fail: "forty readers that sleep first and fail do not keep the event from another",
     read_count_zero: "a read of no bytes returns 0",
     read_short_buffer: "a buffer shorter than a record gives EINVAL and loses nothing",
     read_whole_records: "a buffer of 33 to 63 bytes gets one record",
@@ -52,7 +53,10 @@ fn read_nothing_nonblocking() -> Outcome {
     bench.is_silent()?;
     bench.hit(0)?;
     bench.reads(&[inval(1, &bench.area.all()), last(1)])?;
-    bench.is_silent()
+    bench.is_silent()?;
+    let mut space = [0u8; 96];
+    let result = read_vector(&bench.device, &[(space.as_mut_ptr().cast(), 96)]);
+    expect::error("readv of an empty queue", result, libc::EAGAIN)
 }
 
 fn set_nonblocking(device: &Device) -> io::Result<()> {
@@ -246,6 +250,46 @@ fn read_many_sleepers() -> Outcome {
             let events = reader.join().expect("the reader does not panic")?;
             expect::same("records", events.len(), 1)
         })
+    })
+}
+
+fn read_behind_sleepers_that_fail() -> Outcome {
+    /// More than a change wakes directly.
+    const OTHERS: usize = 40;
+    let bench = Bench::blocking(1)?;
+    bench.watch_pages()?;
+    let tids: Vec<Tid> = (0..=OTHERS).map(|_| Tid::default()).collect();
+    thread::scope(|scope| {
+        let device = &bench.device;
+        let (tid, others) = tids.split_last().expect("there are some");
+        let others: Vec<_> = others
+            .iter()
+            .map(|tid| {
+                let other = scope.spawn(move || {
+                    tid.set();
+                    device.read_raw(ptr::null_mut(), size_of::<Event>())
+                });
+                tid.asleep_in(libc::SYS_read).map(|()| other)
+            })
+            .collect::<Outcome<_>>()?;
+        let reader = scope.spawn(|| {
+            tid.set();
+            device.read_events(1)
+        });
+        tid.asleep_in(libc::SYS_read)?;
+        bench.hit(0)?;
+        let woken = process::eventually(|| reader.is_finished());
+        if !woken {
+            // It is the only one that is left.
+            bench.hit(0)?;
+        }
+        for other in others {
+            let read = other.join().expect("the thread does not panic");
+            expect::error("read into nothing", read, libc::EFAULT)?;
+        }
+        let events = reader.join().expect("the reader does not panic")?;
+        expect::that("the reader", woken, "the event", "that it sleeps on")?;
+        expect::events("read", &events, &[inval(1, &bench.area.all())])
     })
 }
 
