@@ -301,12 +301,33 @@ fn absent_special() -> Outcome {
     absent(&device, &(start..end), (end - start) / PAGE)
 }
 
+/// Maps and populates pages where nothing is mapped.
+fn map_if_free(range: &Range<u64>) -> std::io::Result<()> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let length = range.end - range.start;
+    mem::map(Some(range.start), length, access, flags, None)?;
+    for page in range.clone().step_by(PAGE as usize) {
+        mem::write_byte(page, 1);
+    }
+    Ok(())
+}
+
 fn absent_beyond() -> Outcome {
     let device = open_with(Features::STAMP)?;
     const HALF: u64 = 1 << 47;
     const KERNEL: u64 = 0xffff_8000_0000_0000;
     absent(&device, &(0..2 * PAGE), 2)?;
     absent(&device, &(HALF - PAGE..HALF + PAGE), 2)?;
+    // On x86, user space ends one page before the first or the second one. The last pages before
+    // that are looked up, although the range goes on.
+    for end in [HALF - PAGE, (1 << 56) - PAGE] {
+        let top = end - 3 * PAGE..end;
+        if cfg!(target_pointer_width = "64") && map_if_free(&top).is_ok() {
+            absent(&device, &(top.start..end + 2 * PAGE), 2)?;
+            mem::unmap(&top)?;
+        }
+    }
     absent(&device, &(HALF..HALF + 5 * PAGE), 5)?;
     absent(&device, &(KERNEL..KERNEL + 3 * PAGE), 3)?;
     absent(&device, &(0xffff_ffff_8000_0000..0xffff_ffff_8000_1000), 1)?;
