@@ -4,22 +4,21 @@
  *
  * usage: fi-test DIRECTORY-OF-THE-LIBRARY [TEST...]
  *
- * Each test runs in a separate process, into which libfabric loads the library because of
- * FI_PROVIDER_PATH. The test records the page frames that were mapped when a registration was made.
- * Pinned frames stay, so the registration is stale if other frames are mapped later.
+ * The test records the page frames that were mapped when a registration was made. Pinned frames stay,
+ * so the registration is stale if other frames are mapped later.
  */
 
 #define _GNU_SOURCE
+#include "harness.h"
+#include "verbs.h"
+
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <infiniband/verbs.h>
-#include <linux/capability.h>
 #include <pthread.h>
 #include <rdma/fabric.h>
 #include <rdma/fi_domain.h>
 #include <rdma/fi_endpoint.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -27,29 +26,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#define PAGE 4096UL
-#define DEVICE "/dev/ummunotify"
 #define ADDRESS "10.0.0.1"	/* of the adapter */
-
-#define check(condition) \
-	do { \
-		if (!(condition)) \
-			fail(__LINE__, #condition); \
-	} while (0)
-
-static void fail(int line, const char *what)
-{
-	printf("line %d: %s (%s)\n", line, what, strerror(errno));
-	exit(1);
-}
 
 /* --- what is pinned --------------------------------------------------------------------------- */
 
@@ -74,8 +56,8 @@ static _Atomic unsigned long registrations;
 /* Called right after a buffer was pinned, in place of another thread. */
 static void (*_Atomic after_pin)(void *start, size_t length);
 
-/* Each process needs its own: the file describes the process that opened it. */
-static void open_pagemap(void)
+/* Each child needs its own: the file describes the process that opened it. */
+static void __attribute__((constructor)) open_pagemap(void)
 {
 	pagemap = open("/proc/self/pagemap", O_RDONLY);
 	check(pagemap >= 0);
@@ -91,47 +73,22 @@ static void frames(const void *start, size_t length, uint64_t *found)
 		found[i] &= (1UL << 55) - 1;
 }
 
-/* libibverbs calls one of the functions below from the other. */
-static __thread int depth;
-
-static struct ibv_mr *made(struct ibv_mr *mr, void *start, size_t length)
+void registered(struct ibv_mr *mr, void *start, size_t length)
 {
-	if (--depth > 0)
-		return mr;
+	void (*change)(void *, size_t);
+
 	atomic_fetch_add(&registrations, 1);
-	if (mr && length <= MOST_PAGES * PAGE) {
+	if (!mr)
+		return;
+	if (length <= MOST_PAGES * PAGE) {
 		struct pinned *place = pinned_by(mr->rkey);
 
 		frames(start, length, place->frames);
 		atomic_store(&place->key, mr->rkey);
 	}
-	if (mr && after_pin) {
-		void (*change)(void *, size_t) = atomic_exchange(&after_pin, NULL);
-
-		if (change)
-			change(start, length);
-	}
-	return mr;
-}
-
-/* libfabric finds these before those of libibverbs. */
-#undef ibv_reg_mr
-struct ibv_mr *ibv_reg_mr(struct ibv_pd *pd, void *start, size_t length, int access)
-{
-	struct ibv_mr *(*real)(struct ibv_pd *, void *, size_t, int) = dlsym(RTLD_NEXT, "ibv_reg_mr");
-
-	depth++;
-	return made(real(pd, start, length, access), start, length);
-}
-
-struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *start, size_t length, uint64_t iova,
-				unsigned int access)
-{
-	struct ibv_mr *(*real)(struct ibv_pd *, void *, size_t, uint64_t, unsigned int) =
-		dlsym(RTLD_NEXT, "ibv_reg_mr_iova2");
-
-	depth++;
-	return made(real(pd, start, length, iova, access), start, length);
+	change = after_pin ? atomic_exchange(&after_pin, NULL) : NULL;
+	if (change)
+		change(start, length);
 }
 
 /* Whether the mapped frames differ from those that the registration has pinned. */
@@ -181,66 +138,6 @@ static struct fid_mr *reg(struct fid_domain *domain, void *start, size_t length)
 static void done(struct fid_mr *mr)
 {
 	check(fi_close(&mr->fid) == 0);
-}
-
-/* --- memory ----------------------------------------------------------------------------------- */
-
-static char *map(void *at, size_t length)
-{
-	int flags = MAP_PRIVATE | MAP_ANONYMOUS | (at ? MAP_FIXED : 0);
-	char *start = (char *)syscall(SYS_mmap, at, length, PROT_READ | PROT_WRITE, flags, -1, 0L);
-
-	check(start != MAP_FAILED);
-	return start;
-}
-
-/*
- * Memory far below the addresses that the kernel chooses, so that nobody else maps anything there
- * between an munmap() and the next mmap().
- */
-static char *map_apart(size_t length)
-{
-	static _Atomic uintptr_t next = 64UL << 30;
-
-	return map((void *)atomic_fetch_add(&next, length + PAGE), length);
-}
-
-static void touch(char *start, size_t length)
-{
-	for (size_t i = 0; i < length; i += PAGE)
-		start[i]++;
-}
-
-/* Maps other frames there, in one of the ways in which programs do so. */
-static void change(char *start, size_t length, unsigned int way)
-{
-	char *other;
-
-	switch (way % 4) {
-	case 0:
-		check(syscall(SYS_munmap, start, length) == 0);
-		map(start, length);
-		break;
-	case 1:
-		check(syscall(SYS_madvise, start, length, MADV_DONTNEED) == 0);
-		break;
-	case 2:
-		map(start, length);
-		break;
-	case 3:
-		other = map(NULL, length);
-		touch(other, length);
-		check((char *)syscall(SYS_mremap, other, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, start) ==
-		      start);
-		break;
-	}
-	touch(start, length);
-}
-
-static unsigned int draw(unsigned int *state)
-{
-	*state = *state * 1664525 + 1013904223;
-	return *state >> 8;
 }
 
 /* --- the tests -------------------------------------------------------------------------------- */
@@ -484,70 +381,18 @@ static void begin_look_ups(int count)
 	usleep(100000);
 }
 
-static void *exit_here(void *status)
+/* Without threads, but with a registration in use and the domain open. */
+static void begin(int threads)
 {
-	exit((int)(uintptr_t)status);
-}
-
-/* Ends with everything in use; the caller expects the status. */
-static void end_by(int way)
-{
-	char *arguments[] = { "true", NULL };
-	pthread_t thread;
-
-	begin_look_ups(way == 6 ? 0 : 4);
-	switch (way) {
-	case 0:
-		exit(0);
-	case 1:
-		_exit(0);
-	case 2:
-		abort();
-	case 3:
-		kill(getpid(), SIGKILL);
-		break;
-	case 4:
-		check(pthread_create(&thread, NULL, exit_here, NULL) == 0);
-		pthread_exit(NULL);
-	case 5:
-		execv("/bin/true", arguments);
-		break;
-	case 6:
-		/* Without threads, but with a registration in use and the domain open. */
+	open_pagemap();
+	begin_look_ups(threads);
+	if (threads == 0)
 		reg(domains[0], map(NULL, PAGE), PAGE);
-		exit(0);
-	case 7:
-		raise(SIGTERM);
-		break;
-	}
-	pause();
 }
 
 static void ends(void)
 {
-	const int expected[] = { 0, 0, SIGABRT, SIGKILL, 0, 0, 0, SIGTERM };
-
-	for (int way = 0; way < 8; way++) {
-		int status;
-		pid_t child = fork();
-
-		if (child == 0) {
-			open_pagemap();
-			end_by(way);
-		}
-		for (int i = 0; waitpid(child, &status, WNOHANG) == 0; i++) {
-			if (i == 1000) {
-				printf("way %d to end takes more than 10 s\n", way);
-				kill(child, SIGKILL);
-			}
-			usleep(10000);
-		}
-		if (WIFSIGNALED(status) ? WTERMSIG(status) != expected[way] :
-					  WEXITSTATUS(status) != 0 || expected[way] != 0) {
-			printf("way %d ended with status %#x\n", way, status);
-			check(false);
-		}
-	}
+	end_in_all_ways(begin);
 }
 
 /*
@@ -594,11 +439,7 @@ static void fork_while_in_use(void)
 			execv("/bin/true", arguments);
 			_exit(1);
 		}
-		for (int wait = 0; waitpid(child, &status, WNOHANG) == 0; wait++) {
-			if (wait == 1000)
-				check(!"the child hangs");
-			usleep(10000);
-		}
+		status = wait_for(child);
 		check(status == 0);
 		usleep(20000);
 	}
@@ -642,23 +483,16 @@ static void no_device(void)
 	works_uncached_or_not();
 }
 
+/* It may be there when libfabric is given the monitor, and gone when a domain is opened. */
+static void unloaded(void)
+{
+	unload_meanwhile(works_uncached_or_not);
+}
+
 static void no_permission(void)
 {
 	check(setgid(65534) == 0 && setuid(65534) == 0);
 	works_uncached_or_not();
-}
-
-static void may_exceed_limits(bool may)
-{
-	struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
-	struct __user_cap_data_struct sets[2];
-
-	check(syscall(SYS_capget, &header, sets) == 0);
-	if (may)
-		sets[0].effective |= 1U << CAP_IPC_LOCK;
-	else
-		sets[0].effective &= ~(1U << CAP_IPC_LOCK);
-	check(syscall(SYS_capset, &header, sets) == 0);
 }
 
 /* Beyond the locked-memory limit, memory is not cached. The adapter has no limit here. */
@@ -690,21 +524,7 @@ static void limit_hit(void)
 
 /* --- how they are run ------------------------------------------------------------------------- */
 
-enum {
-	WITHOUT = 1 << 0,	/* without the library */
-	HIDE = 1 << 1,		/* without the device */
-	FORBID = 1 << 2,	/* without the right to open it */
-	SILENT = 1 << 3,	/* without being asked to print anything */
-	ON_DEMAND = 1 << 4,	/* only if it is named */
-	PRELOAD = 1 << 5,	/* by LD_PRELOAD, and not by FI_PROVIDER_PATH */
-};
-
-static const struct test {
-	const char *name;
-	void (*run)(void);	/* none: late.c, which loads libfabric late */
-	int flags;
-	const char *says;	/* a part of the library's log */
-} tests[] = {
+static const struct test tests[] = {
 	{ "fi_threads_and_domains", threads, 0, "libfabric.so.1 uses /dev/ummunotify" },
 	{ "fi_without_it_is_stale", threads_without, WITHOUT, NULL },
 	{ "fi_change_after_pin", change_after_pin, 0, "unproven" },
@@ -719,127 +539,21 @@ static const struct test {
 	{ "fi_preload_before_libfabric", NULL, PRELOAD, "libfabric.so.1 uses /dev/ummunotify" },
 	{ "fi_no_device", no_device, HIDE, "cannot open /dev/ummunotify: No such file" },
 	{ "fi_no_device_is_silent", no_device, HIDE | SILENT, NULL },
+	{ "fi_unloaded", unloaded, SILENT, NULL },
 	{ "fi_no_permission", no_permission, FORBID, "cannot open /dev/ummunotify: Permission denied" },
 	{ "fi_limit", limit_hit, 0, "memory that cannot be watched is not cached" },
 	{ "fi_cost", cost, ON_DEMAND, NULL },
 	{ "fi_cost_without", cost, ON_DEMAND | WITHOUT, NULL },
 };
-#define TESTS (sizeof(tests) / sizeof(tests[0]))
-
-/* Runs one test in this process. */
-static void run_here(const struct test *test)
-{
-	alarm(1500);
-	open_pagemap();
-	test->run();
-	exit(0);
-}
-
-static bool run(const struct test *test, const char *directory)
-{
-	FILE *output = tmpfile(), *errors = tmpfile();
-	static char text[65536];
-	bool passed = true;
-	mode_t mode = test->flags & FORBID ? 0600 : 0666;
-	pid_t child;
-	int status;
-
-	chmod(DEVICE, mode);
-	if (test->flags & HIDE)
-		check(rename(DEVICE, DEVICE "-hidden") == 0);
-	child = fork();
-	if (child == 0) {
-		if (!(test->flags & (WITHOUT | PRELOAD)))
-			setenv("FI_PROVIDER_PATH", directory, 1);
-		if (!(test->flags & SILENT))
-			setenv("UMMUNOTIFY_LOG", "1", 1);
-		dup2(fileno(output), 1);
-		dup2(fileno(errors), 2);
-		if (test->flags & PRELOAD) {
-			snprintf(text, sizeof(text), "%s/libummunotify-fi.so", directory);
-			setenv("LD_PRELOAD", text, 1);
-			snprintf(text, sizeof(text), "%s/../late", directory);
-			if (!test->run)
-				execl(text, "late", NULL);
-			else
-				execl("/proc/self/exe", "fi-test", "--here", test->name, NULL);
-			_exit(1);
-		}
-		run_here(test);
-	}
-	waitpid(child, &status, 0);
-	if (test->flags & HIDE)
-		check(rename(DEVICE "-hidden", DEVICE) == 0);
-
-	rewind(output);
-	while (fgets(text, sizeof(text), output))
-		printf("# %s", text);
-	if (status != 0) {
-		printf("# ended with status %#x\n", status);
-		passed = false;
-	}
-	rewind(errors);
-	text[fread(text, 1, sizeof(text) - 1, errors)] = 0;
-	if (test->says && !strstr(text, test->says)) {
-		printf("# standard error has no '%s'\n", test->says);
-		passed = false;
-	}
-	if (test->flags & SILENT && text[0]) {
-		printf("# standard error is not empty\n");
-		passed = false;
-	}
-	if (!passed || !(test->flags & SILENT)) {
-		if (passed)
-			text[2000] = 0;
-		for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n"))
-			printf("# %s\n", line);
-	}
-	fclose(output);
-	fclose(errors);
-	return passed;
-}
-
-/* It changes page tables, so unchanged buffers would be registered again. */
-static void stop_numa_balancing(void)
-{
-	FILE *file = fopen("/proc/sys/kernel/numa_balancing", "w");
-
-	if (file) {
-		fputs("0", file);
-		fclose(file);
-	}
-}
 
 int main(int count, char **arguments)
 {
+	const struct suite suite = {
+		"libummunotify-fi.so", "FI_PROVIDER_PATH", NULL, tests, sizeof(tests) / sizeof(tests[0])
+	};
 	const char *wanted = getenv("LOOK_UPS");
-	int number = 0, failed = 0;
 
-	if (count < 2) {
-		fprintf(stderr, "usage: fi-test DIRECTORY-OF-THE-LIBRARY [TEST...]\n");
-		return 2;
-	}
-	if (!strcmp(arguments[1], "--here") && count == 3)
-		for (size_t i = 0; i < TESTS; i++)
-			if (!strcmp(arguments[2], tests[i].name))
-				run_here(&tests[i]);
 	if (wanted)
 		look_ups = strtoul(wanted, NULL, 0);
-	stop_numa_balancing();
-	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("KTAP version 1\n");
-	for (size_t i = 0; i < TESTS; i++) {
-		bool chosen = count == 2 && !(tests[i].flags & ON_DEMAND);
-
-		for (int name = 2; name < count; name++)
-			chosen |= !strcmp(arguments[name], tests[i].name);
-		if (!chosen)
-			continue;
-		bool passed = run(&tests[i], arguments[1]);
-
-		failed += !passed;
-		printf("%s %d %s\n", passed ? "ok" : "not ok", ++number, tests[i].name);
-	}
-	printf("1..%d\n", number);
-	return failed != 0;
+	return run_suite(&suite, count, arguments);
 }
