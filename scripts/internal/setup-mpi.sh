@@ -7,6 +7,7 @@
 #   mpi/debian/    Debian's Open MPI, libfabric and UCX, soft-RoCE for the stock kernel, and the
 #                  libraries of the build root that all stacks need
 #   mpi/headers/   the headers of that libfabric, for tests without MPI
+#   mpi/ucx/       UCX 1.13, from the previous release of Debian, with its headers
 #   mpi/mpich/     MPICH from PyPI, which brings its own libfabric and UCX
 #   mpi/intel/     Intel MPI from PyPI, under its own licence; only if requested
 #
@@ -25,6 +26,7 @@ triplet=x86_64-linux-gnu
 
 mpi_debian_made_from() { echo "$(cat "$(kernel_dir stock)/stamp")" $mpi_packages $mpi_modules; }
 mpi_headers_made_from() { mpi_debian_made_from; }
+mpi_ucx_made_from() { echo bookworm libucx0 libucx-dev; }
 mpi_mpich_made_from() { echo mpich; }
 mpi_intel_made_from() { echo impi-rt; }
 
@@ -111,6 +113,24 @@ make_mpi_headers() {
 	mv all/usr/include .
 	rm -rf all debs
 	mpi_finish headers
+}
+
+make_mpi_ucx() {
+	mpi_begin ucx
+	mkdir debs
+	apt_lists mpi-ucx "$(source_from "$mirror") bookworm main"
+	(cd debs && apt_with mpi-ucx apt-get download libucx0 libucx-dev)
+	for deb in debs/*.deb; do
+		in_root dpkg -x "$deb" all
+	done
+	mv all/usr/include .
+	mkdir -p guest/opt/ucx-1.13/lib
+	# UCX looks for its modules in a directory beside its libraries.
+	mv all/usr/lib/$triplet/libuc*.so.* all/usr/lib/$triplet/ucx guest/opt/ucx-1.13/lib/
+	rm guest/opt/ucx-1.13/lib/ucx/*.a
+	grep -q 'UCP_API_MINOR *13$' include/ucp/api/ucp_version.h || die "Debian's UCX is not 1.13"
+	rm -rf all debs
+	mpi_finish ucx
 }
 
 # Installs a wheel with pip, and moves its files to ./data.

@@ -50,6 +50,7 @@ use crate::{
         Count, //
     },
     ucx::{
+        Events,
         MemDereg,
         MemReg,
         Ops,
@@ -143,11 +144,20 @@ fn lock() -> MutexGuard<'static, ()> {
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn options() -> Options {
+    Options::new().features(Features::ALL)
+}
+
+/// Whether the device can be opened. It is not kept open: a program may fork before it uses UCX.
+pub fn can_open() -> bool {
+    options().open().is_ok()
+}
+
 /// Opens the device on the first call.
 pub fn open() -> Result<(), &'static io::Error> {
     SHARED
         .get_or_init(|| {
-            let watcher = Watcher::new(Options::new().features(Features::ALL).open()?)?;
+            let watcher = Watcher::new(options().open()?)?;
             Ok(Shared {
                 process: process::id(),
                 checker: watcher.checker(),
@@ -204,16 +214,18 @@ pub fn catch_up(ucx: &Ucx, address: *const c_void) -> bool {
     if SEEN.get() == now && !shared.checker.changed() && !shared.unwatched.load(Ordering::Relaxed) {
         return false;
     }
-    find(address).is_some_and(|_| shared.drop_changed(ucx))
+    find(address)
+        .zip(ucx.events.as_ref())
+        .is_some_and(|(_, events)| shared.drop_changed(events))
 }
 
 impl Shared {
     #[cold]
-    fn drop_changed(&self, ucx: &Ucx) -> bool {
+    fn drop_changed(&self, events: &Events) -> bool {
         // SAFETY: UCX accepts any range.
         let report = |range: &Range<u64>| unsafe {
             let length = range.end.saturating_sub(range.start).max(1);
-            (ucx.vm_munmap)(range.start as *mut c_void, length as usize);
+            (events.vm_munmap)(range.start as *mut c_void, length as usize);
         };
         // In a forked child, a thread that does not exist may hold the lock.
         if process::id() != self.process {

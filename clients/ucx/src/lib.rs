@@ -8,11 +8,15 @@
 //! other processes make to mapped files. UCX has no interface for another source of events, but its
 //! libraries call each other through symbols that a preloaded library can override.
 //!
-//! UCX overwrites functions of libc when it is loaded, before there is a cache, and still does so
-//! with this library. But the caches do not depend on it. This library takes over the caches of UCX
-//! versions whose structures it knows ([`ucx::Layout`]). It leaves other versions alone, and does
-//! nothing if the device does not exist or may not be opened. With `UMMUNOTIFY_LOG=1` it logs to
-//! standard error what it does, and counts at the end; otherwise it prints nothing.
+//! This library takes over the caches of UCX versions whose structures it knows ([`ucx::Layout`]). It
+//! leaves other versions alone, and does nothing if the device does not exist or may not be opened.
+//! With `UMMUNOTIFY_LOG=1` it logs to standard error what it does, and counts at the end; otherwise it
+//! prints nothing.
+//!
+//! UCX overwrites functions of libc as soon as it is loaded, before there is a cache. So this library
+//! must decide at that time whether it will take over caches. If so, it changes UCX's option for the
+//! way to notice changes, unless the user has set it. Caches that are not taken over after all then
+//! make UCX change the tables through which libraries call libc, which is its other way.
 //!
 //! - [`caches`]: decides which registrations are valid. This is the file to read.
 //! - [`ucx`]: UCX's functions and structures.
@@ -38,6 +42,8 @@ use std::{
 use crate::{
     log::say,
     ucx::{
+        Events,
+        GlobalOptions,
         Layout,
         Ops,
         Params,
@@ -48,6 +54,28 @@ use crate::{
         VM_UNMAPPED, //
     },
 };
+
+/// Replaces UCX's function of this name, which receives UCX's options when it is loaded.
+///
+/// # Safety
+///
+/// As for UCX's own function, which is called with the same argument. No other thread uses the
+/// options, and they can be written to, as is the case when UCX itself calls this.
+#[no_mangle]
+pub unsafe extern "C" fn ucm_set_global_opts(options: *mut GlobalOptions) {
+    let Some((ucx, own)) = Ucx::get().and_then(|it| Some((it, it.set_global_opts?))) else {
+        return;
+    };
+    let is_default = std::env::var_os("UCX_MEM_MMAP_HOOK_MODE").is_none();
+    if is_default && layout_of(ucx).is_ok() && caches::can_open() {
+        // SAFETY: The caller vouches for it, and all known layouts begin like this.
+        if unsafe { options.as_mut() }.is_some_and(GlobalOptions::keep_text) {
+            say!("UCX does not overwrite functions");
+        }
+    }
+    // SAFETY: The caller vouches for it.
+    unsafe { own(options) }
+}
 
 /// Replaces UCX's function of this name, which creates a cache.
 ///
@@ -61,17 +89,23 @@ pub unsafe extern "C" fn ucs_rcache_create(
     statistics: *mut c_void,
     cache: *mut *mut c_void,
 ) -> Status {
-    let Some(ucx) = Ucx::get() else {
+    let Some((ucx, create)) = Ucx::get().and_then(|it| Some((it, it.create?))) else {
         return UNSUPPORTED;
     };
     // SAFETY: The caller passes valid parameters and a valid name.
     let (taken, name_text) = unsafe { (may_take(ucx, params), name_of(name)) };
-    let (layout, own_params, ops) = match taken {
+    let Taken {
+        layout,
+        params: own_params,
+        ops,
+        events,
+        destroy,
+    } = match taken {
         Ok(taken) => taken,
         Err(why) => {
             say!("did not take over the cache \"{name_text}\": {why}");
             // SAFETY: These are the caller's arguments.
-            return unsafe { (ucx.create)(params, name, statistics, cache) };
+            return unsafe { create(params, name, statistics, cache) };
         }
     };
     let mut new_params = own_params;
@@ -84,9 +118,9 @@ pub unsafe extern "C" fn ucs_rcache_create(
     // SAFETY: The parameters are the caller's, except for the functions, which are never freed. UCX
     // writes the cache to the caller's variable.
     let status = unsafe {
-        (ucx.set_external_event)(VM_UNMAPPED);
-        let status = (ucx.create)(new_params.as_ptr(), name, statistics, cache);
-        (ucx.unset_external_event)(VM_UNMAPPED);
+        (events.set_external)(VM_UNMAPPED);
+        let status = create(new_params.as_ptr(), name, statistics, cache);
+        (events.unset_external)(VM_UNMAPPED);
         status
     };
     if status != OK {
@@ -104,34 +138,52 @@ pub unsafe extern "C" fn ucs_rcache_create(
     }
     say!("the cache \"{name_text}\" has an unexpected layout and is not used");
     // SAFETY: It was just created, nobody uses it, and UCX works without it.
-    unsafe { (ucx.destroy)(new) };
+    unsafe { destroy(new) };
     UNSUPPORTED
 }
 
-/// Whether a cache with these parameters may be taken over; returns the parameters and functions.
+/// The layout of the version that is loaded.
+fn layout_of(ucx: &Ucx) -> Result<&'static Layout, String> {
+    let Some((major, minor, release)) = ucx.version() else {
+        return Err("the version of UCX is unknown".into());
+    };
+    Layout::of(major, minor).ok_or(format!("UCX {major}.{minor}.{release} is not supported"))
+}
+
+/// What it takes to take over a cache.
+struct Taken<'a> {
+    layout: &'static Layout,
+    params: Params,
+    ops: Ops,
+    events: &'a Events,
+    destroy: unsafe extern "C" fn(*mut c_void),
+}
+
+/// Whether a cache with these parameters may be taken over.
 ///
 /// # Safety
 ///
 /// `params` points to a `ucs_rcache_params_t`.
-unsafe fn may_take(
-    ucx: &Ucx,
-    params: *const usize,
-) -> Result<(&'static Layout, Params, Ops), String> {
-    let Some((major, minor, release)) = ucx.version() else {
-        return Err("the version of UCX is unknown".into());
-    };
-    let Some(layout) = Layout::of(major, minor) else {
-        return Err(format!("UCX {major}.{minor}.{release} is not supported"));
+unsafe fn may_take(ucx: &Ucx, params: *const usize) -> Result<Taken<'_>, String> {
+    let layout = layout_of(ucx)?;
+    let (Some(events), Some(destroy)) = (&ucx.events, ucx.destroy) else {
+        return Err("UCX lacks a function".into());
     };
     // SAFETY: The caller vouches for it.
     let Some((params, ops)) = (unsafe { layout.read(params) }) else {
-        return Err(format!("it is not one of UCX {major}.{minor}.{release}"));
+        return Err("its parameters are not as expected".into());
     };
     if layout.events(&params) & VM_UNMAPPED == 0 {
         return Err("it does not depend on mappings".into());
     }
     match caches::open() {
-        Ok(()) => Ok((layout, params, ops)),
+        Ok(()) => Ok(Taken {
+            layout,
+            params,
+            ops,
+            events,
+            destroy,
+        }),
         Err(error) => Err(format!("cannot open {}: {error}", ummunotify::PATH)),
     }
 }
@@ -156,9 +208,9 @@ unsafe fn name_of(name: *const c_char) -> String {
 /// As for UCX's own function, which is called with the same argument.
 #[no_mangle]
 pub unsafe extern "C" fn ucs_rcache_destroy(cache: *mut c_void) {
-    if let Some(ucx) = Ucx::get() {
+    if let Some(destroy) = Ucx::get().and_then(|it| it.destroy) {
         // SAFETY: The caller vouches for it.
-        unsafe { (ucx.destroy)(cache) };
+        unsafe { destroy(cache) };
         caches::remove(cache);
     }
 }
@@ -181,12 +233,12 @@ pub unsafe extern "C" fn ucs_rcache_get(
     c: usize,
     d: usize,
 ) -> Status {
-    let Some(ucx) = Ucx::get() else {
+    let Some((ucx, get)) = Ucx::get().and_then(|it| Some((it, it.get?))) else {
         return UNSUPPORTED;
     };
     caches::catch_up(ucx, cache);
     // SAFETY: The caller vouches for it.
-    unsafe { (ucx.get)(cache, address, length, a, b, c, d) }
+    unsafe { get(cache, address, length, a, b, c, d) }
 }
 
 /// Replaces UCX's function of this name, which is used for look-ups in caches, among others. If it
@@ -197,12 +249,12 @@ pub unsafe extern "C" fn ucs_rcache_get(
 /// As for UCX's own function, which is called with the same arguments.
 #[no_mangle]
 pub unsafe extern "C" fn ucs_pgtable_lookup(table: *const c_void, address: usize) -> *mut c_void {
-    let Some(ucx) = Ucx::get() else {
+    let Some((ucx, lookup)) = Ucx::get().and_then(|it| Some((it, it.lookup?))) else {
         return ptr::null_mut();
     };
     if caches::catch_up(ucx, table) {
         return ptr::null_mut();
     }
     // SAFETY: The caller vouches for it.
-    unsafe { (ucx.lookup)(table, address) }
+    unsafe { lookup(table, address) }
 }

@@ -149,27 +149,63 @@ fn is_loaded(address: usize) -> bool {
     address != 0 && unsafe { libc::dladdr(address as *const c_void, info.as_mut_ptr()) } != 0
 }
 
+/// The start of `ucm_global_config_t`, which all supported versions have in common.
+#[repr(C)]
+pub struct GlobalOptions {
+    /// How much is logged; `ucm_log_level_t`.
+    pub log_level: c_int,
+    /// Whether changes of mappings are noticed at all.
+    pub enable_events: c_int,
+    /// How they are noticed; `ucm_mmap_hook_mode_t`.
+    pub mmap_hook_mode: c_int,
+}
+
+impl GlobalOptions {
+    /// `UCM_MMAP_HOOK_RELOC`: by addresses of functions in tables, when somebody asks for it.
+    const TABLES: c_int = 1;
+    /// `UCM_MMAP_HOOK_BISTRO`: by overwriting functions, as soon as UCX is loaded.
+    const TEXT: c_int = 2;
+
+    /// Keeps UCX from overwriting functions. Returns whether it would have done so.
+    pub fn keep_text(&mut self) -> bool {
+        let is_as_known = (0..32).contains(&self.log_level) && self.enable_events == 1;
+        let would = is_as_known && self.mmap_hook_mode == Self::TEXT;
+        if would {
+            self.mmap_hook_mode = Self::TABLES;
+        }
+        would
+    }
+}
+
 type Create =
     unsafe extern "C" fn(*const usize, *const c_char, *mut c_void, *mut *mut c_void) -> Status;
 
-/// UCX's own functions.
+/// UCX's own functions. A version may lack some of them.
 pub struct Ucx {
     /// `ucs_rcache_create`.
-    pub create:
-        unsafe extern "C" fn(*const usize, *const c_char, *mut c_void, *mut *mut c_void) -> Status,
+    pub create: Option<Create>,
     /// `ucs_rcache_destroy`.
-    pub destroy: unsafe extern "C" fn(*mut c_void),
+    pub destroy: Option<unsafe extern "C" fn(*mut c_void)>,
     /// `ucs_rcache_get`, which has six or seven arguments.
-    pub get:
+    pub get: Option<
         unsafe extern "C" fn(*mut c_void, *mut c_void, usize, usize, usize, usize, usize) -> Status,
+    >,
     /// `ucs_pgtable_lookup`.
-    pub lookup: unsafe extern "C" fn(*const c_void, usize) -> *mut c_void,
+    pub lookup: Option<unsafe extern "C" fn(*const c_void, usize) -> *mut c_void>,
+    /// `ucm_set_global_opts`.
+    pub set_global_opts: Option<unsafe extern "C" fn(*mut GlobalOptions)>,
+    /// What is needed to take over a cache.
+    pub events: Option<Events>,
+}
+
+/// UCX's functions for other sources of events.
+pub struct Events {
     /// `ucm_vm_munmap`: makes each cache drop what overlaps a range.
     pub vm_munmap: unsafe extern "C" fn(*mut c_void, usize),
     /// `ucm_set_external_event`: declares that another source reports these events.
-    pub set_external_event: unsafe extern "C" fn(c_int),
+    pub set_external: unsafe extern "C" fn(c_int),
     /// `ucm_unset_external_event`.
-    pub unset_external_event: unsafe extern "C" fn(c_int),
+    pub unset_external: unsafe extern "C" fn(c_int),
 }
 
 impl Ucx {
@@ -186,13 +222,12 @@ impl Ucx {
         // that libucs is linked to, such as libucm, are found through it.
         unsafe {
             Some(Self {
-                create: function(library, c"ucs_rcache_create")?,
-                destroy: function(library, c"ucs_rcache_destroy")?,
-                get: function(library, c"ucs_rcache_get")?,
-                lookup: function(library, c"ucs_pgtable_lookup")?,
-                vm_munmap: function(library, c"ucm_vm_munmap")?,
-                set_external_event: function(library, c"ucm_set_external_event")?,
-                unset_external_event: function(library, c"ucm_unset_external_event")?,
+                create: function(library, c"ucs_rcache_create"),
+                destroy: function(library, c"ucs_rcache_destroy"),
+                get: function(library, c"ucs_rcache_get"),
+                lookup: function(library, c"ucs_pgtable_lookup"),
+                set_global_opts: function(library, c"ucm_set_global_opts"),
+                events: Events::find(library),
             })
         }
     }
@@ -223,12 +258,28 @@ impl Ucx {
                 function(library, c"ucp_get_version")?;
             let its_create: Create = function(library, c"ucs_rcache_create")?;
             // It could belong to another copy.
-            if its_create as usize != self.create as usize {
+            if its_create as usize != self.create? as usize {
                 return None;
             }
             version(&mut major, &mut minor, &mut release);
         }
         Some((major, minor, release))
+    }
+}
+
+impl Events {
+    /// # Safety
+    ///
+    /// The library is libucs, and stays open.
+    unsafe fn find(library: *mut c_void) -> Option<Self> {
+        // SAFETY: As in `Ucx::find`.
+        unsafe {
+            Some(Self {
+                vm_munmap: function(library, c"ucm_vm_munmap")?,
+                set_external: function(library, c"ucm_set_external_event")?,
+                unset_external: function(library, c"ucm_unset_external_event")?,
+            })
+        }
     }
 }
 
@@ -295,6 +346,29 @@ mod tests {
         for minor in 12..=22 {
             let layout = Layout::of(1, minor).unwrap();
             assert!(layout.params <= MAX_PARAMS && layout.ops_count <= MAX_OPS);
+        }
+    }
+
+    #[test]
+    fn only_options_that_overwrite_text_are_changed() {
+        let options = |log_level, enable_events, mmap_hook_mode| GlobalOptions {
+            log_level,
+            enable_events,
+            mmap_hook_mode,
+        };
+        let mut known = options(3, 1, GlobalOptions::TEXT);
+        assert!(known.keep_text());
+        assert_eq!(known.mmap_hook_mode, GlobalOptions::TABLES);
+        assert!(!known.keep_text());
+        for mut other in [
+            options(3, 1, 0),
+            options(3, 0, GlobalOptions::TEXT),
+            options(3, 7, GlobalOptions::TEXT),
+            options(1 << 20, 1, GlobalOptions::TEXT),
+        ] {
+            let before = other.mmap_hook_mode;
+            assert!(!other.keep_text());
+            assert_eq!(other.mmap_hook_mode, before);
         }
     }
 
