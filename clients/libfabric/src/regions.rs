@@ -93,7 +93,7 @@ pub trait Watch {
     fn changed(&self) -> bool;
     /// Like [`Watcher::next_change`].
     fn next_change(&mut self) -> io::Result<Option<Change>>;
-    /// Like [`Watcher::stamp`].
+    /// Like [`Watcher::stamp_in_memory`], since libfabric's lock is held.
     fn stamp(&self, range: Range<u64>) -> Option<Self::Stamp>;
     /// Like [`Stamp::is_same`].
     fn is_same(one: Self::Stamp, other: Self::Stamp) -> bool;
@@ -122,7 +122,7 @@ impl Watch for Watcher {
     }
 
     fn stamp(&self, range: Range<u64>) -> Option<Stamp> {
-        self.stamp(range).ok().flatten()
+        self.stamp_in_memory(range).ok().flatten()
     }
 
     fn is_same(one: Stamp, other: Stamp) -> bool {

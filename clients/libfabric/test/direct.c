@@ -11,14 +11,18 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define PAGE 4096UL
@@ -226,6 +230,65 @@ static void threads(void)
 	monitor->export_ops->stop(monitor);
 }
 
+/* Provides zeroes for missing pages, but registers memory before that. */
+static void *provide(void *argument)
+{
+	int faults = *(int *)argument;
+	struct uffd_msg message;
+	bool found;
+
+	while (read(faults, &message, sizeof(message)) == sizeof(message)) {
+		struct uffdio_zeropage page = { .range = { message.arg.pagefault.address & ~(PAGE - 1), PAGE } };
+
+		look_up(&entries[1], &found);
+		check(ioctl(faults, UFFDIO_ZEROPAGE, &page) == 0);
+	}
+	return NULL;
+}
+
+static void hangs(int signal)
+{
+	(void)signal;
+	_exit(write(1, "not ok 1 fi_direct hangs\n", 25) ? 1 : 2);
+}
+
+/*
+ * The pages of a buffer come from a thread that uses libfabric itself, so nobody may wait for them with
+ * libfabric's lock held.
+ */
+static void userfault(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	int faults = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	char *start = map(2 * PAGE);
+	pthread_t provider;
+	bool found;
+
+	count = 2;
+	entries[0] = (struct entry){ start, PAGE, false, 0 };
+	entries[1] = (struct entry){ start + PAGE, PAGE, false, 0 };
+	range.range = (struct uffdio_range){ (uintptr_t)start, PAGE };
+	check(faults >= 0 && ioctl(faults, UFFDIO_API, &api) == 0);
+	check(ioctl(faults, UFFDIO_REGISTER, &range) == 0);
+	check(pthread_create(&provider, NULL, provide, &faults) == 0);
+	check(monitor->export_ops->start(monitor) == 0);
+	signal(SIGALRM, hangs);
+	alarm(60);
+	for (int i = 0; i < 20; i++) {
+		check(madvise(start, PAGE, MADV_DONTNEED) == 0);
+		pthread_mutex_lock(&lock);
+		check(!entries[0].cached || !monitor->export_ops->valid(monitor, start, PAGE));
+		pthread_mutex_unlock(&lock);
+		start[0]++;
+		look_up(&entries[0], &found);
+		look_up(&entries[0], &found);
+	}
+	alarm(0);
+	notify(monitor, start, 2 * PAGE);
+	monitor->export_ops->stop(monitor);
+}
+
 /* As many buffers as possible, each of 64 bytes. */
 static void scale(size_t buffers)
 {
@@ -246,6 +309,8 @@ static void scale(size_t buffers)
 	/* Only buffers that have changed are dropped. */
 	before = notified;
 	check(madvise(start, PAGE, MADV_DONTNEED) == 0);
+	/* A page to write to could have the frame that was just freed. */
+	check(*(volatile char *)start == 0);
 	for (size_t i = PAGE / SMALL; i < count; i++) {
 		look_up(&entries[i], &found);
 		lost += !found;
@@ -294,6 +359,7 @@ int main(int argc, char **arguments)
 	check(dlopen(arguments[1], RTLD_NOW));
 	check(monitor);
 	threads();
+	userfault();
 	scale(buffers);
 	printf("ok 1 fi_direct\n1..1\n");
 	return 0;

@@ -285,14 +285,14 @@ impl Shared {
             self.unwatched.store(true, Ordering::Relaxed);
             return None;
         }
-        let stamp = reader.watcher.stamp(range).ok()??;
+        let stamp = reader.watcher.stamp_in_memory(range).ok()??;
         Some((counter, stamp))
     }
 
     /// Stamps memory that was registered, and keeps the stamp if it is that of the registered pages.
     fn keep_stamp(&self, range: Range<u64>, cookie: u64, (counter, before): (u64, Stamp)) {
         let mut reader = self.reader();
-        let Ok(Some(after)) = reader.watcher.stamp(range.clone()) else {
+        let Ok(Some(after)) = reader.watcher.stamp_in_memory(range.clone()) else {
             return;
         };
         if before.is_same(after) && self.counter.get() == counter {
@@ -324,7 +324,7 @@ impl Reader {
             return false;
         };
         change.may_keep_pages()
-            && matches!(self.watcher.stamp(range.clone()), Ok(Some(now)) if before.is_same(now))
+            && matches!(self.watcher.stamp_in_memory(range.clone()), Ok(Some(now)) if before.is_same(now))
     }
 
     fn fail(&mut self, error: &io::Error) {

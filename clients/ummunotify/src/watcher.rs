@@ -12,6 +12,7 @@ use std::{
         AsRawFd,
         BorrowedFd, //
     },
+    ptr,
     sync::{
         atomic::Ordering,
         Arc, //
@@ -119,6 +120,26 @@ impl Watcher {
     ///
     /// Those of [`Device::stamp`], except for `EINTR`.
     pub fn stamp(&self, addresses: Range<u64>) -> io::Result<Option<Stamp>> {
+        self.stamp_after(addresses, touch)
+    }
+
+    /// Like [`stamp`](Self::stamp), but reads only from pages that are in memory. So it does not wait
+    /// for a `userfaultfd` that has to provide missing pages.
+    ///
+    /// This is for callers with a lock that the thread behind the `userfaultfd` may need.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`stamp`](Self::stamp).
+    pub fn stamp_in_memory(&self, addresses: Range<u64>) -> io::Result<Option<Stamp>> {
+        self.stamp_after(addresses, touch_in_memory)
+    }
+
+    fn stamp_after(
+        &self,
+        addresses: Range<u64>,
+        touch: fn(&Range<u64>),
+    ) -> io::Result<Option<Stamp>> {
         if !self.device.features().contains(Features::STAMP) {
             return Ok(None);
         }
@@ -259,29 +280,64 @@ impl AsFd for Watcher {
     }
 }
 
-/// Makes the kernel read from each page, which faults in absent ones. Raises no signal.
+/// Reads from each page, which faults in absent ones.
 fn touch(addresses: &Range<u64>) {
-    const NO_WAY: libc::c_int = -1;
-    // SAFETY: The call takes no pointer.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
+    let page = page_size();
     let mut address = addresses.start / page * page;
     loop {
-        // The kernel reads the mask before it rejects -1 as the way to change it.
-        // SAFETY: The call only reads, and fails if it cannot.
-        unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigprocmask,
-                NO_WAY,
-                address as *const u8,
-                std::ptr::null_mut::<u8>(),
-                size_of::<u64>(),
-            )
-        };
+        touch_page(address);
         match address.checked_add(page) {
             Some(next) if next < addresses.end => address = next,
             _ => return,
         }
     }
+}
+
+/// Reads from each page that is in memory but may be inaccessible, as NUMA balancing makes it.
+fn touch_in_memory(addresses: &Range<u64>) {
+    const PAGES: u64 = 512;
+    let page = page_size();
+    let mut in_memory = [0; PAGES as usize];
+    let mut start = addresses.start / page * page;
+    while start < addresses.end {
+        let pages = (addresses.end - start).div_ceil(page).min(PAGES);
+        // SAFETY: The call writes a byte for each page to the array, which is long enough. It fails
+        // if something is not mapped.
+        let failed = unsafe {
+            let length = (pages * page) as usize;
+            libc::mincore(start as *mut libc::c_void, length, in_memory.as_mut_ptr())
+        };
+        if failed == 0 {
+            (start..)
+                .step_by(page as usize)
+                .zip(&in_memory)
+                .take(pages as usize)
+                .filter(|(_, is_in_memory)| **is_in_memory & 1 != 0)
+                .for_each(|(address, _)| touch_page(address));
+        }
+        start = start.saturating_add(pages * page);
+    }
+}
+
+fn page_size() -> u64 {
+    // SAFETY: The call takes no pointer.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
+}
+
+/// Makes the kernel read from a page. Raises no signal.
+fn touch_page(address: u64) {
+    const NO_WAY: libc::c_int = -1;
+    // The kernel reads the mask before it rejects -1 as the way to change it.
+    // SAFETY: The call only reads, and fails if it cannot.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            NO_WAY,
+            address as *const u8,
+            ptr::null_mut::<u8>(),
+            size_of::<u64>(),
+        )
+    };
 }
 
 /// A watched region has changed: whatever was derived from its mappings must not be used any more.
