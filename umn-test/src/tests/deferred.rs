@@ -14,6 +14,7 @@ use std::{
     },
     sync::atomic::{
         AtomicBool,
+        AtomicU64,
         Ordering, //
     },
     thread,
@@ -62,6 +63,7 @@ table! {
     deferred_and_exit: "the opener exits: a holder reads all deferred events, LAST, then end of file",
     deferred_and_killed: "the same if the opener is killed",
     deferred_and_exec: "the same after exec",
+    deferred_before_last: "a thread makes changes, some of which are deferred: LAST follows all that it counts",
     deferred_starves_nobody: "a thread that makes changes all the time does not starve REGISTER or read",
     deferred_read_by_several: "several readers share the deferred events, each event once",
 }
@@ -717,6 +719,61 @@ fn deferred_and_exec() -> Outcome {
         format_args!("{cookies:?}"),
     )?;
     expect::events("read at the end", &device.read_events(4)?, &[])
+}
+
+fn deferred_before_last() -> Outcome {
+    const CHANGES: u64 = 500;
+    /// The cookies of a crowd on another page.
+    const CROWD: u64 = 1 << 32;
+    let bench = Bench::new(CHANGES + 1)?;
+    for page in 0..CHANGES {
+        bench.watch(page, &bench.area.page(page))?;
+    }
+    for cookie in CROWD..CROWD + 3 * AT_ONCE {
+        bench.watch(cookie, &bench.area.page(CHANGES))?;
+    }
+    // The counter after the change of each page, which happens once.
+    let counted: Vec<_> = (0..CHANGES).map(|_| AtomicU64::new(u64::MAX)).collect();
+    let mut seen = vec![false; CHANGES as usize];
+    thread::scope(|scope| {
+        let changer = scope.spawn(|| {
+            for (page, counted) in (0..).zip(&counted) {
+                // Until this was read, the changes of other pages are deferred.
+                if page % 8 == 0 {
+                    bench.hit(CHANGES)?;
+                }
+                bench.hit(page)?;
+                counted.store(bench.counter.get(), Ordering::Release);
+            }
+            Outcome::Ok(())
+        });
+        let mut read_all = || -> Outcome {
+            let mut is_done = false;
+            while !is_done {
+                is_done = changer.is_finished();
+                for event in read_if_any(&bench.device, 4096)? {
+                    let number = event.user_cookie_counter;
+                    if event.kind == EVENT_LAST {
+                        let missing = counted
+                            .iter()
+                            .zip(&seen)
+                            .filter(|(counted, seen)| {
+                                counted.load(Ordering::Acquire) <= number && !**seen
+                            })
+                            .count();
+                        expect::same("changes that LAST counts, to be read after it", missing, 0)?;
+                    } else if number < CHANGES {
+                        seen[number as usize] = true;
+                    }
+                }
+            }
+            Ok(())
+        };
+        let outcome = read_all();
+        changer.join().expect("the thread does not panic")?;
+        outcome
+    })?;
+    bench.drain().map(drop)
 }
 
 fn deferred_starves_nobody() -> Outcome {
