@@ -103,19 +103,20 @@ impl UserFault {
     /// Write-protects a registered range.
     pub fn write_protect(&self, range: &Range<u64>) -> io::Result<()> {
         const UFFDIO_WRITEPROTECT: u32 = 0xc018_aa06;
-        const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1;
-        let length = range.end - range.start;
-        let argument = [range.start, length, UFFDIO_WRITEPROTECT_MODE_WP];
-        self.ioctl(UFFDIO_WRITEPROTECT, argument)
+        self.change_protection(UFFDIO_WRITEPROTECT, range)
     }
 
     /// Protects a registered range from any access.
     pub fn protect(&self, range: &Range<u64>) -> io::Result<()> {
         const UFFDIO_RWPROTECT: u32 = 0xc018_aa09;
-        const UFFDIO_RWPROTECT_MODE_RWP: u64 = 1;
+        self.change_protection(UFFDIO_RWPROTECT, range)
+    }
+
+    fn change_protection(&self, request: u32, range: &Range<u64>) -> io::Result<()> {
+        /// `UFFDIO_WRITEPROTECT_MODE_WP` and `UFFDIO_RWPROTECT_MODE_RWP`.
+        const MODE_ON: u64 = 1;
         let length = range.end - range.start;
-        let argument = [range.start, length, UFFDIO_RWPROTECT_MODE_RWP];
-        self.ioctl(UFFDIO_RWPROTECT, argument)
+        self.ioctl(request, [range.start, length, MODE_ON])
     }
 
     /// Moves pages to a registered range where none are mapped.
