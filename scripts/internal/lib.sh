@@ -195,6 +195,26 @@ exec_from_root() { # PROGRAM [ARGS...]
 		--library-path "$root/usr/lib/x86_64-linux-gnu" "$program" "$@"
 }
 
+# Prints a cpio archive of what is in a directory, for the guest, where root owns it.
+pack() { # DIRECTORY
+	(cd "$1" && find . ! -name . | exec_from_root cpio --quiet -o -H newc -R +0:+0)
+}
+
+# Splits arguments at --: `options` are those before it, and `split` is how many to shift. Without --,
+# there are no options.
+split_options() { # ARGS...
+	options='' split=0
+	case " $* " in
+	*" -- "*) ;;
+	*) return 0 ;;
+	esac
+	for argument; do
+		split=$((split + 1))
+		[ "$argument" != -- ] || return 0
+		options="$options $argument"
+	done
+}
+
 # Lets one process at a time work on what FILE protects. The lock is released with the shell.
 lock() { # FILE WHAT
 	while :; do

@@ -42,7 +42,7 @@ mpi_begin() { # STACK
 }
 
 mpi_finish() { # STACK
-	(cd guest && find . ! -name . | exec_from_root cpio --quiet -o -H newc -R +0:+0) >guest.cpio
+	pack guest >guest.cpio
 	"mpi_$1_made_from" >stamp
 	mv "$new" "$cache/mpi/$1"
 }
