@@ -13,6 +13,16 @@
 /* libibverbs calls one of the functions below from the other. */
 static __thread int depth;
 
+__attribute__((weak)) void registering(void)
+{
+}
+
+static void making(void)
+{
+	if (depth++ == 0)
+		registering();
+}
+
 static struct ibv_mr *made(struct ibv_mr *mr, void *start, size_t length)
 {
 	if (--depth == 0)
@@ -24,7 +34,7 @@ struct ibv_mr *ibv_reg_mr(struct ibv_pd *pd, void *start, size_t length, int acc
 {
 	struct ibv_mr *(*real)(struct ibv_pd *, void *, size_t, int) = dlsym(RTLD_NEXT, "ibv_reg_mr");
 
-	depth++;
+	making();
 	return made(real(pd, start, length, access), start, length);
 }
 
@@ -34,6 +44,6 @@ struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *start, size_t length, u
 	struct ibv_mr *(*real)(struct ibv_pd *, void *, size_t, uint64_t, unsigned int) =
 		dlsym(RTLD_NEXT, "ibv_reg_mr_iova2");
 
-	depth++;
+	making();
 	return made(real(pd, start, length, iova, access), start, length);
 }

@@ -23,16 +23,38 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <ucp/api/ucp.h>
 #include <unistd.h>
 
 static _Atomic unsigned long registrations;
+
+/* The memory that the library may have locked on its behalf, in pages; 0: as much as it likes. */
+static unsigned long limit;
+
+static void set_limit(unsigned long pages)
+{
+	struct rlimit locked;
+
+	check(getrlimit(RLIMIT_MEMLOCK, &locked) == 0);
+	locked.rlim_cur = pages ? pages * PAGE : locked.rlim_max;
+	check(setrlimit(RLIMIT_MEMLOCK, &locked) == 0);
+}
+
+/* The adapter has no limit. */
+void registering(void)
+{
+	if (limit)
+		set_limit(0);
+}
 
 void registered(struct ibv_mr *mr, void *start, size_t length)
 {
 	(void)mr;
 	(void)start;
 	(void)length;
+	if (limit)
+		set_limit(limit);
 	atomic_fetch_add(&registrations, 1);
 }
 
@@ -40,8 +62,8 @@ void registered(struct ibv_mr *mr, void *start, size_t length)
 
 #define FUNCTIONS(each) \
 	each(ucp_cleanup) each(ucp_config_read) each(ucp_config_release) each(ucp_ep_create) \
-	each(ucp_get_version_string) each(ucp_init_version) each(ucp_request_check_status) \
-	each(ucp_request_free) each(ucp_tag_recv_nbx) each(ucp_tag_send_nbx) each(ucp_worker_create) \
+	each(ucp_get_version_string) each(ucp_init_version) each(ucp_mem_map) each(ucp_mem_unmap) \
+	each(ucp_request_check_status) each(ucp_request_free) each(ucp_tag_recv_nbx) each(ucp_tag_send_nbx) each(ucp_worker_create) \
 	each(ucp_worker_destroy) each(ucp_worker_get_address) each(ucp_worker_progress) \
 	each(ucp_worker_release_address)
 #define POINTER(function) __typeof__(function) *function;
@@ -313,30 +335,154 @@ static void text_is_overwritten_without(void)
 	ucx.ucp_cleanup(context);
 }
 
-/* Each buffer has a page of its own after it. */
+/* Finds memory in the cache, or registers it. It stays in the cache. */
+static void look_up(ucp_context_h context, char *start, size_t length)
+{
+	const ucp_mem_map_params_t params = {
+		.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH,
+		.address = start,
+		.length = length,
+	};
+	ucp_mem_h memory;
+
+	check(ucx.ucp_mem_map(context, &params, &memory) == UCS_OK);
+	check(ucx.ucp_mem_unmap(context, memory) == UCS_OK);
+}
+
+/* How many regions the library has, of all files that it has opened. */
+static unsigned long watched(void)
+{
+	unsigned long regions, sum = 0, files = 0;
+	char path[64], target[64], line[256];
+
+	for (int fd = 3; fd < 1024; fd++) {
+		ssize_t length;
+		FILE *info;
+
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		length = readlink(path, target, sizeof(target) - 1);
+		if (length < 0)
+			continue;
+		target[length] = 0;
+		if (strcmp(target, DEVICE))
+			continue;
+		snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+		info = fopen(path, "r");
+		check(info);
+		while (fgets(line, sizeof(line), info))
+			if (sscanf(line, "regions: %lu", &regions) == 1) {
+				sum += regions;
+				files++;
+			}
+		fclose(info);
+	}
+	check(files > 0);
+	return sum;
+}
+
+/* Each buffer has a page of its own after it. Sending takes long, so only some are sent. */
+#define BUFFER (4 * PAGE)
+#define STRIDE (BUFFER + PAGE)
+
+/*
+ * Looks up many buffers and changes one of eight, if they are to change. Returns how often anything was
+ * registered beyond that.
+ */
+static unsigned long use_many(const struct pair *pair, char *start, size_t many, char *to, bool changing)
+{
+	unsigned long before = registrations, changed = 0;
+	static unsigned int state = 1;
+
+	for (size_t i = 0; i < many; i++) {
+		char *buffer = start + i * STRIDE;
+
+		if (changing && draw(&state) % 8 == 0) {
+			change(buffer, BUFFER, draw(&state));
+			changed++;
+		}
+		look_up(pair->context, buffer, BUFFER);
+		if (i % 200 < 2)
+			check(!arrives_wrong(pair, buffer, to, BUFFER));
+	}
+	printf("%zu buffers: %lu registrations, %lu changed, %lu watched\n", many, registrations - before,
+	       changed, watched());
+	check(registrations - before >= changed);
+	return registrations - before - changed;
+}
+
 static void many_buffers(void)
 {
-	const size_t many = 10000, length = 4 * PAGE;
+	const size_t many = 10000;
 	struct pair pair = connect_pair();
-	char *start = map_touched(many * (length + PAGE)), *to = map_touched(length);
-	unsigned long before = 0, changed = 0;
-	unsigned int state = 1;
+	char *start = map_touched(many * STRIDE), *to = map_touched(BUFFER);
 
+	check(use_many(&pair, start, many, to, false) >= many);
+	check(watched() >= many);
+	/* The kernel has some reasons of its own. */
+	check(use_many(&pair, start, many, to, true) < many / 10);
+	check(watched() >= many && watched() < many + many / 10);
+	disconnect(&pair);
+}
+
+/* What UCX drops from a full cache is not watched any more. */
+static void evictions(void)
+{
+	const size_t most = 200, many = 2000;
+	struct pair pair;
+	char *start = map_touched(many * STRIDE), *to = map_touched(BUFFER);
+
+	setenv("UCX_RCACHE_MAX_REGIONS", "200", 1);
+	pair = connect_pair();
+	for (int round = 0; round < 3; round++) {
+		check(use_many(&pair, start, many, to, round == 1) >= many / 2);
+		check(watched() < 2 * most);
+	}
+	disconnect(&pair);
+}
+
+/* How often a text is in the log of this process, which is a file. */
+static int times_logged(const char *text)
+{
+	static char log[65536];
+	ssize_t length = pread(2, log, sizeof(log) - 1, 0);
+	int times = 0;
+
+	check(length >= 0);
+	log[length] = 0;
+	for (const char *at = log; (at = strstr(at, text)); at++)
+		times++;
+	return times;
+}
+
+/*
+ * From now on, the library has a limit. The process never has its capability again: libibverbs may not
+ * use a file that was opened with other credentials.
+ */
+static void begin_limit(unsigned long pages)
+{
+	may_exceed_limits(false);
+	limit = pages;
+	set_limit(limit);
+}
+
+/* Beyond the locked-memory limit, memory is not cached. */
+static void limit_hit(void)
+{
+	const size_t many = 1000;
+	char *start = map_touched(many * STRIDE), *to = map_touched(LENGTH);
+	unsigned long before;
+	struct pair pair;
+
+	begin_limit(8);
+	pair = connect_pair();
 	for (int round = 0; round < 2; round++) {
 		before = registrations;
-		for (size_t i = 0; i < many; i++) {
-			char *buffer = start + i * (length + PAGE);
-
-			if (round == 1 && draw(&state) % 8 == 0) {
-				change(buffer, length, draw(&state));
-				changed++;
-			}
-			check(!arrives_wrong(&pair, buffer, to, length));
-		}
-		printf("round %d: %lu registrations, %lu changed\n", round, registrations - before, changed);
+		check(use_many(&pair, start, many, to, round) > 0);
+		check(registrations - before > many / 2);
+		check(watched() > 50 && watched() < many / 2);
 	}
-	/* The kernel has some reasons of its own. */
-	check(registrations - before >= changed && registrations - before < changed + many / 10);
+	check(send_from_what_changes(&pair, start + many / 2 * STRIDE, to, 30) == 0);
+	check(times_logged("cannot be watched and are not cached: Cannot allocate memory") == 1);
 	disconnect(&pair);
 }
 
@@ -415,6 +561,13 @@ static void unloaded(void)
 	unload_meanwhile(works);
 }
 
+/* Not even the file can be opened. */
+static void works_without_memory(void)
+{
+	begin_limit(1);
+	works();
+}
+
 static void works_as_nobody(void)
 {
 	check(setgid(65534) == 0 && setuid(65534) == 0);
@@ -423,20 +576,23 @@ static void works_as_nobody(void)
 
 static const struct test tests[] = {
 	{ "ucx_changes", changes, 0, "took over the cache" },
-	{ "ucx_without_it_is_stale", changes_without, WITHOUT | ON_DEMAND, NULL },
+	{ "ucx_without_it_is_stale", changes_without, WITHOUT, NULL },
 	{ "ucx_uct_changes", changes_in_loop, ON_DEMAND, "took over the cache" },
 	{ "ucx_uct_without_it_is_stale", loop_without, WITHOUT | ON_DEMAND, NULL },
 	{ "ucx_text_is_left_alone", text_is_left_alone, 0, "took over the cache" },
 	{ "ucx_text_is_left_alone_at_start", text_is_left_alone, LINKED, "took over the cache" },
 	{ "ucx_without_it_overwrites_text", text_is_overwritten_without, WITHOUT, NULL },
-	{ "ucx_many_buffers", many_buffers, ON_DEMAND, " 0 of memory that could not be watched" },
+	{ "ucx_many_buffers", many_buffers, 0, " 0 of memory that could not be watched" },
+	{ "ucx_evictions", evictions, 0, " 0 of memory that could not be watched" },
+	{ "ucx_limit", limit_hit, 0, "cannot be watched and are not cached: Cannot allocate memory" },
+	{ "ucx_limit_at_open", works_without_memory, 0, "cannot open /dev/ummunotify: Cannot allocate memory" },
 	{ "ucx_start_and_stop", start_and_stop, 0, "took over the cache" },
 	{ "ucx_dlclose", unload, 0, "took over the cache" },
 	{ "ucx_ends", ends, SILENT, NULL },
 	{ "ucx_no_device", works, HIDE, "cannot open /dev/ummunotify: No such file" },
 	{ "ucx_no_device_is_silent", works, HIDE | SILENT, NULL },
 	{ "ucx_no_permission", works_as_nobody, FORBID, "cannot open /dev/ummunotify: Permission denied" },
-	{ "ucx_unloaded", unloaded, SILENT | ON_DEMAND, NULL },
+	{ "ucx_unloaded", unloaded, SILENT, NULL },
 };
 
 int main(int count, char **arguments)
