@@ -107,9 +107,12 @@ descendants() { # PID
 		done
 	done
 }
-# Ends a process and everything it has started, after giving them a moment to clean up.
-end() { # PID
-	doomed="$1 $(descendants "$1")"
+# Ends processes and everything they have started, after giving them a moment to clean up.
+end() { # PID...
+	doomed=
+	for process; do
+		doomed="$doomed $process $(descendants "$process")"
+	done
 	# shellcheck disable=SC2086 # several processes
 	kill -TERM $doomed 2>/dev/null || :
 	sleep 0.2
@@ -126,7 +129,8 @@ tidy_up() {
 }
 ended_by_signal() { # STATUS
 	trap '' HUP INT TERM
-	[ -z "$job" ] || end "$job"
+	# shellcheck disable=SC2086 # one process or several
+	[ -z "$job" ] || end $job
 	exit "$1"
 }
 trap 'ended_by_signal 129' HUP
