@@ -92,10 +92,10 @@ fn drain(device: &Device) -> Outcome {
 /// The shortest of several times, since disturbances only make things slower.
 ///
 /// Slow machines measure less often, but at least twice.
-fn shortest(mut time: impl FnMut() -> Outcome<Duration>) -> Outcome<Duration> {
+fn shortest(times: u64, mut time: impl FnMut() -> Outcome<Duration>) -> Outcome<Duration> {
     let mut shortest = Duration::MAX;
     let began = Instant::now();
-    for round in 1..=harness::rounds(5) {
+    for round in 1..=harness::rounds(times) {
         shortest = shortest.min(time()?);
         if round >= 2 && began.elapsed() > LONG {
             break;
@@ -138,7 +138,7 @@ fn hostile_changes_cost_little() -> Outcome {
     for layout in Layout::ALL {
         let [few, all] = few_and_many(layout, many, |crowd| {
             let time = |reads: bool, change: &dyn Fn() -> io::Result<()>| {
-                shortest(|| {
+                shortest(5, || {
                     // The first hit after everything was read, or a hit of regions that are queued
                     // already.
                     crowd.populate();
@@ -171,7 +171,7 @@ fn hostile_changes_cost_little() -> Outcome {
 fn hostile_forks_cost_little() -> Outcome {
     let many = many()?;
     let [[few], [all]] = few_and_many(Layout::Overlapping, many, |crowd| {
-        let time = shortest(|| {
+        let time = shortest(5, || {
             // A write to a page that a fork has made copy-on-write is a change, too.
             crowd.populate();
             drain(&crowd.bench.device)?;
@@ -231,7 +231,7 @@ fn hostile_truncate_costs_little() -> Outcome {
             Ok(time)
         };
         let first = truncate()?;
-        let again = shortest(truncate)?;
+        let again = shortest(5, truncate)?;
         child.tell()?;
         child.join()?;
         // The first is measured only once, so anything may have delayed it.
@@ -262,7 +262,7 @@ fn hostile_waiters_cost_little() -> Outcome {
                 .map(|_| epoll_of(&duplicates))
                 .collect::<io::Result<Vec<_>>>()?;
             let mut number = 0;
-            let time = shortest(|| {
+            let time = shortest(50, || {
                 mem::write_byte(bench.area.all().start, 1);
                 let time = timed(|| Ok(mem::advise(&bench.area.all(), libc::MADV_DONTNEED)?))?;
                 // None is left out, whether the change or the work item wakes it.
@@ -477,7 +477,7 @@ fn hostile_exit_is_quick() -> Outcome {
     const TIMES: u32 = 5;
     process::set_limit(libc::RLIMIT_NOFILE, FILES + 1000).or_skip("so many files")?;
     let time = |make: &dyn Fn(u64) -> Outcome<OwnedFd>| {
-        shortest(|| {
+        shortest(5, || {
             let child = as_ordinary_user(UNLIMITED, |line| {
                 let files = (0..FILES).map(make).collect::<Outcome<Vec<_>>>()?;
                 line.tell()?;
