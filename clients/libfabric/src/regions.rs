@@ -550,6 +550,7 @@ mod tests {
         mapped: u64,
         has_stamps: bool,
         limit: Option<usize>,
+        fails: bool,
     }
 
     impl Watch for Fake {
@@ -571,10 +572,13 @@ mod tests {
         }
 
         fn changed(&self) -> bool {
-            !self.changes.is_empty()
+            self.fails || !self.changes.is_empty()
         }
 
         fn next_change(&mut self) -> io::Result<Option<Change>> {
+            if self.fails {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
             Ok(self.changes.pop_front())
         }
 
@@ -800,6 +804,21 @@ mod tests {
         regions.look_up(&OTHER);
         regions.look_up(&OTHER);
         assert!(regions.look_up(&OTHER));
+    }
+
+    #[test]
+    fn when_the_device_has_failed_nothing_is_true() {
+        let mut regions = regions();
+        regions.look_up(&ONE);
+        regions.look_up(&ONE);
+        assert!(regions.look_up(&ONE));
+        regions.watcher.fails = true;
+        assert!(!regions.look_up(&ONE));
+        // Nobody trusts the counter alone.
+        assert_ne!(regions.doubtful(), 0);
+        assert!(regions.has_failed());
+        assert!(!regions.look_up(&ONE));
+        assert!(regions.subscribe(ONE).is_err());
     }
 
     #[test]

@@ -26,6 +26,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -209,7 +210,7 @@ static void replace(void *start, size_t length)
 }
 
 /* The memory changes between being pinned and being subscribed to, at each registration in turn. */
-static void change_after_pin(void)
+static void change_after_pin_in_turn(void)
 {
 	struct fid_domain *domain = open_domain();
 
@@ -232,6 +233,13 @@ static void change_after_pin(void)
 		}
 	}
 	check(fi_close(&domain->fid) == 0);
+}
+
+/* Then with a new domain, of which nothing is known although the thread is the same. */
+static void change_after_pin(void)
+{
+	change_after_pin_in_turn();
+	change_after_pin_in_turn();
 }
 
 /* Two domains have the same buffer, and are asked in turn. */
@@ -266,6 +274,19 @@ static void two_domains(void)
 		check(fi_close(&domains[i]->fid) == 0);
 }
 
+/* Changes page tables, but no page of this process. */
+static void keep_pages(char *start, size_t length)
+{
+	pid_t child = fork();
+
+	if (child == 0)
+		_exit(0);
+	check(wait_for(child) == 0);
+	check(mprotect(start, length, PROT_READ) == 0);
+	check(mprotect(start, length, PROT_READ | PROT_WRITE) == 0);
+	touch(start, length);
+}
+
 /* A buffer is registered twice at first, and once after each change. */
 static void few_registrations(void)
 {
@@ -276,6 +297,15 @@ static void few_registrations(void)
 	registrations = 0;
 	for (int i = 0; i < 10000; i++)
 		done(reg(domain, buffer, PAGE));
+	check(registrations == 2);
+	for (int i = 0; i < 10; i++) {
+		struct fid_mr *mr;
+
+		keep_pages(buffer, PAGE);
+		mr = reg(domain, buffer, PAGE);
+		check(!is_stale(mr, buffer, PAGE));
+		done(mr);
+	}
 	check(registrations == 2);
 	for (int round = 0; round < 20; round++) {
 		change(buffer, PAGE, round);
@@ -464,6 +494,20 @@ static void unload(void)
 	}
 }
 
+/* A signal to the process waits for one of the program's own threads. */
+static void signals(void)
+{
+	struct fid_domain *domain = open_domain();
+	sigset_t all, pending;
+
+	sigfillset(&all);
+	check(sigprocmask(SIG_SETMASK, &all, NULL) == 0);
+	check(kill(getpid(), SIGUSR1) == 0);
+	usleep(100000);
+	check(sigpending(&pending) == 0 && sigismember(&pending, SIGUSR1));
+	check(fi_close(&domain->fid) == 0);
+}
+
 /* --- when the library cannot work ------------------------------------------------------------- */
 
 static void works_uncached_or_not(void)
@@ -481,6 +525,14 @@ static void works_uncached_or_not(void)
 static void no_device(void)
 {
 	works_uncached_or_not();
+}
+
+static void disabled(void)
+{
+	setenv("FI_MR_CACHE_MONITOR", "disabled", 1);
+	works_uncached_or_not();
+	/* libfabric has no cache then. */
+	check(registrations == 20);
 }
 
 /* It may be there when libfabric is given the monitor, and gone when a domain is opened. */
@@ -537,6 +589,8 @@ static const struct test tests[] = {
 	{ "fi_dlclose", unload, 0, "look-ups" },
 	{ "fi_preload", few_registrations, PRELOAD, "libfabric.so.1 uses /dev/ummunotify" },
 	{ "fi_preload_before_libfabric", NULL, PRELOAD, "libfabric.so.1 uses /dev/ummunotify" },
+	{ "fi_signals", signals, 0, "libfabric.so.1 uses /dev/ummunotify" },
+	{ "fi_disabled", disabled, 0, "FI_MR_CACHE_MONITOR=disabled" },
 	{ "fi_no_device", no_device, HIDE, "cannot open /dev/ummunotify: No such file" },
 	{ "fi_no_device_is_silent", no_device, HIDE | SILENT, NULL },
 	{ "fi_unloaded", unloaded, SILENT, NULL },
