@@ -116,6 +116,10 @@ pub fn remove(cache: *mut c_void) {
     }
 }
 
+/// All addresses that a process may have. UCX adds up the lengths of the ranges in its queue, and
+/// aborts if the sum overflows.
+const EVERYTHING: Range<u64> = 0..1 << 56;
+
 /// State shared by all caches.
 struct Shared {
     process: u32,
@@ -258,7 +262,7 @@ impl Shared {
             report(range);
         }
         if reader.failed {
-            report(&(0..u64::MAX));
+            report(&EVERYTHING);
         }
         SEEN.set(now);
         true

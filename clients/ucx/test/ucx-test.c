@@ -349,23 +349,34 @@ static void look_up(ucp_context_h context, char *start, size_t length)
 	check(ucx.ucp_mem_unmap(context, memory) == UCS_OK);
 }
 
-/* How many regions the library has, of all files that it has opened. */
-static unsigned long watched(void)
+/* The first descriptor of the device from `fd` on, or -1. */
+static int next_device(int fd)
 {
-	unsigned long regions, sum = 0, files = 0;
-	char path[64], target[64], line[256];
+	char path[64], target[64];
 
-	for (int fd = 3; fd < 1024; fd++) {
+	for (; fd < 1024; fd++) {
 		ssize_t length;
-		FILE *info;
 
 		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 		length = readlink(path, target, sizeof(target) - 1);
 		if (length < 0)
 			continue;
 		target[length] = 0;
-		if (strcmp(target, DEVICE))
-			continue;
+		if (!strcmp(target, DEVICE))
+			return fd;
+	}
+	return -1;
+}
+
+/* How many regions the library has, of all files that it has opened. */
+static unsigned long watched(void)
+{
+	unsigned long regions, sum = 0, files = 0;
+	char path[64], line[256];
+
+	for (int fd = next_device(0); fd >= 0; fd = next_device(fd + 1)) {
+		FILE *info;
+
 		snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
 		info = fopen(path, "r");
 		check(info);
@@ -504,6 +515,20 @@ static void start_and_stop(void)
 	}
 }
 
+/* A program may close all descriptors that it does not know. */
+static void device_closed(void)
+{
+	struct pair pair = connect_pair();
+	char *from = map_touched(LENGTH), *to = map_touched(LENGTH);
+
+	check(!arrives_wrong(&pair, from, to, LENGTH));
+	for (int fd = next_device(0); fd >= 0; fd = next_device(fd + 1))
+		check(close(fd) == 0);
+	check(send_from_what_changes(&pair, from, to, 60) == 0);
+	check(times_logged("nothing is cached any more") == 1);
+	disconnect(&pair);
+}
+
 static void unload(void)
 {
 	for (int round = 0; round < 3; round++) {
@@ -587,6 +612,7 @@ static const struct test tests[] = {
 	{ "ucx_limit", limit_hit, 0, "cannot be watched and are not cached: Cannot allocate memory" },
 	{ "ucx_limit_at_open", works_without_memory, 0, "cannot open /dev/ummunotify: Cannot allocate memory" },
 	{ "ucx_start_and_stop", start_and_stop, 0, "took over the cache" },
+	{ "ucx_device_closed", device_closed, 0, "nothing is cached any more: Bad file descriptor" },
 	{ "ucx_dlclose", unload, 0, "took over the cache" },
 	{ "ucx_ends", ends, SILENT, NULL },
 	{ "ucx_no_device", works, HIDE, "cannot open /dev/ummunotify: No such file" },
