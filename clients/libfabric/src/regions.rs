@@ -665,6 +665,23 @@ mod tests {
     }
 
     #[test]
+    fn a_change_of_what_was_not_asked_for_is_not_missed() {
+        let mut regions = regions();
+        for range in [ONE, OTHER] {
+            regions.look_up(&range);
+            regions.look_up(&range);
+        }
+        // libfabric makes room, and later finds nothing to ask for.
+        regions.unsubscribe(OTHER);
+        assert!(regions.look_up(&ONE));
+        // At this point, libfabric pins the other range.
+        regions.change(&OTHER);
+        regions.subscribe(OTHER).unwrap();
+        assert!(!regions.look_up(&OTHER));
+        assert!(regions.look_up(&OTHER));
+    }
+
+    #[test]
     fn a_thread_that_did_not_ask_is_not_believed() {
         let mut regions = regions();
         regions.look_up(&ONE);
