@@ -11,6 +11,9 @@
 //!   stamp of the pages decides; [`ummunotify::cache`] explains the order. So memory is stamped
 //!   before and after it is registered with an adapter.
 //! - Memory that cannot be watched, because of a limit, is dropped before each look-up.
+//! - After a fork, the device stays with the parent. The child's own caches drop everything before
+//!   each look-up. Those of its parent are left alone: parent and child share the adapter's
+//!   registrations, so what one of them drops is gone for the other.
 
 use std::{
     cell::Cell,
@@ -22,6 +25,7 @@ use std::{
     sync::{
         atomic::{
             AtomicBool,
+            AtomicU32,
             AtomicUsize,
             Ordering, //
         },
@@ -68,6 +72,8 @@ struct Cache {
     end: AtomicUsize,
     mem_reg: AtomicUsize,
     mem_dereg: AtomicUsize,
+    /// The process that created it.
+    process: AtomicU32,
 }
 
 /// UCX has one for each device or context.
@@ -77,6 +83,7 @@ static CACHES: [Cache; 64] = [const {
         end: AtomicUsize::new(0),
         mem_reg: AtomicUsize::new(0),
         mem_dereg: AtomicUsize::new(0),
+        process: AtomicU32::new(0),
     }
 }; 64];
 
@@ -104,6 +111,7 @@ pub fn add(cache: *mut c_void, ops: &Ops) -> bool {
     free.end.store(start + length, Ordering::Relaxed);
     free.mem_reg.store(*mem_reg, Ordering::Relaxed);
     free.mem_dereg.store(*mem_dereg, Ordering::Relaxed);
+    free.process.store(process::id(), Ordering::Relaxed);
     free.start.store(start, Ordering::Release);
     drop(guard);
     true
@@ -220,12 +228,12 @@ pub fn catch_up(ucx: &Ucx, address: *const c_void) -> bool {
     }
     find(address)
         .zip(ucx.events.as_ref())
-        .is_some_and(|(_, events)| shared.drop_changed(events))
+        .is_some_and(|(cache, events)| shared.drop_changed(cache, events))
 }
 
 impl Shared {
     #[cold]
-    fn drop_changed(&self, events: &Events) -> bool {
+    fn drop_changed(&self, cache: &Cache, events: &Events) -> bool {
         // SAFETY: UCX accepts any range.
         let report = |range: &Range<u64>| unsafe {
             let length = range.end.saturating_sub(range.start).max(1);
@@ -233,8 +241,11 @@ impl Shared {
         };
         // In a forked child, a thread that does not exist may hold the lock.
         if process::id() != self.process {
-            report(&(0..u64::MAX));
-            return true;
+            let is_own = cache.process.load(Ordering::Relaxed) == process::id();
+            if is_own {
+                report(&EVERYTHING);
+            }
+            return is_own;
         }
         let now = self.counter.get();
         let mut reader = self.reader();

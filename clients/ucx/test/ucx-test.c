@@ -529,6 +529,44 @@ static void device_closed(void)
 	disconnect(&pair);
 }
 
+/* A child drops nothing that its parent has registered, and may have caches of its own. */
+static void in_a_child(void)
+{
+	const size_t many = 100;
+	struct pair pair = connect_pair();
+	char *start = map_touched(many * STRIDE), *to = map_touched(LENGTH);
+	pid_t child;
+
+	use_many(&pair, start, many, to, false);
+	child = fork();
+	check(child >= 0);
+	if (child == 0) {
+		for (size_t i = 0; i < many; i++)
+			look_up(pair.context, start + i * STRIDE, BUFFER);
+		_exit(0);
+	}
+	check(wait_for(child) == 0);
+	check(use_many(&pair, start, many, to, false) < many / 10);
+
+	child = fork();
+	check(child >= 0);
+	if (child == 0) {
+		/* UCX has no thread there, and does not connect, but it can register memory. */
+		ucp_context_h own = make_context();
+		unsigned long before = registrations;
+
+		for (int i = 0; i < 20; i++) {
+			if (i % 2)
+				change(start, BUFFER, i);
+			look_up(own, start, BUFFER);
+		}
+		_exit(registrations - before < 20);
+	}
+	check(wait_for(child) == 0);
+	check(use_many(&pair, start, many, to, false) < many / 10);
+	disconnect(&pair);
+}
+
 static void unload(void)
 {
 	for (int round = 0; round < 3; round++) {
@@ -613,6 +651,7 @@ static const struct test tests[] = {
 	{ "ucx_limit_at_open", works_without_memory, 0, "cannot open /dev/ummunotify: Cannot allocate memory" },
 	{ "ucx_start_and_stop", start_and_stop, 0, "took over the cache" },
 	{ "ucx_device_closed", device_closed, 0, "nothing is cached any more: Bad file descriptor" },
+	{ "ucx_in_a_child", in_a_child, 0, "took over the cache" },
 	{ "ucx_dlclose", unload, 0, "took over the cache" },
 	{ "ucx_ends", ends, SILENT, NULL },
 	{ "ucx_no_device", works, HIDE, "cannot open /dev/ummunotify: No such file" },
