@@ -104,6 +104,9 @@ pub enum Operation {
     StampPage,
     /// The same for absent pages.
     StampAbsent,
+    /// `fi_mr_reg` and `fi_close` of a buffer that is in libfabric's cache; measured by
+    /// `scripts/tests/libfabric`.
+    CachedRegistration,
     /// For scale: `getppid`, the cheapest system call.
     Getppid,
     /// For scale: an ioctl that the device does not have.
@@ -124,6 +127,8 @@ pub enum Peer {
     V2,
     /// The module that libfabric supports.
     Kdreg2,
+    /// What libfabric uses by default: it intercepts calls of libc.
+    Memhooks,
     /// `eventfd`, one of the simplest files there are.
     Eventfd,
 }

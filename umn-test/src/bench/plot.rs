@@ -35,7 +35,7 @@ fn colour(peer: Peer) -> RGBColor {
         Peer::Userfaultfd => RGBColor(0, 140, 70),
         Peer::V2 => RGBColor(190, 40, 40),
         Peer::Kdreg2 => RGBColor(200, 120, 0),
-        Peer::Bare | Peer::Eventfd => RGBColor(110, 110, 110),
+        Peer::Bare | Peer::Eventfd | Peer::Memhooks => RGBColor(110, 110, 110),
     }
 }
 

@@ -53,6 +53,7 @@ const TABLES: [Table; 3] = [
             Memory,
             Charged,
             Open,
+            CachedRegistration,
             Getppid,
             Ioctl,
         ],
@@ -107,6 +108,7 @@ impl Operation {
             FirstRegister => "its first register",
             CloseFile => "close it",
             ExitFile => "exit with all of them, each",
+            CachedRegistration => "fi_mr_reg, fi_close of a cached buffer",
             Getppid => "getppid",
             Ioctl => "an unknown ioctl",
         }
@@ -134,6 +136,7 @@ impl Operation {
             // A part of it is the overhead of the allocator, so the goal is that of what is charged.
             Charged => 120.0,
             Open => 8192.0,
+            CachedRegistration => 500.0,
             RegisterAscending | UnregisterAscending | RegisterCharged | UnregisterCharged => {
                 return None
             }
@@ -145,11 +148,12 @@ impl Operation {
 
 impl Peer {
     /// All of them, in the order of the tables.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Ummunotify,
         Self::Userfaultfd,
         Self::V2,
         Self::Kdreg2,
+        Self::Memhooks,
         Self::Eventfd,
         Self::Bare,
     ];
@@ -162,6 +166,7 @@ impl Peer {
             Self::Userfaultfd => "userfaultfd",
             Self::V2 => "V2 (2010)",
             Self::Kdreg2 => "kdreg2",
+            Self::Memhooks => "memhooks",
             Self::Eventfd => "eventfd",
         }
     }
