@@ -849,6 +849,9 @@ mod tests {
         }
         assert_eq!(regions.watcher.watched.borrow().len(), IDLE);
         assert_eq!(regions.by_range.len(), IDLE);
+        // The newest of them.
+        let newest = |range: &(u64, u64)| range.0 >= (IDLE as u64) << 12;
+        assert!(regions.by_range.keys().all(newest));
         assert!(regions.regions.len() <= IDLE + 1);
     }
 }
