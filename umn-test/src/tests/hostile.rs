@@ -477,7 +477,7 @@ fn hostile_exit_is_quick() -> Outcome {
     const TIMES: u32 = 5;
     process::set_limit(libc::RLIMIT_NOFILE, FILES + 1000).or_skip("so many files")?;
     let time = |make: &dyn Fn(u64) -> Outcome<OwnedFd>| {
-        shortest(5, || {
+        shortest(30, || {
             let child = as_ordinary_user(UNLIMITED, |line| {
                 let files = (0..FILES).map(make).collect::<Outcome<Vec<_>>>()?;
                 line.tell()?;
