@@ -130,7 +130,7 @@ fn deferred_regions_are_read() -> Outcome {
 }
 
 fn deferred_million() -> Outcome {
-    let count = possible_in(Duration::from_secs(8))?.clamp(1 << 12, 1 << 20);
+    let count = possible_in(Duration::from_secs(4))?.clamp(1 << 12, 1 << 20);
     let crowd = Crowd::new(Layout::Interleaved, count)?;
     crowd.populate();
     mem::unmap(&crowd.pages())?;
