@@ -267,7 +267,7 @@ impl Model<'_> {
         self.cache_with(None)
     }
 
-    /// Expects a cache with a bug to send a stale message.
+    /// Expects a cache with a bug to send a stale message, sooner or later.
     fn faulty_cache(&self, fault: Fault) -> Outcome {
         match self.cache_with(Some(fault)) {
             Err(Failure::Failed(why)) if why.contains("STALE") => {
@@ -280,9 +280,12 @@ impl Model<'_> {
     }
 
     fn cache_with(&self, fault: Option<Fault>) -> Outcome {
+        /// When a bug shows depends on timing.
+        const PATIENCE: u64 = 20;
+        let patience = if fault.is_some() { PATIENCE } else { 1 };
         let plan = cache::Plan {
             seed: self.seed,
-            messages: self.args.ops,
+            messages: self.args.ops * patience,
             fault,
         };
         self.watched(|figures| cache::run(figures, plan))
