@@ -90,16 +90,10 @@ fn drain(device: &Device) -> Outcome {
 }
 
 /// The shortest of several times, since disturbances only make things slower.
-///
-/// Slow machines measure less often, but at least twice.
 fn shortest(times: u64, mut time: impl FnMut() -> Outcome<Duration>) -> Outcome<Duration> {
     let mut shortest = Duration::MAX;
-    let began = Instant::now();
-    for round in 1..=harness::rounds(times) {
+    for _ in harness::rounds_soon(times) {
         shortest = shortest.min(time()?);
-        if round >= 2 && began.elapsed() > LONG {
-            break;
-        }
     }
     Ok(shortest)
 }
