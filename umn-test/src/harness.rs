@@ -69,7 +69,7 @@ pub fn rounds(usual: u64) -> u64 {
 /// The rounds of a test that repeats something: `usual`, unless that is overridden. A slow machine does
 /// fewer, but at least a tenth and at least two.
 pub fn rounds_soon(usual: u64) -> impl Iterator<Item = u64> {
-    const SOON: Duration = Duration::from_secs(5);
+    const SOON: Duration = Duration::from_secs(3);
     let (began, all, least) = (Instant::now(), rounds(usual), (usual / 10).max(2));
     (0..all).take_while(move |&round| all != usual || round < least || began.elapsed() < SOON)
 }

@@ -64,7 +64,7 @@ fn register_pages(device: &Device, from: u64, count: u64) -> Outcome {
 
 /// Approximately how many regions this machine can register in some time.
 pub(super) fn possible_in(time: Duration) -> Outcome<u64> {
-    const SOME: u64 = 10_000;
+    const SOME: u64 = 2000;
     let device = open()?;
     let began = Instant::now();
     register_pages(&device, NOWHERE, SOME)?;
@@ -121,7 +121,7 @@ fn available_memory() -> Outcome<u64> {
 // --- memory ------------------------------------------------------------------------------------
 
 /// Size of a small cgroup: room for many regions and the process that has them.
-const FULL: u64 = 16 << 20;
+const FULL: u64 = 8 << 20;
 
 /// A memory cgroup of this size, which cannot swap.
 fn small_group(name: &str, bytes: u64) -> Outcome<Cgroup> {
@@ -373,7 +373,7 @@ type Act = fn(Device, u64) -> Outcome;
 /// Does something to many regions in one process, and to few in another; expects the time to be
 /// proportional, and a third process not to be delayed.
 fn is_proportional(what: &str, act: Act) -> Outcome {
-    let many = MANY.min(possible_in(Duration::from_secs(4))?);
+    let many = MANY.min(possible_in(Duration::from_secs(2))?);
     let mut seen = String::new();
     let (mut few, mut all) = (Duration::MAX, Duration::MAX);
     // The machine may be busy with other things, so the shortest times count.

@@ -64,7 +64,7 @@ const FEW: u64 = 128;
 const SLACK: u32 = 40;
 
 /// How long one part of a test may take, roughly.
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(2);
 
 /// Enough regions that a cost for each would show, if the machine can register them soon.
 fn many() -> Outcome<u64> {
@@ -471,7 +471,7 @@ fn hostile_exit_is_quick() -> Outcome {
     const TIMES: u32 = 5;
     process::set_limit(libc::RLIMIT_NOFILE, FILES + 1000).or_skip("so many files")?;
     let time = |make: &dyn Fn(u64) -> Outcome<OwnedFd>| {
-        shortest(30, || {
+        shortest(20, || {
             let child = as_ordinary_user(UNLIMITED, |line| {
                 let files = (0..FILES).map(make).collect::<Outcome<Vec<_>>>()?;
                 line.tell()?;
@@ -595,8 +595,8 @@ fn region_memory() -> Outcome<u64> {
 
 fn hostile_memory_comes_back() -> Outcome {
     // At most half of the available memory, and what can be registered soon.
-    let most = possible_in(Duration::from_secs(5))?
-        .max(20_000)
+    let most = possible_in(LONG)?
+        .max(10_000)
         .min(meminfo("MemAvailable")? * 1024 / 2 / 192);
     let before = region_memory()?;
     let child = as_ordinary_user(UNLIMITED, |line| {

@@ -152,7 +152,7 @@ fn limit_is_per_file() -> Outcome {
 }
 
 /// The number of regions in the tests of accounting.
-const MANY: u64 = 20_000;
+const MANY: u64 = 10_000;
 
 /// The least kernel memory that a region takes.
 const REGION_SIZE: u64 = 64;

@@ -44,7 +44,7 @@ table! {
 }
 
 /// The limit on locked memory in these tests.
-const LIMIT: u64 = 1 << 20;
+const LIMIT: u64 = 1 << 19;
 
 /// The least memory that a region takes.
 const LEAST: u64 = 64;

@@ -295,7 +295,7 @@ pub(super) fn loses_nothing(bench: &Bench, mut ready: impl FnMut() -> Outcome<bo
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let changer = scope.spawn(|| {
-            for change in 0..harness::rounds(CHANGES) {
+            for change in harness::rounds_soon(CHANGES) {
                 bench.hit(change % bench.area.pages())?;
                 if change % 16 == 0 {
                     // So that the reader catches up at times.

@@ -460,7 +460,7 @@ fn stamp_of_hugetlb() -> Outcome {
 }
 
 fn stamp_of_many() -> Outcome {
-    const PAGES: u64 = 100_000;
+    const PAGES: u64 = 70_000;
     let device = open_with(Features::STAMP)?;
     let area = Guarded::new(PAGES)?;
     let before = stamp_of(&device, &area.all())?;
