@@ -101,6 +101,20 @@ impl Setting {
             .collect()
     }
 
+    /// Makes KSM scan all the time and skip no page, until the settings are dropped.
+    ///
+    /// With `smart_scan`, KSM skips most scans of a page that it could not merge. Of two equal pages that
+    /// became mergeable at different times, it may skip one whenever it scans the other.
+    pub fn run_ksm() -> io::Result<Vec<Self>> {
+        let values = [
+            ("smart_scan", "0"),
+            ("sleep_millisecs", "0"),
+            ("pages_to_scan", "1000"),
+            ("run", "1"),
+        ];
+        Self::change_all("/sys/kernel/mm/ksm", &values)
+    }
+
     /// Changes the setting in a file.
     ///
     /// Fails with `PermissionDenied` unless changes are allowed.

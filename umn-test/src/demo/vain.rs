@@ -271,12 +271,7 @@ fn balanced(features: Features) -> Outcome<Lost> {
 }
 
 fn merged(features: Features) -> Outcome<Lost> {
-    let values = [
-        ("sleep_millisecs", "0"),
-        ("pages_to_scan", "1000"),
-        ("run", "1"),
-    ];
-    let _settings = Setting::change_all("/sys/kernel/mm/ksm", &values).or_skip("KSM")?;
+    let _settings = Setting::run_ksm().or_skip("KSM")?;
     each_step(features, 20, private, |step, memory| {
         // All pages have the same contents until the next message.
         for memory in memory {

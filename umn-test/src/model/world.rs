@@ -683,18 +683,12 @@ impl World {
 
 /// Makes KSM scan everything, and waits until it has.
 fn merge() -> Outcome {
-    const DIRECTORY: &str = "/sys/kernel/mm/ksm";
-    let values = [
-        ("sleep_millisecs", "0"),
-        ("pages_to_scan", "10000"),
-        ("run", "1"),
-    ];
     let scans = || -> io::Result<u64> {
-        let text = std::fs::read_to_string(format!("{DIRECTORY}/full_scans"))?;
+        let text = std::fs::read_to_string("/sys/kernel/mm/ksm/full_scans")?;
         text.trim().parse().map_err(io::Error::other)
     };
     let Ok(before) = scans() else { return Ok(()) };
-    let _settings = Setting::change_all(DIRECTORY, &values).or_skip("KSM")?;
+    let _settings = Setting::run_ksm().or_skip("KSM")?;
     // The first scan may have begun earlier, and KSM merges only pages that the second finds
     // unchanged.
     crate::process::eventually(|| scans().is_ok_and(|now| now >= before + 3));

@@ -259,18 +259,8 @@ pub(super) fn merge(one: &Range<u64>, other: &Range<u64>) -> Outcome {
     Ok(())
 }
 
-/// Makes KSM run continuously until the settings are dropped.
-pub(super) fn run_ksm() -> Outcome<Vec<Setting>> {
-    let values = [
-        ("sleep_millisecs", "0"),
-        ("pages_to_scan", "1000"),
-        ("run", "1"),
-    ];
-    Setting::change_all("/sys/kernel/mm/ksm", &values).or_skip("KSM")
-}
-
 fn causes_merged() -> Outcome {
-    let _settings = run_ksm()?;
+    let _settings = Setting::run_ksm().or_skip("KSM")?;
     let (area, twin) = (Guarded::new(2)?, Guarded::new(1)?);
     causes_reported(Causes::CLEAR, &area, |page| merge(page, &twin.all()))?;
     causes_reported(Causes::CLEAR, &area, |page| {

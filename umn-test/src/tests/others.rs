@@ -331,12 +331,7 @@ fn kernel_reclaims() -> Outcome {
 
 fn kernel_merges() -> Outcome {
     let bench = Bench::new(3)?;
-    let values = [
-        ("sleep_millisecs", "0"),
-        ("pages_to_scan", "1000"),
-        ("run", "1"),
-    ];
-    let _settings = Setting::change_all("/sys/kernel/mm/ksm", &values).or_skip("KSM")?;
+    let _settings = Setting::run_ksm().or_skip("KSM")?;
     let twin = Guarded::new(1)?;
     for byte in 0..PAGE {
         let value = (byte * 7 + 13) as u8;

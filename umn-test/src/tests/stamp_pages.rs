@@ -17,10 +17,7 @@ use super::{
         other_node,
         page_out, //
     },
-    causes_reported::{
-        merge,
-        run_ksm, //
-    },
+    causes_reported::merge,
     prelude::*, //
 };
 use crate::{
@@ -349,7 +346,7 @@ fn stamp_after_migration() -> Outcome {
 }
 
 fn stamp_after_merge() -> Outcome {
-    let _settings = run_ksm()?;
+    let _settings = Setting::run_ksm().or_skip("KSM")?;
     let (area, twin) = (Guarded::new(3)?, Guarded::new(1)?);
     // The contents differ, so that the pages are not merged yet.
     let mut oracle = Oracle::new(area.all())?;
