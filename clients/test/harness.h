@@ -87,6 +87,7 @@ struct suite {
 	const char *linked;	/* the library for LINKED */
 	const struct test *tests;
 	size_t count;
+	const char *fault;	/* what the middleware prints when it ends by a known fault of its own */
 };
 
 /* The main() of a test program: DIRECTORY-OF-THE-LIBRARY [TEST...]. Prints the results as KTAP. */

@@ -603,7 +603,7 @@ static const struct test tests[] = {
 int main(int count, char **arguments)
 {
 	const struct suite suite = {
-		"libummunotify-fi.so", "FI_PROVIDER_PATH", NULL, tests, sizeof(tests) / sizeof(tests[0])
+		"libummunotify-fi.so", "FI_PROVIDER_PATH", NULL, tests, sizeof(tests) / sizeof(tests[0]), NULL
 	};
 	const char *wanted = getenv("LOOK_UPS");
 

@@ -663,7 +663,9 @@ static const struct test tests[] = {
 int main(int count, char **arguments)
 {
 	const struct suite suite = {
-		"libummunotify-ucx.so", NULL, "libucp.so.0", tests, sizeof(tests) / sizeof(tests[0])
+		"libummunotify-ucx.so", NULL, "libucp.so.0", tests, sizeof(tests) / sizeof(tests[0]),
+		/* Two events of one queue pair, on a busy machine: openucx/ucx issue 10432. */
+		"Assertion `wait_ctx->cb_id == UCS_CALLBACKQ_ID_NULL' failed"
 	};
 
 	return run_suite(&suite, count, arguments);
