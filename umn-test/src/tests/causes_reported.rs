@@ -238,8 +238,8 @@ fn causes_debugger() -> Outcome {
     Ok(())
 }
 
-/// Gives two pages the same contents, and waits until KSM has merged them.
-pub(super) fn merge(one: &Range<u64>, other: &Range<u64>) -> Outcome {
+/// Gives two pages the same contents, and lets KSM merge them.
+pub(super) fn make_mergeable(one: &Range<u64>, other: &Range<u64>) -> Outcome {
     for byte in 0..PAGE {
         let value = (byte * 7 + 13) as u8;
         mem::write_byte(one.start + byte, value);
@@ -248,15 +248,28 @@ pub(super) fn merge(one: &Range<u64>, other: &Range<u64>) -> Outcome {
     for range in [one, other] {
         mem::advise(range, libc::MADV_MERGEABLE).or_skip("MADV_MERGEABLE")?;
     }
+    Ok(())
+}
+
+/// Waits until KSM has merged two pages.
+pub(super) fn await_merge(one: &Range<u64>, other: &Range<u64>) -> Outcome {
     let frame = |page| Ok::<_, Failure>(mem::page_states(page)?[0].frame());
     let end = std::time::Instant::now() + std::time::Duration::from_secs(40);
     while frame(one)? != frame(other)? {
         if std::time::Instant::now() > end {
-            return Err(Failure::new("KSM", "two merged pages", "two"));
+            let scans = std::fs::read_to_string("/sys/kernel/mm/ksm/full_scans")?;
+            let seen = format!("two, after {} scans of all memory", scans.trim());
+            return Err(Failure::new("KSM", "two merged pages", seen));
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     Ok(())
+}
+
+/// Gives two pages the same contents, and waits until KSM has merged them.
+pub(super) fn merge(one: &Range<u64>, other: &Range<u64>) -> Outcome {
+    make_mergeable(one, other)?;
+    await_merge(one, other)
 }
 
 fn causes_merged() -> Outcome {

@@ -31,6 +31,10 @@ use super::{
         truncated,
         watch_huge, //
     },
+    causes_reported::{
+        await_merge,
+        make_mergeable, //
+    },
     prelude::*, //
 };
 
@@ -333,32 +337,17 @@ fn kernel_merges() -> Outcome {
     let bench = Bench::new(3)?;
     let _settings = Setting::run_ksm().or_skip("KSM")?;
     let twin = Guarded::new(1)?;
-    for byte in 0..PAGE {
-        let value = (byte * 7 + 13) as u8;
-        mem::write_byte(bench.area.page(1).start + byte, value);
-        mem::write_byte(twin.all().start + byte, value);
-    }
+    let (page, other) = (bench.area.page(1), twin.all());
     bench.watch_pages()?;
-    for range in [bench.area.page(1), twin.all()] {
-        mem::advise(&range, libc::MADV_MERGEABLE).or_skip("MADV_MERGEABLE")?;
-    }
+    make_mergeable(&page, &other)?;
     bench.counts(0)?;
-    let frame = |page| Ok::<_, Failure>(mem::page_states(&page)?[0].frame());
-    let mut merged = false;
-    let end = Instant::now() + Duration::from_secs(120);
-    while !merged && Instant::now() < end {
-        thread::sleep(Duration::from_millis(5));
-        merged = frame(bench.area.page(1))? == frame(twin.all())?;
-    }
-    let scans = fs::read_to_string("/sys/kernel/mm/ksm/full_scans")?;
-    let seen = format!("two, after {} scans of all memory", scans.trim());
-    expect::that("KSM", merged, "two merged pages", seen)?;
+    await_merge(&page, &other)?;
     only_the_second(&bench)?;
 
     let before = bench.counter.get();
-    mem::write_byte(bench.area.page(1).start, 99);
+    mem::write_byte(page.start, 99);
     bench.counts(before + 1)?;
-    bench.reads(&[inval(2, &bench.area.page(1)), last(before + 1)])
+    bench.reads(&[inval(2, &page), last(before + 1)])
 }
 
 fn kernel_collapses() -> Outcome {
