@@ -3,8 +3,9 @@
 //! Differences between the kernel series that the driver supports.
 //!
 //! The rest of the driver is written for the newest series. This file provides what older ones
-//! lack, under the same names. `Kbuild` sets `linux_7_2` when it builds for Linux 7.2. When support
-//! for a series ends, remove its part; when none is left, remove this file.
+//! lack, under the same names. `Kbuild` sets `linux_7_2` when it builds for Linux 7.2, and
+//! `has_pf_no_notify_signal` for what an update of a series added. When support for a series ends,
+//! remove its part; when none is left, remove this file.
 
 use kernel::prelude::*;
 
@@ -25,15 +26,16 @@ pub(crate) fn parameter<T: Copy>(value: impl core::borrow::Borrow<T>) -> T {
     *value.borrow()
 }
 
-#[cfg(not(linux_7_2))]
-pub(crate) use kernel::{
-    bindings::PF_NO_NOTIFY_SIGNAL,
-    sync::rcu::synchronize_rcu, //
-};
+#[cfg(has_pf_no_notify_signal)]
+pub(crate) use kernel::bindings::PF_NO_NOTIFY_SIGNAL;
 
-/// No flag: Linux 7.2 cannot prevent `TIF_NOTIFY_SIGNAL` from counting as a signal.
-#[cfg(linux_7_2)]
+/// No flag: Linux 7.2 and the first releases of 7.3 cannot prevent `TIF_NOTIFY_SIGNAL` from
+/// counting as a signal.
+#[cfg(not(has_pf_no_notify_signal))]
 pub(crate) const PF_NO_NOTIFY_SIGNAL: u32 = 0;
+
+#[cfg(not(linux_7_2))]
+pub(crate) use kernel::sync::rcu::synchronize_rcu;
 
 /// Waits for an RCU grace period. Must be called where the task may sleep.
 #[cfg(linux_7_2)]
