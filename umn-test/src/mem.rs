@@ -231,6 +231,15 @@ pub fn lock(range: &Range<u64>) -> io::Result<()> {
     check(unsafe { libc::mlock(pointer(range), length(range)) }).map(drop)
 }
 
+/// Copies each page that this process may write and still shares with its parent, so that writing
+/// to it takes no memory later.
+pub fn copy_shared_pages() -> io::Result<()> {
+    // SAFETY: Locking pages changes nothing in them.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT) })?;
+    // SAFETY: As above.
+    check(unsafe { libc::munlockall() }).map(drop)
+}
+
 /// `msync`, which writes the changed pages of a file to its disk.
 pub fn write_back(range: &Range<u64>) -> io::Result<()> {
     // SAFETY: The test's own memory.

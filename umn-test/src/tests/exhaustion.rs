@@ -181,6 +181,8 @@ fn exhaustion_of_a_group() -> Outcome {
     let outside = Bench::new(1)?;
     let group = small_group("full", FULL)?;
     let child = Child::fork(|_| {
+        // A write that needs a page would wait forever in the full group.
+        mem::copy_shared_pages().or_skip("mlockall")?;
         group.enter().or_skip("entering a memory cgroup")?;
         // Nobody can be killed then.
         fs::write("/proc/self/oom_score_adj", "-1000").or_skip("setting oom_score_adj")?;
